@@ -1,0 +1,160 @@
+"""Reading prompts: a name or a file in, a checked polars frame out.
+
+Every frame has the columns of `PROMPT_COLUMNS`, all strings. A row's key is (`dataset`, `id`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from data.errors import UserError
+
+PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
+LABELS = ("harmful", "benign")
+EMBEDDED = Path(__file__).parent / "embedded.jsonl"
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+def load_all(sources: Iterable[str]) -> pl.DataFrame:
+    """Load and stack several sources; the keys of all of them must differ.
+
+    Args:
+        sources: Names and files, each as `load` takes them.
+
+    Raises:
+        UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
+    """
+    frame = pl.concat([load(source) for source in sources])
+    twice = frame.filter(frame.select("dataset", "id").is_duplicated())
+    if twice.height:
+        row = twice.row(0, named=True)
+        raise UserError(f"{row['dataset']}: id {row['id']!r} comes from two --data sources; give each once")
+    return frame
+
+
+def load(source: str) -> pl.DataFrame:
+    """Load one source of prompts: `embedded`, `embedded/SPLIT`, or a .jsonl, .csv or .parquet file."""
+    name, _, split = source.partition("/")
+    if name == "embedded":
+        frame = _checked(_read_jsonl(EMBEDDED, "embedded"), "embedded", "embedded")
+        if not split:
+            return frame
+        chosen = frame.filter(pl.col("split") == split)
+        if chosen.is_empty():
+            raise UserError(f"embedded has no split {split!r}; it has {', '.join(_splits(frame))}")
+        return chosen
+    path = Path(source).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"unknown data {source!r}: pass embedded, embedded/test, or a .jsonl, .csv or .parquet file")
+    if not path.is_file():
+        raise UserError(f"{source}: no such file")
+    reader = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
+    return _checked(reader(path, source), source, path.stem)
+
+
+def for_split(frame: pl.DataFrame, split: str) -> pl.DataFrame:
+    """Keep the rows that serve `split`: those of that split and those without any."""
+    return frame.filter(pl.col("split").is_null() | (pl.col("split") == split))
+
+
+def fingerprint(frame: pl.DataFrame) -> str:
+    """A SHA-256 over every row's columns, in order: equal exactly when the prompts are."""
+    digest = hashlib.sha256()
+    for row in frame.select(PROMPT_COLUMNS).iter_rows():
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _splits(frame: pl.DataFrame) -> list[str]:
+    return sorted(frame["split"].drop_nulls().unique())
+
+
+def _utf8(path: Path, name: str) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from None
+
+
+def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
+    rows = []
+    for number, line in enumerate(_utf8(path, name).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}, line {number}: expected a JSON object, got {type(row).__name__}")
+        if "prompt" not in row:
+            raise UserError(f"{name}, line {number}: no field 'prompt'")
+        for column in PROMPT_COLUMNS:
+            if isinstance(row.get(column), (dict, list)):
+                raise UserError(f"{name}, line {number}: field {column!r} must be text, not {type(row[column]).__name__}")
+        rows.append({c: None if row.get(c) is None else _text(row[c]) for c in PROMPT_COLUMNS})
+    return pl.DataFrame(rows, schema=dict.fromkeys(PROMPT_COLUMNS, pl.String))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_csv(path: Path, name: str) -> pl.DataFrame:
+    text = _utf8(path, name)
+    if not text.strip():
+        return pl.DataFrame(schema={"prompt": pl.String})
+    try:
+        return pl.read_csv(text.encode(), infer_schema=False, missing_utf8_is_empty_string=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{name}: not a readable CSV file: {str(error).splitlines()[0]}") from None
+
+
+def _read_parquet(path: Path, name: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
+    """Bring a raw frame into shape, or say which row is wrong; rows count from 1."""
+    if "prompt" not in frame.columns:
+        raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns)) or 'none'}")
+    if frame.is_empty():
+        raise UserError(f"{name}: no rows")
+    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
+    if nested:
+        raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
+    frame = frame.with_columns(
+        [pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns]
+    ).select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+    blank_is_null = [
+        pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars()) for c in PROMPT_COLUMNS if c != "prompt"
+    ]
+    frame = frame.with_columns(blank_is_null).with_row_index("row", offset=1)
+
+    def refuse(bad: pl.Expr, reason: str, column: str) -> None:
+        rows = frame.filter(bad)
+        if rows.height:
+            raise UserError(f"{name}, row {rows['row'][0]}: " + reason.format(repr(rows[column][0])))
+
+    refuse(pl.col("prompt").fill_null("").str.strip_chars() == "", "empty prompt", "prompt")
+    refuse(~pl.col("label").is_in(LABELS), "unknown label {}; use 'harmful', 'benign' or nothing", "label")
+    frame = frame.with_columns(
+        pl.col("id").fill_null((pl.col("row") - 1).cast(pl.String)),
+        pl.col("dataset").fill_null(pl.lit(dataset)),
+        # A category is a reason to refuse: without a label the row reads as harmful.
+        pl.when(pl.col("label").is_null() & pl.col("category").is_not_null())
+        .then(pl.lit("harmful"))
+        .otherwise(pl.col("label"))
+        .alias("label"),
+    )
+    twice = ~pl.struct("dataset", "id").is_first_distinct()
+    refuse(twice, "duplicate id {}; ids must differ within a data set", "id")
+    return frame.drop("row")

@@ -1,0 +1,120 @@
+"""Prompts to token ids, and token ids to batches: length-sorted, sized by tokens, padded on the left."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of rendered prompts.
+
+    Attributes:
+        ids: One list of token ids a row, exactly one BOS where the model has one.
+        user: For each row the tokens [start, stop) that hold the user's text; never position 0.
+    """
+
+    ids: list[list[int]]
+    user: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.ids)
+
+
+def render(tokenizer: Any, prompt: str) -> str:
+    """The prompt in the tokenizer's chat template, generation prompt included; bare without a template."""
+    if not tokenizer.chat_template:
+        return prompt
+    message = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+
+def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ()) -> Encoded:
+    """Render and tokenize prompts.
+
+    A suffix's tokens follow those of the rendered prompt without merging into them, as generated tokens would.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompts: N texts.
+        suffixes: With S of them, N·S rows come out, the suffixes of a prompt adjacent.
+    """
+    opening = tokenizer("")["input_ids"]
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id in opening else None
+    endings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in suffixes] or [[]]
+    ids: list[list[int]] = []
+    user: list[tuple[int, int]] = []
+    for prompt in prompts:
+        text = render(tokenizer, prompt)
+        tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        row, offsets = list(tokens["input_ids"]), tokens["offset_mapping"]
+        start, stop = _user_tokens(text, prompt, offsets)
+        if bos is not None and row[:1] != [bos]:
+            row, start, stop = [bos, *row], start + 1, stop + 1
+        span = (max(start, 1), max(stop, 2)) if len(row) > 1 else (0, 1)
+        for ending in endings:
+            ids.append(row + ending)
+            user.append(span)
+    return Encoded(ids, user)
+
+
+def _user_tokens(text: str, prompt: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens that overlap the user's text; templates may strip it."""
+    at = text.rfind(prompt)
+    wanted = prompt
+    if at < 0:
+        wanted = prompt.strip()
+        at = text.rfind(wanted)
+    if at < 0:  # the template rewrote the text: every token but the first counts
+        return 1, len(offsets)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < at + len(wanted) and b > at]
+    return inside[0], inside[-1] + 1
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Split rows into batches, longest first, of at most `batch_tokens` padded tokens each.
+
+    A function of its arguments alone. A row longer than the budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            width = max(lengths[row], 1)
+    return batches
+
+
+def pad_batch(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Left-pad rows to one length: `input_ids`, `attention_mask`, `position_ids`, each (rows, tokens).
+
+    Left padding shifts nothing: `position_ids` = cumsum(mask) − 1, clamped at 0.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A token id to pad with; masked out, so any will do."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return candidate
+    return 0
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """The model's control tokens: added tokens written in brackets, name without brackets -> id."""
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return {text[1:-1]: number for text, number in added.items() if re.fullmatch(r"\[[A-Za-z][\w -]*\]", text)}

@@ -1,0 +1,100 @@
+"""The run directory: artefacts that appear whole, one record for each in `run.json`, one writer at a time."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from data.errors import UserError
+
+PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the run directory's lock; the system frees it when its holder dies, however it dies.
+
+    Raises:
+        UserError: Another process writes there; it is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise UserError(f"{folder} is being written by {holder}; wait for it, or pass another --run") from None
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` by rename when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(unfinished)
+        Path(unfinished).chmod(0o644)
+        Path(unfinished).replace(path)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `run.json` says, artefact by artefact.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())["artefacts"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete it, or pass another --run") from None
+
+
+def record(folder: Path, artefact: str, entry: dict[str, Any]) -> None:
+    """Write an artefact's record, with versions and the end time."""
+    kept = records(folder)
+    kept[artefact] = {**entry, "versions": versions(), "end": now()}
+    with replacing(folder / "run.json") as path:
+        path.write_text(json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def now() -> str:
+    """This moment, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_json(file: IO[str], value: Any) -> None:
+    """JSON to an open file, on disk before it returns."""
+    json.dump(value, file)
+    file.flush()
+    os.fsync(file.fileno())
