@@ -3,10 +3,12 @@
 import hashlib
 import logging
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
 
@@ -30,7 +32,8 @@ class Model:
         name: As the user named it.
         revision: Commit of the hub, release of the embedded weights, or "" for a local folder.
         dtype: Name of the weights' type, e.g. `float32`.
-        where: What a trace is given as `remote=`: False for this process, "local" for the simulated server.
+        where: What a trace is given as `remote=`: False for this process, "local" for the simulated server,
+            or an NDIF server's address.
     """
 
     nnsight: Any
@@ -55,7 +58,8 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the input of the first block lies."""
-        return next(self.module.parameters()).device
+        device = next(self.module.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def template_hash(self) -> str:
@@ -74,7 +78,8 @@ def open_model(
 
     Args:
         name: What to open.
-        remote: False runs traces here; "local" ships and rebuilds each trace in-process first.
+        remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
+            for nnsight's configured host, runs them on an NDIF server and loads no weights here.
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
 
@@ -85,12 +90,18 @@ def open_model(
     source = str(embedded_folder(name)) if name in ALIASES else name
     device = _checked_device(device)
     weights = _checked_dtype(dtype, device)
+    far = remote not in (False, "local")
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        wrapped = TransformersModel(
-            source, task="text-generation", tokenizer=tokenizer, dispatch=True, dtype=weights, device=device
-        )
+        if far:
+            if Path(source).is_dir():  # a folder has no hub id to ask for; a server on this machine opens the folder
+                _ID_CACHE[source] = source
+            wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
+        else:
+            wrapped = TransformersModel(
+                source, task="text-generation", tokenizer=tokenizer, dispatch=True, dtype=weights, device=device
+            )
     except (OSError, ValueError) as error:
         raise UserError(_cannot_open(name, error)) from error
     module = wrapped._module
@@ -99,13 +110,14 @@ def open_model(
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
     path = decoder_path(module, name)
-    _check_blocks(module, module.get_submodule(path), name)
+    if not far:
+        _check_blocks(module, module.get_submodule(path), name)
     revision = REVISION if name in ALIASES else getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
         module=module,
         tokenizer=tokenizer,
-        layers=wrapped.get(path),
+        layers=attrgetter(path)(wrapped),
         name=name,
         revision=revision,
         dtype=str(next(module.parameters()).dtype).removeprefix("torch."),

@@ -1,0 +1,229 @@
+"""Residual activations at chosen layers and positions: one pass, stopped after the deepest layer, streamed to disk."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from data import fingerprint
+from data.errors import UserError
+from interventions.encoding import BATCH_TOKENS, Encoded, encode, pad_batch, pad_id, plan_batches
+from interventions.journal import Journal
+from interventions.models import Model
+from interventions.rundir import replacing
+
+POSITIONS = ("last", "mean", "suffix")
+SITE = "resid_post"
+
+
+def extract(
+    model: Model,
+    prompts: pl.DataFrame,
+    folder: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    position: str = "last",
+    suffixes: Sequence[str] = (),
+    batch_tokens: int = BATCH_TOKENS,
+) -> Path:
+    """Write the residual stream of every prompt to `folder`, and go on where a killed run stopped.
+
+    Args:
+        model: An open model.
+        prompts: Rows in the shape of `data.load_all`.
+        folder: Gets NAME.safetensors, float32 `activations` (rows, layers, d_model), and NAME.parquet, its rows;
+            NAME is `prompts`, or `pairs` with suffixes (one row for each prompt and suffix, adjacent).
+        layers: Block numbers, default all.
+        position: `last` token of the rendered prompt; `mean` over the user's tokens; `suffix`, its last token.
+        suffixes: Texts to follow each rendered prompt, with position `suffix`.
+        batch_tokens: Padded tokens a batch.
+
+    Returns:
+        Path of the safetensors file.
+
+    Raises:
+        UserError: A layer that the model does not have, or position and suffixes that don't go together.
+    """
+    layers = checked_layers(model, layers)
+    if (position == "suffix") != bool(suffixes):
+        raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
+    name = "pairs" if suffixes else "prompts"
+    encoded = encode(model.tokenizer, prompts["prompt"].to_list(), suffixes)
+    key = {
+        "model": model.name,
+        "revision": model.revision,
+        "template": model.template_hash,
+        "dtype": model.dtype,
+        "data": fingerprint(prompts),
+        "layers": layers,
+        "position": position,
+        "suffixes": list(suffixes),
+    }
+    shape = (len(encoded), len(layers), model.d_model)
+    metadata = {
+        "model": model.name,
+        "revision": model.revision,
+        "layers": json.dumps(layers),
+        "site": SITE,
+        "position": position,
+        "backend": "simulate" if model.where == "local" else "local",
+        "dtype": model.dtype,
+        "template": model.template_hash,
+    }
+    journal_path, unfinished = folder / f".{name}.journal", folder / f".{name}.safetensors"
+    if not unfinished.exists():
+        journal_path.unlink(missing_ok=True)
+    lengths = [len(row) for row in encoded.ids]
+    journal = Journal(journal_path, key, plan_batches(lengths, batch_tokens))
+    if not journal.resumed:
+        _begin(unfinished, shape, metadata)
+    _run(model, encoded, layers, position, journal, unfinished, shape)
+    with replacing(folder / f"{name}.parquet") as path:
+        _row_table(prompts, suffixes, lengths).write_parquet(path)
+    unfinished.replace(folder / f"{name}.safetensors")
+    journal.remove()
+    return folder / f"{name}.safetensors"
+
+
+def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
+    """Layers in ascending order without repeats; all of them for None.
+
+    Raises:
+        UserError: The model has no such layer.
+    """
+    if layers is None:
+        return list(range(model.n_layers))
+    odd = [layer for layer in layers if not 0 <= layer < model.n_layers]
+    if odd:
+        raise UserError(f"layer {odd[0]}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
+    return sorted(set(layers))
+
+
+def read_residual(
+    model: Model, batch: dict[str, torch.Tensor], layers: Sequence[int], weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One forward pass, stopped after the deepest of `layers`.
+
+    Args:
+        model: An open model.
+        batch: Left-padded batch of `encoding.pad_batch`.
+        layers: Ascending block numbers.
+        weights: (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+
+    Returns:
+        float32 (rows, layers, d_model), on the CPU.
+    """
+    blocks = [model.layers[layer] for layer in layers]
+    with torch.no_grad(), model.nnsight.trace(batch, remote=model.where) as tracer:
+        states = []
+        for block in blocks:
+            output = block.output
+            hidden = output[0] if isinstance(output, tuple) else output
+            if weights is None:
+                states.append(hidden[:, -1, :].float().cpu())
+            else:
+                states.append(torch.einsum("btd,bt->bd", hidden.float(), weights.to(hidden.device)).cpu())
+        stacked = torch.stack(states, dim=1).save()
+        tracer.stop()
+    return stacked
+
+
+def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
+    """(rows, tokens) weights of a left-padded batch that average over each row's user tokens."""
+    width = max(len(encoded.ids[row]) for row in rows)
+    weights = torch.zeros(len(rows), width)
+    for at, row in enumerate(rows):
+        left = width - len(encoded.ids[row])
+        start, stop = encoded.user[row]
+        weights[at, left + start : left + stop] = 1 / (stop - start)
+    return weights
+
+
+def open_activations(path: Path) -> tuple[dict[str, str], pl.DataFrame]:
+    """Metadata and row table of an activations file.
+
+    Raises:
+        UserError: The pair of files is not whole.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, height = file.metadata() or {}, file.get_slice("activations").get_shape()[0]
+        rows = pl.read_parquet(path.with_suffix(".parquet"))
+    except (SafetensorError, OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: not a readable activations file; run extract again ({error})") from None
+    if height != rows.height:
+        raise UserError(f"{path}: {height} rows beside {rows.height} in its table; run extract again")
+    return metadata, rows
+
+
+def slices(path: Path, most_bytes: int = 64 << 20) -> Iterator[tuple[int, torch.Tensor]]:
+    """The activations in slices of at most `most_bytes`: (first row, (rows, layers, d_model))."""
+    with safe_open(path, "pt") as file:
+        view = file.get_slice("activations")
+        height, depth, width = view.get_shape()
+        step = max(1, most_bytes // max(1, depth * width * 4))
+        for start in range(0, height, step):
+            yield start, view[start : start + step]
+
+
+def progress(total: int, initial: int, name: str, unit: str) -> Any:
+    """A progress bar on stderr; every ten seconds a line where stderr is no terminal."""
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=initial, desc=name, unit=unit, file=sys.stderr, mininterval=interval)
+
+
+def _run(
+    model: Model,
+    encoded: Encoded,
+    layers: list[int],
+    position: str,
+    journal: Journal,
+    path: Path,
+    shape: tuple[int, int, int],
+) -> None:
+    padding = pad_id(model.tokenizer)
+    todo = journal.todo()
+    row_bytes = shape[1] * shape[2] * 4
+    start = path.stat().st_size - shape[0] * row_bytes
+    left = sum(len(rows) for _, rows in todo)
+    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", "row") as bar:
+        for number, rows in todo:
+            batch = pad_batch([encoded.ids[row] for row in rows], padding, model.device)
+            weights = mean_weights(encoded, rows) if position == "mean" else None
+            values = read_residual(model, batch, layers, weights).numpy()
+            if not (values == values).all():
+                raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
+            for row, value in zip(rows, values, strict=True):
+                os.pwrite(file.fileno(), value.astype("<f4").tobytes(), start + row * row_bytes)
+            journal.finish(number)
+            bar.update(len(rows))
+
+
+def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> None:
+    """A safetensors file of the final size; rows are written into their places as they come.
+
+    The library writes only whole tensors, which would need prompts × layers of memory. Format: 8 bytes little-endian header
+    length, JSON header padded with blanks to 8 bytes, data (https://github.com/huggingface/safetensors#format).
+    """
+    size = shape[0] * shape[1] * shape[2] * 4
+    tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": metadata, "activations": tensor}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+
+
+def _row_table(prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int]) -> pl.DataFrame:
+    counted = pl.Series("n_tokens", lengths, pl.Int64)
+    if not suffixes:
+        return prompts.with_columns(counted, pl.lit(None, pl.String).alias("suffix"))
+    repeated = prompts.with_columns(pl.lit(list(suffixes)).alias("suffix")).explode("suffix")
+    return repeated.with_columns(counted).select(*prompts.columns, "n_tokens", "suffix")
