@@ -1,0 +1,1 @@
+"""Results out: scoring, statistics, charts, the page. Opens no steered model."""
