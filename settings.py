@@ -1,0 +1,187 @@
+"""Which value of an option counts: the command's flag, the group's, two environment variables.
+
+After those come, where a command reads an artefact, that artefact's record, and the default; the commands ask for
+these themselves, through `Settings.get`.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+WHERES = ("local", "simulate", "remote")
+LISTS = {"data": os.pathsep}
+
+
+class Layers(click.ParamType):
+    """Block numbers: `5`, `0-9`, `3,5,10-12`."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse, or fail as a usage error."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers: list[int] = []
+            for part in str(value).split(","):
+                first, dash, last = part.strip().partition("-")
+                span = range(int(first), int(last) + 1) if dash else [int(first)]
+                if not span:
+                    raise ValueError
+                numbers.extend(span)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of layers such as 5, 0-9 or 3,5,10-12", param, ctx)
+        return tuple(numbers)
+
+
+class Finite(click.ParamType):
+    """A number that is one."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse, or fail as a usage error."""
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if number != number or number in (float("inf"), float("-inf")):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+SHARED: list[Callable[[Any], Any]] = [
+    click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [default: runs/default]"),
+    click.option("--model", help="Hub id, folder or alias (smollm2).  [default: smollm2]"),
+    click.option("--local", "where", flag_value="local", help="Run here.  [default]"),
+    click.option("--simulate", "where", flag_value="simulate", help="Ship and rebuild each trace in-process first."),
+    click.option("--remote", "where", flag_value="remote", help="Run on an NDIF server."),
+    click.option("--host", help="NDIF server's address.  [default: nnsight's configuration]"),
+    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a remote job may take.  [default: 600]"),
+    click.option("--device", help="torch device.  [default: cuda if there is one, else cpu]"),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+                 help="Type of the weights.  [default: float32 on a CPU, the checkpoint's elsewhere]"),
+    click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048]"),
+    click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
+    click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.  [default: all]"),
+    click.option("--data", multiple=True, help="embedded, embedded/SPLIT, or a .jsonl, .csv or .parquet file; "
+                 "repeatable.  [default: embedded]"),
+    click.option("--data-mirror", type=click.Path(file_okay=False, path_type=Path), help="Folder with hub data sets under "
+                 "their own names.  [default: none]"),
+    click.option("--split", help="Rows to use.  [default: train for vectors, test for generate and trace]"),
+    click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object a command on stdout."),
+    click.option("--no-auto", is_flag=True, default=None, help="Don't make missing inputs; say which command does."),
+    click.option("--debug", is_flag=True, default=None, help="Show tracebacks."),
+]  # fmt: skip
+
+
+def shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate with every shared option."""
+    for option in reversed(SHARED):
+        command = option(command)
+    return command
+
+
+class Command(click.Command):
+    """A command that looks, for each option not on its own command line, at the group's and the environment.
+
+    It does so while parsing, so that a bad value anywhere in a chain is a usage error before anything runs.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, then fill in."""
+        rest = super().parse_args(ctx, args)
+        group = ctx.parent.params if ctx.parent else {}
+        for param in self.params:
+            if not isinstance(param, click.Option) or param.name is None:
+                continue
+            name = param.name
+            if _given(ctx.params.get(name)):
+                continue
+            if _given(group.get(name)):
+                ctx.params[name] = group[name]
+                continue
+            prefixes = (f"REFUSAL_{self.name or ''}_".upper().replace("-", "_"), "REFUSAL_")
+            for prefix in prefixes:
+                value = _from_environment(prefix, param, ctx)
+                if _given(value):
+                    ctx.params[name] = value
+                    break
+        return rest
+
+
+class Settings:
+    """The resolved options of one command."""
+
+    def __init__(self, ctx: click.Context) -> None:
+        """Take them from a context whose command is a `Command`."""
+        self._values = dict(ctx.params)
+        self.command = ctx.info_name or ""
+        group = ctx.parent.params if ctx.parent else {}
+        self.group = {name: _shared_environment(ctx, name, group.get(name)) for name in ("data", "limit")}
+        self.run: Path = self._values.get("run") or Path("runs/default")
+
+    def get(self, name: str, default: Any = None, record: dict[str, Any] | None = None) -> Any:
+        """An option's value: given, else from the artefact's record, else the default."""
+        value = self._values.get(name)
+        if _given(value):
+            return value
+        if record is not None and record.get(name) is not None:
+            return record[name]
+        return default
+
+    def given(self) -> dict[str, Any]:
+        """Every option that was given, as JSON can hold it; where keys could hide, nothing is."""
+        return {name: _plain(value) for name, value in self._values.items() if _given(value) and name not in ("run", "host")}
+
+    def for_missing(self, *, own_data: bool) -> "Settings":
+        """Settings to make a missing input with; without `own_data` it takes the group's --data and --limit."""
+        made = object.__new__(Settings)
+        made.__dict__ = dict(self.__dict__)
+        made._values = dict(self._values)
+        if not own_data:
+            made._values |= self.group
+            made._values["split"] = None
+        return made
+
+    def with_values(self, **values: Any) -> "Settings":
+        """The same with some values replaced."""
+        made = self.for_missing(own_data=True)
+        made._values |= values
+        return made
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value != ()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> Any:
+    if param.name == "where":
+        chosen = [where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")]
+        return chosen[-1] if chosen else None
+    text = os.environ.get(prefix + max(param.opts, key=len).lstrip("-").upper().replace("-", "_"))
+    if not text:
+        return None
+    value: Any = text
+    if param.multiple:
+        value = tuple(part for part in text.split(LISTS.get(param.name or "", "\n")) if part)
+    try:
+        return param.type_cast_value(ctx, value)
+    except click.BadParameter as error:
+        error.param = param
+        raise
+
+
+def _shared_environment(ctx: click.Context, name: str, value: Any) -> Any:
+    if _given(value):
+        return value
+    param = next((p for p in ctx.command.params if p.name == name), None)
+    found = _from_environment("REFUSAL_", param, ctx) if isinstance(param, click.Option) else None
+    return found if found is not None else (() if name == "data" else None)
