@@ -45,7 +45,8 @@ class Session:
             where = resolve(key[1], key[2])
             if isinstance(where, str) and where != "local" and name in ALIASES and not is_loopback(where):
                 raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
-            self.models[key] = open_model(name, remote=where, device=key[3], dtype=key[4])
+            model = open_model(name, remote=where, device=key[3], dtype=key[4])
+            self.models |= {key: model, (*key[:4], model.dtype): model}
         return self.models[key]
 
 
@@ -175,14 +176,18 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
 
         table = pl.read_parquet(path)
     else:
-        table = run_trace(model, prompts, steering, arm, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048))
+        table = run_trace(
+            model, prompts, steering, arm, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
+        )
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)
         note(s, "traces", key, model, start, data=list(s.get("data", ())), options=s.given())
     return {"prompts": table.height, "table": trace_table(table), "wrote": str(path)}
 
 
-@command(*STEERING, click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: 32]"))
+@command(
+    *STEERING, click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: 32]")
+)
 def generate(session: Session, s: Settings) -> dict[str, Any]:
     """Answer prompts in every arm."""
     return make_generations(session, s)
@@ -214,12 +219,26 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     if summary.filter(pl.col("n") > 0).is_empty():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
-        "dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high", "p_holm"
+        "dataset",
+        "label",
+        "arm",
+        "scorer",
+        "n",
+        "rate",
+        "low",
+        "high",
+        "broken",
+        "delta",
+        "delta_low",
+        "delta_high",
+        "p_holm",
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
 
 
-@command(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]"))
+@command(
+    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]")
+)
 def report(_session: Session, s: Settings) -> dict[str, Any]:
     """Write one HTML page of whatever the run directory holds."""
     from reports.page import write_report
@@ -367,7 +386,9 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
 def missing(s: Settings, name: str, what: str, reason: str) -> None:
     """Say that an input is made, or refuse to with --no-auto."""
     if s.get("no_auto", False):
-        raise UserError(f"{s.command} needs {what} in {s.run} ({reason}): run `python cli.py --run {s.run} {name}` first")
+        raise UserError(
+            f"{s.command} needs {what} in {s.run} ({reason}): run `python cli.py --run {s.run} {name}` first"
+        )
     warn(f"{s.command} needs {what} ({reason}): running {name}")
 
 
@@ -403,7 +424,9 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
     if model is not None:
         entry |= model_key(model) | {"backend": {False: "local", "local": "simulate"}.get(model.where, "remote")}
     else:
-        entry |= {name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")}
+        entry |= {
+            name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")
+        }
     record(s.run, artefact, entry)
 
 
@@ -452,9 +475,13 @@ def traced_prompts(s: Settings) -> "pl.DataFrame":
         return pl.DataFrame(rows, schema=dict.fromkeys(PROMPT_COLUMNS, pl.String))
     if not s.get("data"):
         examples = for_split(load_all(["embedded"]), s.get("split", "test"))
-        return examples.group_by("category", "label", maintain_order=True).head(1).sort(
-            "category", "label", nulls_last=True
-        ).select(PROMPT_COLUMNS).head(s.get("limit", TRACED_AT_MOST))
+        return (
+            examples.group_by("category", "label", maintain_order=True)
+            .head(1)
+            .sort("category", "label", nulls_last=True)
+            .select(PROMPT_COLUMNS)
+            .head(s.get("limit", TRACED_AT_MOST))
+        )
     prompts = for_split(load_prompts(s, limited=False), s.get("split", "test"))
     if prompts.is_empty():
         raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
@@ -568,7 +595,8 @@ def warn(message: str) -> None:
 def main() -> None:
     """Run, and turn every failure into one line and the exit status of the contract."""
     debug = "--debug" in sys.argv
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, stream=sys.stderr)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("interventions").setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         cli.main(standalone_mode=False)
         code = 0

@@ -135,7 +135,9 @@ class Settings:
 
     def given(self) -> dict[str, Any]:
         """Every option that was given, as JSON can hold it; where keys could hide, nothing is."""
-        return {name: _plain(value) for name, value in self._values.items() if _given(value) and name not in ("run", "host")}
+        return {
+            name: _plain(value) for name, value in self._values.items() if _given(value) and name not in ("run", "host")
+        }
 
     def for_missing(self, *, own_data: bool) -> "Settings":
         """Settings to make a missing input with; without `own_data` it takes the group's --data and --limit."""
@@ -164,7 +166,9 @@ def _plain(value: Any) -> Any:
 
 def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> Any:
     if param.name == "where":
-        chosen = [where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")]
+        chosen = [
+            where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")
+        ]
         return chosen[-1] if chosen else None
     text = os.environ.get(prefix + max(param.opts, key=len).lstrip("-").upper().replace("-", "_"))
     if not text:

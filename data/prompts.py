@@ -96,7 +96,9 @@ def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
             raise UserError(f"{name}, line {number}: no field 'prompt'")
         for column in PROMPT_COLUMNS:
             if isinstance(row.get(column), (dict, list)):
-                raise UserError(f"{name}, line {number}: field {column!r} must be text, not {type(row[column]).__name__}")
+                raise UserError(
+                    f"{name}, line {number}: field {column!r} must be text, not {type(row[column]).__name__}"
+                )
         rows.append({c: None if row.get(c) is None else _text(row[c]) for c in PROMPT_COLUMNS})
     return pl.DataFrame(rows, schema=dict.fromkeys(PROMPT_COLUMNS, pl.String))
 
@@ -135,7 +137,9 @@ def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
         [pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns]
     ).select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
     blank_is_null = [
-        pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars()) for c in PROMPT_COLUMNS if c != "prompt"
+        pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars())
+        for c in PROMPT_COLUMNS
+        if c != "prompt"
     ]
     frame = frame.with_columns(blank_is_null).with_row_index("row", offset=1)
 

@@ -40,4 +40,6 @@ def _preflight(address: str) -> None:
         answer = httpx.get(f"{address}/ping", timeout=PREFLIGHT_SECONDS)
         answer.raise_for_status()
     except httpx.HTTPError as error:
-        raise UserError(f"no NDIF server answers at {address} ({type(error).__name__}); check --host, or run with --local") from None
+        raise UserError(
+            f"no NDIF server answers at {address} ({type(error).__name__}); check --host, or run with --local"
+        ) from None

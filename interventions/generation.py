@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def generate(
         "model": [model.name, model.revision, model.template_hash, model.dtype],
         "data": fingerprint(prompts),
         "arms": [asdict(arm) for arm in arms],
-        "vectors": [None if delta is None else delta.double().sum().item() for delta in deltas.values()],
+        "vectors": [
+            None if delta is None else sha256(delta.numpy().tobytes()).hexdigest() for delta in deltas.values()
+        ],
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
@@ -83,7 +86,11 @@ def generate(
             new = generate_ids(model, batch, arm.layer, delta, arm.scope, max_new_tokens)
             journal.finish(number, [finished(model, row, max_new_tokens) for row in new.tolist()])
             bar.update(len(rows))
-    answers = {row: noted for number, rows in enumerate(journal.plan) for row, noted in zip(rows, journal.done[number], strict=True)}
+    answers = {
+        row: noted
+        for number, rows in enumerate(journal.plan)
+        for row, noted in zip(rows, journal.done[number], strict=True)
+    }
     columns = prompts.select("dataset", "id", "category", "label", "prompt").to_dicts()
     backend = {False: "local", "local": "simulate"}.get(model.where, "remote")
     table = pl.DataFrame(

@@ -11,6 +11,7 @@ import torch
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
 from interventions.embedded import ALIASES, REVISION, embedded_folder
@@ -91,6 +92,7 @@ def open_model(
     device = _checked_device(device)
     weights = _checked_dtype(dtype, device)
     far = remote not in (False, "local")
+    disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -59,7 +59,12 @@ def next_token_logits(
 
 
 def generate_ids(
-    model: Model, batch: dict[str, torch.Tensor], layer: int, delta: torch.Tensor | None, scope: str, max_new_tokens: int
+    model: Model,
+    batch: dict[str, torch.Tensor],
+    layer: int,
+    delta: torch.Tensor | None,
+    scope: str,
+    max_new_tokens: int,
 ) -> torch.Tensor:
     """Greedy continuation of a batch, each row with its own edit at each step that `scope` covers.
 

@@ -106,7 +106,9 @@ class SteeringVectors:
         if self.metadata.get("model") != model.name:
             raise UserError(f"the vectors are those of {self.metadata.get('model')!r}, not of {model.name!r}")
         if max(self.layers) >= model.n_layers:
-            raise UserError(f"the vectors go to layer {max(self.layers)}, model {model.name!r} ends at {model.n_layers - 1}")
+            raise UserError(
+                f"the vectors go to layer {max(self.layers)}, model {model.name!r} ends at {model.n_layers - 1}"
+            )
 
     def save(self, path: Path) -> None:
         """Write safetensors."""
@@ -143,7 +145,12 @@ class SteeringVectors:
 
 
 def difference_in_means(
-    activations: Path, *, split: str = "train", tau: float | None = None, top_k: int | None = None, normalize: bool = False
+    activations: Path,
+    *,
+    split: str = "train",
+    tau: float | None = None,
+    top_k: int | None = None,
+    normalize: bool = False,
 ) -> SteeringVectors:
     """v_c = mean(category c and harmful) − mean(benign, any category), at every layer, summed in float64.
 

@@ -16,7 +16,9 @@ def cosine_matrix(table: pl.DataFrame, layer: int) -> alt.LayerChart:
         color=alt.Color("cosine:Q", scale=alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True), title="cosine")
     )
     numbers = base.mark_text().encode(text=alt.Text("cosine:Q", format=".2f"), color=alt.value("black"))
-    return alt.layer(squares, numbers).properties(width=320, height=320, title=f"Cosine of steering vectors, layer {layer}")
+    return alt.layer(squares, numbers).properties(
+        width=320, height=320, title=f"Cosine of steering vectors, layer {layer}"
+    )
 
 
 def projection_by_layer(table: pl.DataFrame) -> alt.FacetChart:
@@ -27,12 +29,16 @@ def projection_by_layer(table: pl.DataFrame) -> alt.FacetChart:
         .encode(
             x=alt.X("layer:Q", title="layer"),
             y=alt.Y("value:Q", title="mean projection"),
-            color=alt.Color("group:N", title="prompts", scale=alt.Scale(range=COLOURS), legend=alt.Legend(labelLimit=260)),
+            color=alt.Color(
+                "group:N", title="prompts", scale=alt.Scale(range=COLOURS), legend=alt.Legend(labelLimit=260)
+            ),
             tooltip=["group:N", "category:N", "layer:Q", alt.Tooltip("value:Q", format=".2f"), "n:Q"],
         )
         .properties(width=240, height=160)
     )
-    return lines.facet(facet=alt.Facet("category:N", title="projected onto the vector of"), columns=3).resolve_scale(y="independent")
+    return lines.facet(facet=alt.Facet("category:N", title="projected onto the vector of"), columns=3).resolve_scale(
+        y="independent"
+    )
 
 
 def refusal_rates(table: pl.DataFrame) -> alt.FacetChart:

@@ -33,7 +33,9 @@ def write_report(folder: Path, path: Path) -> list[str]:
         UserError: There is nothing to report.
     """
     tables = {name: _read(folder / f"{name}.parquet") for name in ("traces", "generations", "scores", "summary")}
-    vectors = SteeringVectors.load(folder / "vectors.safetensors") if (folder / "vectors.safetensors").exists() else None
+    vectors = (
+        SteeringVectors.load(folder / "vectors.safetensors") if (folder / "vectors.safetensors").exists() else None
+    )
     specs: dict[str, str] = {}
     sections = [
         *_answer(tables["summary"]),
@@ -129,8 +131,21 @@ def _rates(summary: pl.DataFrame | None, specs: dict[str, str]) -> list[tuple[st
     columns = ["dataset", "label", "arm", "scorer", "n", "n_failed", "n_overlap", "refused", "rate", "low", "high", "broken",
                "answered", "delta", "delta_low", "delta_high", "p", "p_holm"]  # fmt: skip
     overlap = int(summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]))["n_overlap"].sum())
-    text = "Share of answers refused, with Wilson 95 % intervals, and share of broken answers, by data set, label and arm."
-    chart = _chart("rates", charts.refusal_rates(drawn.select("dataset", "label", "arm", "n", "rate", "low", "high", "share_broken", "panel")), specs, text) if drawn.height else ""
+    text = (
+        "Share of answers refused, with Wilson 95 % intervals, and share of broken answers, by data set, label and arm."
+    )
+    chart = (
+        _chart(
+            "rates",
+            charts.refusal_rates(
+                drawn.select("dataset", "label", "arm", "n", "rate", "low", "high", "share_broken", "panel")
+            ),
+            specs,
+            text,
+        )
+        if drawn.height
+        else ""
+    )
     note = (
         f'<p class="note">delta: arm − baseline on the same rows, Newcombe interval; p: exact McNemar; p_holm: Holm over data '
         f"set × label × arm. {overlap} rows were left out because their text was used for fitting.</p>"
@@ -145,7 +160,9 @@ def _vectors(vectors: SteeringVectors | None, specs: dict[str, str]) -> list[tup
     layer = layers[min(round(18 / 32 * len(layers)), len(layers) - 1)]
     table = vectors.table(layer)
     names = table["category"].to_list()
-    cosines = pl.DataFrame([{"a": a, "b": b, "cosine": table[f"cos {b}"][i]} for i, a in enumerate(names) for b in names])
+    cosines = pl.DataFrame(
+        [{"a": a, "b": b, "cosine": table[f"cos {b}"][i]} for i, a in enumerate(names) for b in names]
+    )
     text = f"Cosine similarity between the steering vectors of {len(names)} categories at layer {layer}."
     body = _chart("cosines", charts.cosine_matrix(cosines, layer), specs, text)
     return [("Steering vectors", body + _table(table.select("category", "rows", "norm")))]
@@ -154,7 +171,11 @@ def _vectors(vectors: SteeringVectors | None, specs: dict[str, str]) -> list[tup
 def _traces(traces: pl.DataFrame | None, specs: dict[str, str]) -> list[tuple[str, str]]:
     if traces is None or traces.is_empty():
         return []
-    group = pl.when(pl.col("label") == "benign").then(pl.lit("benign")).otherwise(pl.coalesce("prompt_category", pl.lit("no label")))
+    group = (
+        pl.when(pl.col("label") == "benign")
+        .then(pl.lit("benign"))
+        .otherwise(pl.coalesce("prompt_category", pl.lit("no label")))
+    )
     projected = (
         traces.select(group.alias("group"), "projections")
         .explode("projections")
@@ -167,7 +188,9 @@ def _traces(traces: pl.DataFrame | None, specs: dict[str, str]) -> list[tuple[st
     first = traces.row(0, named=True)
 
     def tops(column: str) -> pl.Series:
-        return pl.Series([", ".join(f"{t['token']!r} {t['probability']:.0%}" for t in row[:3]) for row in traces[column]])
+        return pl.Series(
+            [", ".join(f"{t['token']!r} {t['probability']:.0%}" for t in row[:3]) for row in traces[column]]
+        )
 
     table = pl.DataFrame(
         {
@@ -236,7 +259,9 @@ def _page(kept: dict[str, Any], sections: list[tuple[str, str]], specs: dict[str
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes or chr(39) + 'none' + chr(39)} 'unsafe-eval'"
     style = (Path(__file__).parent / "page.css").read_text()
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections)
-    data = "".join(f'<script type="application/json" data-chart="{name}">{spec}</script>' for name, spec in specs.items())
+    data = "".join(
+        f'<script type="application/json" data-chart="{name}">{spec}</script>' for name, spec in specs.items()
+    )
     code = "".join(f"<script>{script}</script>" for script in scripts)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

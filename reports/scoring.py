@@ -79,8 +79,10 @@ def score(generations: pl.DataFrame, fitted_prompts: set[str]) -> pl.DataFrame:
         base.with_columns(pl.lit(scorer).alias("scorer"), pl.Series("verdict", values, pl.String))
         for scorer, values in verdicts.items()
     ]
-    return pl.concat(parts).with_columns((pl.col("verdict") == "refuse").alias("refused")).select(
-        [pl.col(name).cast(kind) for name, kind in SCHEMA.items()]
+    return (
+        pl.concat(parts)
+        .with_columns((pl.col("verdict") == "refuse").alias("refused"))
+        .select([pl.col(name).cast(kind) for name, kind in SCHEMA.items()])
     )
 
 

@@ -70,7 +70,9 @@ def summarise(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     Rows whose text was used for fitting are left out and counted (`n_overlap`); failures of a scorer are left out of
     `n` and counted (`n_failed`). Each arm is compared with the baseline on the same rows of the same scorer.
     """
-    pooled = pl.concat([scores, scores.with_columns(pl.lit("(pooled)").alias("dataset"), key=_row_key())], how="diagonal")
+    pooled = pl.concat(
+        [scores, scores.with_columns(pl.lit("(pooled)").alias("dataset"), key=_row_key())], how="diagonal"
+    )
     pooled = pooled.with_columns(pl.coalesce("key", _row_key()).alias("key"))
     used = (~pl.col("fitted")) & pl.col("verdict").is_not_null()
     counts = pooled.group_by(KEYS, maintain_order=True).agg(
@@ -82,7 +84,9 @@ def summarise(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     )
     low, high = wilson(pl.col("refused"), pl.col("n"))
     rates = counts.with_columns(
-        pl.when(pl.col("n") > 0).then(pl.col("refused") / pl.col("n")).alias("rate"), low.alias("low"), high.alias("high")
+        pl.when(pl.col("n") > 0).then(pl.col("refused") / pl.col("n")).alias("rate"),
+        low.alias("low"),
+        high.alias("high"),
     ).rename({"comply": "answered"})
     table = rates.join(_paired(pooled.filter(used)), on=KEYS, how="left", nulls_equal=True)
     table = table.with_columns(pl.col("n_paired").fill_null(0))
@@ -122,9 +126,7 @@ def _paired(used: pl.DataFrame) -> pl.DataFrame:
     adjusted: dict[int, float] = {}
     for _, family in frame.filter(pl.col("dataset") != "(pooled)").group_by("scorer"):
         adjusted |= dict(zip(family["at"].to_list(), holm(family["p"].to_list()), strict=True))
-    return frame.with_columns(
-        pl.Series("p_holm", [adjusted.get(at) for at in frame["at"]], pl.Float64)
-    ).drop("at")
+    return frame.with_columns(pl.Series("p_holm", [adjusted.get(at) for at in frame["at"]], pl.Float64)).drop("at")
 
 
 def _macro(rates: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -136,9 +138,14 @@ def _macro(rates: pl.DataFrame, seed: int) -> pl.DataFrame:
         n, share = group["n"].to_numpy(), group["rate"].to_numpy()
         draws = (random.binomial(n, share, (BOOTSTRAP, len(n))) / n).mean(1)
         low, high = np.quantile(draws, [0.025, 0.975])
-        sums = {name: int(group[name].sum()) for name in ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")}
+        sums = {
+            name: int(group[name].sum())
+            for name in ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")
+        }
         names = dict(zip(KEYS[1:], key, strict=True))
-        rows.append({"dataset": "(macro)", **names, **sums, "rate": share.mean(), "low": low, "high": high, "n_paired": 0})
+        rows.append(
+            {"dataset": "(macro)", **names, **sums, "rate": share.mean(), "low": low, "high": high, "n_paired": 0}
+        )
     return pl.DataFrame(rows, schema=SCHEMA)
 
 

