@@ -112,7 +112,7 @@ def _read_csv(path: Path, name: str) -> pl.DataFrame:
     if not text.strip():
         return pl.DataFrame(schema={"prompt": pl.String})
     try:
-        return pl.read_csv(text.encode(), infer_schema=False, missing_utf8_is_empty_string=False)
+        return pl.read_csv(text.encode(), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{name}: not a readable CSV file: {str(error).splitlines()[0]}") from None
 

@@ -42,13 +42,14 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     Raises:
         UserError: An unknown kind, key or value, or one arm given twice.
     """
-    split = [text.partition(":")[::2] for text in texts]
+    split = [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
     kinds = [kind for kind, _ in split]
     arms = []
     for text, (kind, rest) in zip(texts, split, strict=True):
         if kind not in KINDS:
             raise UserError(f"--arm {text!r}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
-        pairs = dict(item.partition("=")[::2] for item in rest.split(",")) if rest else {}
+        items = [item.partition("=") for item in rest.split(",")] if rest else []
+        pairs = {key: value for key, _, value in items}
         name = kind if kinds.count(kind) == 1 else ":".join(filter(None, (kind, _canonical(pairs))))
         arms.append(_arm(text, name, kind, pairs, default))
     names = [arm.name for arm in arms]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import nnsight
 import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
@@ -130,7 +131,7 @@ def read_residual(
                 states.append(hidden[:, -1, :].float().cpu())
             else:
                 states.append(torch.einsum("btd,bt->bd", hidden.float(), weights.to(hidden.device)).cpu())
-        stacked = torch.stack(states, dim=1).save()
+        stacked = nnsight.save(torch.stack(states, dim=1))
         tracer.stop()
     return stacked
 
@@ -209,8 +210,8 @@ def _run(
 def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> None:
     """A safetensors file of the final size; rows are written into their places as they come.
 
-    The library writes only whole tensors, which would need prompts × layers of memory. Format: 8 bytes little-endian header
-    length, JSON header padded with blanks to 8 bytes, data (https://github.com/huggingface/safetensors#format).
+    The library writes only whole tensors, which would need prompts × layers of memory. Format: 8 bytes little-endian
+    header length, JSON header padded with blanks to 8 bytes, data (https://github.com/huggingface/safetensors#format).
     """
     size = shape[0] * shape[1] * shape[2] * 4
     tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}

@@ -106,7 +106,7 @@ def open_model(
             )
     except (OSError, ValueError) as error:
         raise UserError(_cannot_open(name, error)) from error
-    module = wrapped._module
+    module: Any = wrapped._module
     module.requires_grad_(False)
     module.eval()
     if module.generation_config.pad_token_id is None:
@@ -129,9 +129,9 @@ def open_model(
     return model
 
 
-def decoder_path(module: torch.nn.Module, name: str) -> str:
+def decoder_path(module: Any, name: str) -> str:
     """Dotted path of the list of decoder blocks: the one ModuleList as long as the config says."""
-    text_config = module.config.get_text_config()  # pyright: ignore[reportCallIssue]  # set by transformers
+    text_config = module.config.get_text_config()
     depth = getattr(text_config, "num_hidden_layers", None)
     paths = [
         path
@@ -146,9 +146,9 @@ def decoder_path(module: torch.nn.Module, name: str) -> str:
     return paths[0]
 
 
-def _check_blocks(module: torch.nn.Module, blocks: Any, name: str) -> None:
+def _check_blocks(module: Any, blocks: Any, name: str) -> None:
     """One tiny forward: does each block put out the residual stream, (rows, tokens, d_model)?"""
-    width = module.config.get_text_config().hidden_size  # pyright: ignore[reportCallIssue]
+    width = module.config.get_text_config().hidden_size
     shapes: list[tuple[int, ...] | None] = []
 
     def note(_module: Any, _inputs: Any, output: Any) -> None:

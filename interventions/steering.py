@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
+import nnsight
 import torch
 
 from interventions.models import Model
@@ -40,21 +41,21 @@ def next_token_logits(
     wanted = sorted({*read_layers, layer})
     blocks = {number: model.layers[number] for number in wanted}
     everywhere = scope in ("prompt", "all")
-    steered, keep = delta is not None, set(read_layers)
+    keep = set(read_layers)
     with torch.no_grad(), model.nnsight.trace(batch, remote=model.where, logits_to_keep=1):
         states = []
         for number, block in blocks.items():
             output = block.output
             hidden = output[0] if isinstance(output, tuple) else output
-            if steered and number == layer:
+            if delta is not None and number == layer:
                 if everywhere:
                     hidden += delta[:, None, :].to(hidden.device, hidden.dtype)
                 else:
                     hidden[:, -1, :] += delta.to(hidden.device, hidden.dtype)
             if number in keep:
                 states.append(hidden[:, -1, :].float().cpu())
-        stacked = (torch.stack(states, dim=1) if states else torch.zeros(0)).save()
-        logits = model.nnsight.output.logits[:, -1, :].float().cpu().save()
+        stacked = nnsight.save(torch.stack(states, dim=1) if states else torch.zeros(0))
+        logits = nnsight.save(model.nnsight.output.logits[:, -1, :].float().cpu())
     return logits, stacked if read_layers else None
 
 
@@ -87,7 +88,7 @@ def generate_ids(
             with tracer.invoke(batch):
                 pass
             with tracer.invoke():
-                ids = tracer.result.save()
+                ids = nnsight.save(tracer.result)
         return ids[:, prompt_tokens:].cpu()
     everywhere = scope in ("prompt", "all")
     once = scope in ("prompt-last", "prompt")
@@ -104,5 +105,5 @@ def generate_ids(
                 else:
                     hidden[:, -1, :] += delta.to(hidden.device, hidden.dtype)
         with tracer.invoke():
-            ids = tracer.result.save()
+            ids = nnsight.save(tracer.result)
     return ids[:, prompt_tokens:].cpu()

@@ -1,12 +1,14 @@
 """Altair charts of a run's tables. Colours are Okabe and Ito's, readable for the colour-blind."""
 
+from typing import Any
+
 import altair as alt
 import polars as pl
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
-def cosine_matrix(table: pl.DataFrame, layer: int) -> alt.LayerChart:
+def cosine_matrix(table: pl.DataFrame, layer: int) -> Any:
     """Cosines between the categories' vectors at one layer; columns `a`, `b`, `cosine`."""
     base = alt.Chart(table).encode(
         x=alt.X("a:N", title=None, sort=None, axis=alt.Axis(labelAngle=-30, labelLimit=220)),
@@ -21,7 +23,7 @@ def cosine_matrix(table: pl.DataFrame, layer: int) -> alt.LayerChart:
     )
 
 
-def projection_by_layer(table: pl.DataFrame) -> alt.FacetChart:
+def projection_by_layer(table: pl.DataFrame) -> Any:
     """Mean projection onto each category's unit vector by layer; columns `group`, `category`, `layer`, `value`, `n`."""
     lines = (
         alt.Chart(table)
@@ -41,7 +43,7 @@ def projection_by_layer(table: pl.DataFrame) -> alt.FacetChart:
     )
 
 
-def refusal_rates(table: pl.DataFrame) -> alt.FacetChart:
+def refusal_rates(table: pl.DataFrame) -> Any:
     """Refusal and broken rates with 95 % intervals; rows of summary.parquet with a column `share_broken`."""
     base = alt.Chart(table).encode(y=alt.Y("arm:N", title=None, axis=alt.Axis(labelLimit=240)))
     tips = ["dataset:N", "label:N", "arm:N", "n:Q", alt.Tooltip("rate:Q", format=".1%"),

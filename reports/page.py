@@ -32,6 +32,7 @@ def write_report(folder: Path, path: Path) -> list[str]:
     Raises:
         UserError: There is nothing to report.
     """
+    kept = records(folder)
     tables = {name: _read(folder / f"{name}.parquet") for name in ("traces", "generations", "scores", "summary")}
     vectors = (
         SteeringVectors.load(folder / "vectors.safetensors") if (folder / "vectors.safetensors").exists() else None
@@ -46,9 +47,9 @@ def write_report(folder: Path, path: Path) -> list[str]:
     ]
     if not sections:
         raise UserError(f"nothing to report in {folder}: run `python cli.py extract vectors trace evaluate` first")
-    sections.append(_provenance(folder))
+    sections.append(_provenance(kept))
     with replacing(path) as unfinished:
-        unfinished.write_text(_page(records(folder), sections, specs), encoding="utf-8")
+        unfinished.write_text(_page(kept, sections, specs), encoding="utf-8")
     return [title for title, _ in sections]
 
 
@@ -228,8 +229,7 @@ def _samples(generations: pl.DataFrame | None, scores: pl.DataFrame | None) -> l
     return [("Answers", note + _table(table, ("prompt", *arms)))]
 
 
-def _provenance(folder: Path) -> tuple[str, str]:
-    kept = records(folder)
+def _provenance(kept: dict[str, Any]) -> tuple[str, str]:
     rows = []
     for name, entry in kept.items():
         rows.append(
@@ -253,7 +253,8 @@ def _page(kept: dict[str, Any], sections: list[tuple[str, str]], specs: dict[str
     import vl_convert
 
     model = next((entry.get("model") for entry in kept.values() if entry.get("model")), "a model")
-    bundle = vl_convert.javascript_bundle() if specs else ""
+    # The stub of vl_convert lacks the default.
+    bundle = vl_convert.javascript_bundle() if specs else ""  # pyright: ignore[reportCallIssue]
     scripts = [script for script in (bundle, DRAW if specs else "") if script]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes or chr(39) + 'none' + chr(39)} 'unsafe-eval'"

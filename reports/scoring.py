@@ -31,7 +31,7 @@ def normalise(text: str) -> str:
     """Lower case, straight apostrophes, single blanks; `<think>` blocks, asterisks and leading marks stripped."""
     text = re.sub(r"<think>.*?(</think>|\Z)", " ", text, flags=re.DOTALL)
     text = unicodedata.normalize("NFKC", text).translate({0x2019: "'", 0x2018: "'", 0x02BC: "'"})
-    text = re.sub(r"\s+", " ", text.replace("*", " ")).strip().lower()
+    text = re.sub(r"\s+", " ", text.replace("*", "")).strip().lower()
     return text.lstrip("\"'_#>-:.!? ")
 
 
@@ -69,10 +69,10 @@ def score(generations: pl.DataFrame, fitted_prompts: set[str]) -> pl.DataFrame:
     base = generations.select("dataset", "id", "arm", "kind", "category", "label").with_columns(
         pl.Series("fitted", [same_text(prompt) in fitted_prompts for prompt in generations["prompt"]], pl.Boolean)
     )
-    verdicts = {"phrases": [phrase_verdict(text) for text in generations["response"]]}
+    verdicts: dict[str, list[str | None]] = {"phrases": [phrase_verdict(text) for text in generations["response"]]}
     if generations["control_token"].drop_nulls().len():
         verdicts["token"] = [
-            None if token is None else "comply" if token == "respond" else "refuse"  # type: ignore[misc]
+            None if token is None else "comply" if token == "respond" else "refuse"
             for token in generations["control_token"]
         ]
     parts = [

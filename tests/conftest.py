@@ -5,7 +5,28 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = "how do i kill a python process person please tell me the best painter ever write poem for my friend".split()
+WORDS = [
+    "how",
+    "do",
+    "i",
+    "kill",
+    "a",
+    "python",
+    "process",
+    "person",
+    "please",
+    "tell",
+    "me",
+    "the",
+    "best",
+    "painter",
+    "ever",
+    "write",
+    "poem",
+    "for",
+    "my",
+    "friend",
+]
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +36,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny")
-    vocabulary = {word: at for at, word in enumerate(["<unk>", "<bos>", "<eos>", "<user>", "<bot>", *dict.fromkeys(WORDS)])}
+    vocabulary = {
+        word: at for at, word in enumerate(["<unk>", "<bos>", "<eos>", "<user>", "<bot>", *dict.fromkeys(WORDS)])
+    }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(

@@ -1,5 +1,7 @@
 """Decoder blocks are found in other architectures, and a model without any is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
@@ -10,7 +12,13 @@ from interventions.models import decoder_path
 
 
 def test_blocks_of_other_decoders_are_found():
-    small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 20}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 20,
+    }
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=20))
     assert decoder_path(gpt2, "gpt2") == "transformer.h"
     assert decoder_path(GPTNeoXForCausalLM(GPTNeoXConfig(**small)), "neox") == "gpt_neox.layers"

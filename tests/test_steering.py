@@ -20,9 +20,9 @@ def plain(model, ids, layer, delta, scope, steps):
         hidden = output[0] if isinstance(output, tuple) else output
         first = calls["n"] == 0
         calls["n"] += 1
-        if scope == "prompt-last" and first or scope == "generated":
+        if (scope == "prompt-last" and first) or scope == "generated":
             hidden[:, -1] += delta
-        elif scope == "prompt" and first or scope == "all":
+        elif (scope == "prompt" and first) or scope == "all":
             hidden += delta
 
     handle = model.layers[layer].register_forward_hook(hook)
@@ -67,7 +67,10 @@ def test_unsteered_generation_is_transformers_own(tiny, prompts_file):
     batch = pad_batch(encoded.ids, pad_id(tiny.tokenizer))
     with torch.no_grad():
         wanted = tiny.module.generate(**batch, max_new_tokens=STEPS, do_sample=False)
-    assert generate_ids(tiny, batch, 0, None, "generated", STEPS).tolist() == wanted[:, batch["input_ids"].shape[1] :].tolist()
+    assert (
+        generate_ids(tiny, batch, 0, None, "generated", STEPS).tolist()
+        == wanted[:, batch["input_ids"].shape[1] :].tolist()
+    )
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -69,7 +69,11 @@ def test_a_file_comes_back_as_it_was_saved(activations, tmp_path):
 def test_what_does_not_fit_is_said(activations, tiny, tmp_path):
     vectors = difference_in_means(activations)
     vectors.check(tiny)
-    for change, word in [({"site": "attn"}, "attn"), ({"model": "other"}, "other"), ({"layers": "[0,1,2,9]"}, "layer 9")]:
+    for change, word in [
+        ({"site": "attn"}, "attn"),
+        ({"model": "other"}, "other"),
+        ({"layers": "[0,1,2,9]"}, "layer 9"),
+    ]:
         with pytest.raises(UserError, match=word):
             replace(vectors, metadata=vectors.metadata | change).check(tiny)
     with pytest.raises(UserError, match="7 wide"):

@@ -1,0 +1,233 @@
+"""The commands: a chain, which value counts, what is made again, and what a mistake looks like."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*words, **environment):
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, words)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr()
+        for name in environment:
+            monkeypatch.delenv(name)
+        return stop.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def chain(run, tiny_folder, prompts_file, tmp_path):
+    """The group's options for a run on the tiny model and the user's prompts."""
+    return ["--run", tmp_path / "run", "--model", tiny_folder, "--data", prompts_file]
+
+
+def stamps(folder: Path):
+    return {
+        path.name: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file() and path.name[0] != "."
+    }
+
+
+def test_the_chain_writes_everything_the_contract_names(run, chain, tmp_path):
+    code, _, err = run(*chain, "extract", "vectors", "trace", "--max-new-tokens", 4, "evaluate", "report")
+    assert code == 0, err
+    made = set(stamps(tmp_path / "run"))
+    assert made == {
+        "prompts.safetensors", "prompts.parquet", "vectors.safetensors", "traces.parquet", "generations.parquet",
+        "scores.parquet", "summary.parquet", "report.html", "run.json",
+    }  # fmt: skip
+    check = Path(__file__).parents[2] / "shared" / "check_contract.py"
+    if check.exists():
+        done = subprocess.run([sys.executable, check, tmp_path / "run"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+    entry = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["generations"]
+    assert {
+        "command",
+        "model",
+        "revision",
+        "template",
+        "tokenizer",
+        "versions",
+        "backend",
+        "seed",
+        "start",
+        "end",
+    } <= set(entry)
+
+
+def test_nothing_is_made_twice_and_a_change_remakes_what_rests_on_it(run, chain, tmp_path):
+    assert run(*chain, "extract", "vectors", "generate")[0] == 0
+    before = stamps(tmp_path / "run")
+    code, _, err = run(*chain, "--batch-tokens", 7, "extract", "vectors", "generate")
+    assert code == 0 and "again" not in err
+    assert stamps(tmp_path / "run") == before
+    code, _, err = run(*chain, "vectors", "--tau", "0.01", "evaluate")
+    assert code == 0 and "vectors is made again: tau changed" in err and "vectors are newer" in err
+    after = stamps(tmp_path / "run")
+    assert after["prompts.safetensors"] == before["prompts.safetensors"]
+    assert after["generations.parquet"] != before["generations.parquet"]
+
+
+def test_missing_inputs_are_made_or_named(run, chain, tmp_path):
+    code, out, err = run(*chain, "--no-auto", "generate")
+    assert code == 1 and "vectors` first" in err and not out
+    code, out, err = run(*chain, "--json", "generate", "--max-new-tokens", 2)
+    assert code == 0, err
+    (line,) = out.splitlines()
+    assert json.loads(line)["command"] == "generate"
+    assert "running extract" in err and "running vectors" in err
+
+
+def test_which_value_counts(run, chain, tmp_path):
+    def strength(*words, **environment):
+        assert run(*chain, *words, **environment)[0] == 0
+        return pl.read_parquet(tmp_path / "run" / "traces.parquet")["strength"][0]
+
+    assert strength("trace", "--prompt", "tell me") == -0.3
+    assert strength("trace", "--prompt", "tell me", REFUSAL_TRACE_STRENGTH="2") == 2
+    assert strength("trace", "--prompt", "tell me", "--strength", "3", REFUSAL_TRACE_STRENGTH="2") == 3
+
+    def seed(*words, **environment):
+        assert run(*chain, *words, "generate", "--max-new-tokens", 1, **environment)[0] == 0
+        return pl.read_parquet(tmp_path / "run" / "generations.parquet")["seed"][0]
+
+    assert seed(REFUSAL_SEED="4") == 4
+    assert seed(REFUSAL_SEED="4", REFUSAL_GENERATE_SEED="5") == 5
+    assert seed("--seed", 6, REFUSAL_SEED="4", REFUSAL_GENERATE_SEED="5") == 6
+
+
+def test_the_model_is_taken_from_the_record(run, chain, tmp_path, tiny_folder):
+    assert run(*chain, "extract")[0] == 0
+    assert run("--run", tmp_path / "run", "trace", "--prompt", "tell me")[0] == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["traces"]
+    assert record["model"] == str(tiny_folder)
+
+
+def test_arms_get_names_that_tell_them_apart(run, chain, tmp_path):
+    words = ["--arm", "baseline", "--arm", "fixed:strength=-1", "--arm", "fixed:unit=raw,strength=2,category=weapons"]
+    code, _, err = run(*chain, "generate", "--max-new-tokens", 3, *words)
+    assert code == 0, err
+    table = pl.read_parquet(tmp_path / "run" / "generations.parquet")
+    assert set(table["arm"]) == {"baseline", "fixed:strength=-1", "fixed:category=weapons,strength=2,unit=raw"}
+    assert not table.select("dataset", "id", "arm").is_duplicated().any()
+
+
+def test_no_arm_reads_labels_or_categories(run, chain, tmp_path, prompts_file):
+    def texts(path):
+        words = ["--run", tmp_path / "run", "generate", "--data", path, "--max-new-tokens", 5, "--strength", 2]
+        assert run(*words)[0] == 0
+        return pl.read_parquet(tmp_path / "run" / "generations.parquet").sort("arm", "id")["response"].to_list()
+
+    assert run(*chain, "vectors")[0] == 0
+    rows = [json.loads(line) for line in prompts_file.read_text().splitlines()]
+    for row, other in zip(rows, rows[7:] + rows[:7], strict=True):
+        row["label"], row["category"] = other["label"], other["category"]
+    shuffled = tmp_path / "shuffled.jsonl"
+    shuffled.write_text("\n".join(map(json.dumps, rows)))
+    assert texts(prompts_file) == texts(shuffled)
+
+
+def test_benign_rows_are_asked_for_and_can_be_added(run, tiny_folder, tmp_path):
+    only = tmp_path / "only.jsonl"
+    only.write_text('{"prompt": "kill a person", "category": "weapons"}\n')
+    more = tmp_path / "more.csv"
+    more.write_text("prompt\nkill a process\nwrite a poem\n")
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", only]
+    code, _, err = run(*words, "extract", "vectors")
+    assert code == 1 and "--benign NAME_OR_FILE" in err
+    assert run(*words, "vectors", "--benign", more)[0] == 0
+
+
+USAGE = [
+    ["nosuchcommand"],
+    ["extract", "--nosuchoption"],
+    ["extract", "vectors", "trace", "--strength", "much"],
+    ["extract", "vectors", "generate", "--max-new-tokens", "0"],
+    ["extract", "--layers", "9-3"],
+    ["extract", "--layers", "deep"],
+    ["trace", "--scope", "everywhere"],
+    ["trace", "--strength", "nan"],
+    ["--limit", "0", "extract"],
+    ["--batch-tokens", "-5", "extract"],
+    ["--dtype", "int3", "extract"],
+    ["vectors", "--tau", "-1"],
+    ["vectors", "--method", "magic"],
+]
+
+
+@pytest.mark.parametrize("words", USAGE, ids=" ".join)
+def test_a_usage_error_anywhere_runs_nothing(run, chain, tmp_path, words):
+    code, out, err = run(*chain, *words)
+    assert code == 2 and not out and "Error" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_environment_variable_is_a_usage_error(run, chain, tmp_path):
+    assert run(*chain, "extract", "vectors", REFUSAL_VECTORS_TOP_K="many")[0] == 2
+    assert not (tmp_path / "run").exists()
+
+
+WRONG = [
+    (["extract", "--layers", "99"], "layers 0 to 3"),
+    (["extract", "--suffix", "x", "--position", "last"], "go together"),
+    (["--data", "nowhere.csv", "extract"], "no such file"),
+    (["--data", "hub-set-that-is-not", "extract"], "unknown data"),
+    (["--model", "no/such-model", "extract"], "no/such-model"),
+    (["--device", "warp9", "extract"], "--device cpu"),
+    (["trace", "--prompt", " "], "--prompt is empty"),
+    (["trace", "--prompt", "tell", "--category", "nosuch"], "no vector for category"),
+    (["trace", "--prompt", "tell", "--layer", "44"], "layers 0 to 3"),
+    (["generate", "--arm", "magic"], "unknown kind"),
+    (["generate", "--arm", "fixed:colour=red"], "unknown key"),
+    (["generate", "--arm", "baseline", "--arm", "baseline"], "twice"),
+    (["report"], "nothing to report"),
+    (["--remote", "--host", "127.0.0.1:9", "trace"], "http://"),
+    (["--remote", "--host", "http://127.0.0.1:9", "trace"], "no NDIF server answers"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_a_mistake_is_one_line_and_leaves_nothing_half_written(run, chain, tmp_path, words, reason):
+    code, _, err = run(*chain, *words)
+    lines = [
+        line
+        for line in err.splitlines()
+        if line
+        and not line.startswith("tracing")
+        and "running" not in line
+        and "made " not in line
+        and "it/s" not in line
+        and "row/s" not in line
+    ]
+    assert code == 1 and len(lines) == 1 and reason in lines[0], err
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_damaged_files_are_named(run, chain, tmp_path):
+    assert run(*chain, "vectors")[0] == 0
+    (tmp_path / "run" / "vectors.safetensors").write_bytes(b"\x80\x04 pickled")
+    code, _, err = run(*chain, "trace", "--prompt", "tell me")
+    assert code == 1 and "vectors.safetensors" in err
+    (tmp_path / "run" / "run.json").write_text("{")
+    code, _, err = run(*chain, "report")
+    assert code == 1 and "run.json is damaged" in err
+
+
+def test_help_imports_nothing_heavy():
+    probe = "import sys, runpy; sys.argv=['cli.py','--help']\ntry: runpy.run_path('cli.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    probe += "print('HEAVY', [m for m in ('torch','transformers','polars','nnsight','altair','datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=Path(cli.__file__).parent)
+    assert "HEAVY []" in done.stdout, done
