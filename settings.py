@@ -134,7 +134,7 @@ class Settings:
         return default
 
     def given(self) -> dict[str, Any]:
-        """Every option that was given, as JSON can hold it; where keys could hide, nothing is."""
+        """Every option that was given, as JSON can hold it; not the host, whose address may hold a key."""
         return {
             name: _plain(value) for name, value in self._values.items() if _given(value) and name not in ("run", "host")
         }

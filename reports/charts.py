@@ -17,7 +17,10 @@ def cosine_matrix(table: pl.DataFrame, layer: int) -> Any:
     squares = base.mark_rect().encode(
         color=alt.Color("cosine:Q", scale=alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True), title="cosine")
     )
-    numbers = base.mark_text().encode(text=alt.Text("cosine:Q", format=".2f"), color=alt.value("black"))
+    numbers = base.mark_text().encode(
+        text=alt.Text("cosine:Q", format=".2f"),
+        color=alt.condition("abs(datum.cosine) > 0.7", alt.value("white"), alt.value("black")),
+    )
     return alt.layer(squares, numbers).properties(
         width=320, height=320, title=f"Cosine of steering vectors, layer {layer}"
     )

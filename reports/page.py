@@ -82,7 +82,10 @@ def _chart(name: str, chart: alt.TopLevelMixin, specs: dict[str, str], text: str
 
 
 def _table(frame: pl.DataFrame, texts: tuple[str, ...] = ()) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in frame.columns)
+    head = "".join(
+        f'<th class="{"number" if kind.is_numeric() else ""}">{escape(name)}</th>'
+        for name, kind in frame.schema.items()
+    )
     body = []
     for row in frame.iter_rows(named=True):
         cells = []
@@ -123,8 +126,10 @@ def _rates(summary: pl.DataFrame | None, specs: dict[str, str]) -> list[tuple[st
     if summary is None or summary.is_empty():
         return []
     drawn = summary.filter(~pl.col("dataset").is_in(["(macro)"]) & (pl.col("n") > 0))
-    if drawn["dataset"].n_unique() == 2:  # one data set: the pooled rows say the same
+    listed = summary
+    if summary["dataset"].n_unique() <= 3:  # one data set: the pooled and macro rows say the same
         drawn = drawn.filter(pl.col("dataset") != "(pooled)")
+        listed = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]))
     drawn = drawn.with_columns(
         (pl.col("broken") / pl.col("n")).alias("share_broken"),
         pl.format("{}, {}, by {}", "dataset", pl.col("label").fill_null("no label"), "scorer").alias("panel"),
@@ -151,7 +156,7 @@ def _rates(summary: pl.DataFrame | None, specs: dict[str, str]) -> list[tuple[st
         f'<p class="note">delta: arm − baseline on the same rows, Newcombe interval; p: exact McNemar; p_holm: Holm over data '
         f"set × label × arm. {overlap} rows were left out because their text was used for fitting.</p>"
     )
-    return [("Refusal rates", chart + _table(summary.select(columns)) + note)]
+    return [("Refusal rates", chart + _table(listed.select(columns)) + note)]
 
 
 def _vectors(vectors: SteeringVectors | None, specs: dict[str, str]) -> list[tuple[str, str]]:
