@@ -262,7 +262,7 @@ def _page(kept: dict[str, Any], sections: list[tuple[str, str]], specs: dict[str
     bundle = vl_convert.javascript_bundle() if specs else ""  # pyright: ignore[reportCallIssue]
     scripts = [script for script in (bundle, DRAW if specs else "") if script]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes or chr(39) + 'none' + chr(39)} 'unsafe-eval'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes or chr(39) + 'none' + chr(39)}"
     style = (Path(__file__).parent / "page.css").read_text()
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections)
     data = "".join(
