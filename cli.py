@@ -422,7 +422,7 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
         "start": start,
     }
     if model is not None:
-        entry |= model_key(model) | {"backend": {False: "local", "local": "simulate"}.get(model.where, "remote")}
+        entry |= model_key(model) | {"backend": model.backend}
     else:
         entry |= {
             name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")

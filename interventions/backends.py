@@ -20,6 +20,7 @@ def resolve(where: str, host: str | None) -> bool | str:
         return "local"
     from nnsight.schema.config import CONFIG
 
+    CONFIG.APP.REMOTE_LOGGING = False  # its spinner would stand in the way of our own progress
     address = (host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST).rstrip("/")
     if urlparse(address).scheme not in ("http", "https"):
         raise UserError(f"--host {address!r} must start with http:// or https://")

@@ -74,7 +74,7 @@ def extract(
         "layers": json.dumps(layers),
         "site": SITE,
         "position": position,
-        "backend": "simulate" if model.where == "local" else "local",
+        "backend": model.backend,
         "dtype": model.dtype,
         "template": model.template_hash,
     }

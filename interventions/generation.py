@@ -92,11 +92,10 @@ def generate(
         for row, noted in zip(rows, journal.done[number], strict=True)
     }
     columns = prompts.select("dataset", "id", "category", "label", "prompt").to_dicts()
-    backend = {False: "local", "local": "simulate"}.get(model.where, "remote")
     table = pl.DataFrame(
         [
             {**columns[row], **_arm_columns(arm), **answers[at], "gate": None, "refusal_probability": None}
-            | {"model": model.name, "backend": backend, "seed": seed}
+            | {"model": model.name, "backend": model.backend, "seed": seed}
             for at, (arm, row) in enumerate(cases)
         ],
         schema=SCHEMA,

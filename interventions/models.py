@@ -57,6 +57,11 @@ class Model:
         return self.module.config.get_text_config().hidden_size
 
     @property
+    def backend(self) -> str:
+        """Where its traces run: `local`, `simulate` or `remote`."""
+        return {False: "local", "local": "simulate"}.get(self.where, "remote")
+
+    @property
     def device(self) -> torch.device:
         """Where the input of the first block lies."""
         device = next(self.module.parameters()).device
