@@ -127,21 +127,22 @@ def read_residual(
     blocks = [model.layers[layer] for layer in layers]
     network = model.nnsight
     pairs = list(zip(batches, weights or [None] * len(batches), strict=True))
-    with torch.no_grad(), network.session(backend=model.door.backend(network)):
+    with network.session(backend=model.door.backend(network)):
         kept = nnsight.save([])
-        for batch, mean in pairs:
-            with network.trace(batch) as tracer:
-                states = []
-                for block in blocks:
-                    output = block.output
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    if mean is None:
-                        states.append(hidden[:, -1, :].detach().cpu())
-                    else:
-                        mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
-                        states.append(mixed.detach().cpu())
-                kept.append(torch.stack(states, dim=1))
-                tracer.stop()
+        with torch.no_grad():
+            for batch, mean in pairs:
+                with network.trace(batch) as tracer:
+                    states = []
+                    for block in blocks:
+                        output = block.output
+                        hidden = output[0] if isinstance(output, tuple) else output
+                        if mean is None:
+                            states.append(hidden[:, -1, :].cpu())
+                        else:
+                            mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
+                            states.append(mixed.cpu())
+                    kept.append(torch.stack(states, dim=1))
+                    tracer.stop()
     return [states.float() for states in kept]
 
 
