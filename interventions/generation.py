@@ -12,9 +12,9 @@ import torch
 from data import fingerprint
 from interventions.arms import Arm
 from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_batch, pad_id, plan_batches
-from interventions.extraction import progress
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.progress import progress
 from interventions.rundir import replacing
 from interventions.steering import generate_ids
 from interventions.vectors import SteeringVectors
