@@ -99,7 +99,8 @@ def mean_differences(activations: Activations, chosen: Sequence[Contrast]) -> tu
         here = member[start : start + len(block)]
         for number in np.unique(here[here >= 0]):
             sums[number] += block[here == number].sum(0, dtype=np.float64)
-        norms += np.linalg.norm(block[here >= 0].astype(np.float64), axis=-1).sum(0)
+        used = block[here >= 0]
+        norms += np.sqrt(np.einsum("rld,rld->rl", used, used, dtype=np.float64)).sum(0)
     means = sums / np.array([len(rows) for rows in groups])[:, None, None]
     return means[: len(chosen)] - means[len(chosen) :], norms / (member >= 0).sum()
 
