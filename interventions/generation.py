@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from data import fingerprint
 from interventions.arms import Arm
@@ -81,10 +80,16 @@ def generate(
     journal = Journal(path.parent / f".{path.stem}.journal", key, plan)
 
     def work(group: tuple[int, ...]) -> list[list[dict[str, Any]]]:
-        number, rows = divmod(journal.plan[group[0]][0], len(texts))[0], [at % len(texts) for at in journal.plan[group[0]]]
+        number, rows = (
+            divmod(journal.plan[group[0]][0], len(texts))[0],
+            [at % len(texts) for at in journal.plan[group[0]]],
+        )
         encoded, mine = variants[number]
         found = answer_rows(model, encoded, rows, mine, tools.probe, max_new_tokens, together=4 * batch_tokens)
-        return [[row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)] for at in range(len(rows))]
+        return [
+            [row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)]
+            for at in range(len(rows))
+        ]
 
     total, left = len(variants) * len(texts), sum(len(rows) for _, rows in journal.todo())
     with progress(total, total - left, "generate", model.door.watch) as bar:
@@ -216,5 +221,10 @@ def stop_tokens(model: Model) -> set[int]:
 def _arm_columns(arm: Arm) -> dict[str, Any]:
     named = {"arm": arm.name, "kind": arm.kind}
     if not arm.steers:
-        return named | {"layer": None, "strength_unit": arm.unit if arm.kind == "logit-bias" else None, "scope": None, "operation": None}
+        return named | {
+            "layer": None,
+            "strength_unit": arm.unit if arm.kind == "logit-bias" else None,
+            "scope": None,
+            "operation": None,
+        }
     return named | {"layer": arm.layer, "strength_unit": arm.unit, "scope": arm.scope, "operation": arm.operation}

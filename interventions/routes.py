@@ -6,17 +6,19 @@ the trace runs. Neither sees a row's category or label, but for the arm `oracle`
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data.errors import UserError
 from interventions.arms import Arm
 from interventions.encoding import control_tokens
-from interventions.lowrank import LowRank
 from interventions.models import Model
 from interventions.probes import Probe
 from interventions.vectors import MEAN, SteeringVectors
+
+if TYPE_CHECKING:
+    from interventions.lowrank import LowRank
 
 RESPOND = "respond"
 
@@ -33,7 +35,7 @@ class Tools:
 
     vectors: SteeringVectors
     probe: Probe | None = None
-    lowrank: LowRank | None = None
+    lowrank: "LowRank | None" = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,16 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
     elif arm.steers and arm.kind != "lowrank" and arm.category != MEAN:
         vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
         given = torch.full((count,), names.index(arm.category))
-    return Plan(arm, names, table, of_token, given, strengths, _lowrank(arm, tools), tokens.ids if arm.kind == "logit-bias" else None)
+    return Plan(
+        arm,
+        names,
+        table,
+        of_token,
+        given,
+        strengths,
+        _lowrank(arm, tools),
+        tokens.ids if arm.kind == "logit-bias" else None,
+    )
 
 
 def _lowrank(arm: Arm, tools: Tools) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@ def answer(
     look = bool(refusal_ids) or gate is not None or bool(read_layers) or top_k > 0
     wanted = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
     readers = [(number, path[number]) for number in wanted]
-    editors = [[(number, path[number]) for number in sorted({plans[at]["layer"] for at in group})] for group in groups]
+    editors = [[(at, path[at]) for at in sorted({int(plans[arm]["layer"]) for arm in group})] for group in groups]
     gating = None if gate is None else vars(gate)
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     refusing, ending = torch.tensor(list(refusal_ids), dtype=torch.long), torch.tensor(list(stops), dtype=torch.long)
@@ -140,7 +140,7 @@ def answer(
                     past = DynamicCache()
                     now, places = ids.repeat_interleave(many, 0), positions.repeat_interleave(many, 0)
                 else:
-                    past = DynamicCache([(layer.keys, layer.values) for layer in cache.layers])
+                    past = DynamicCache([pair[:2] for pair in cache])
                     past.batch_repeat_interleave(many)
                     now, places = ids[:, -1:].repeat_interleave(many, 0), positions[:, -1:].repeat_interleave(many, 0)
                 whole = mask.repeat_interleave(many, 0)
@@ -214,12 +214,14 @@ def scored(hidden: torch.Tensor, gate: dict[str, Any]) -> torch.Tensor:
     return torch.sigmoid((hidden - mean) @ weight + bias)
 
 
-def chosen(plan: dict[str, Any], seen: dict[str, Any], gate: dict[str, Any] | None) -> tuple[torch.Tensor, torch.Tensor]:
+def chosen(
+    plan: dict[str, Any], seen: dict[str, Any], gate: dict[str, Any] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's vector (its number) and strength, (rows,) each, as the arm's route decides."""
     vector, strength = plan["given"], plan["strengths"]
     if plan["routed"]:
         vector = plan["of_token"].to(seen["tokens"].device)[seen["tokens"].argmax(-1)]
-    if plan["gated"]:
+    if plan["gated"] and gate is not None:
         looks_harmful = seen["score"] >= gate["threshold"].to(seen["score"].device)
         strength = torch.where(looks_harmful, float(plan["harmful"]), float(plan["benign"]))
     return vector, strength
@@ -240,7 +242,11 @@ def prepared(
         add, unit, low = [], [], []
         for at, arm in enumerate(arms):
             mine = arm["layer"] == layer and arm["operation"] != "none"
-            rows = arm["table"].to(device)[vector[:, at]] if mine else torch.zeros_like(arm["table"].to(device)[vector[:, at]])
+            rows = (
+                arm["table"].to(device)[vector[:, at]]
+                if mine
+                else torch.zeros_like(arm["table"].to(device)[vector[:, at]])
+            )
             length = rows.norm(dim=-1, keepdim=True)
             direction = rows / torch.where(length == 0, torch.ones_like(length), length)
             gone = torch.zeros_like(rows)
@@ -257,7 +263,9 @@ def prepared(
             "add": torch.stack(add, dim=1).flatten(0, 1),
             "unit": torch.stack(unit, dim=1).flatten(0, 1) if projecting else None,
             "low": low,
-            "later": torch.tensor([arm["scope"] in ("generated", "all") for arm in arms], device=device).repeat(len(vector)),
+            "later": torch.tensor([arm["scope"] in ("generated", "all") for arm in arms], device=device).repeat(
+                len(vector)
+            ),
         }
     return changes
 

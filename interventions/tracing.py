@@ -67,16 +67,24 @@ def trace(
 
     def work(group: tuple[int, ...]) -> list[dict[str, Any]]:
         rows = journal.plan[group[0]]
-        found = answer_rows(model, encoded, rows, plans, tools.probe, max_new_tokens, read_layers=vectors.layers, top_k=top_k)
+        found = answer_rows(
+            model, encoded, rows, plans, tools.probe, max_new_tokens, read_layers=vectors.layers, top_k=top_k
+        )
         assert found.residual is not None
         shadows = projections(found.residual, vectors)
         return [_row(model, found, at, plans, max_new_tokens) | {"projections": shadows[at]} for at in range(len(rows))]
 
-    with progress(prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.door.watch) as bar:
+    with progress(
+        prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.door.watch
+    ) as bar:
         for group, answers in model.door.each(journal, work, JOB_BYTES):
             journal.finish({group[0]: answers})
             bar.update(len(answers))
-    rows = {row: one for number, batch in enumerate(journal.plan) for row, one in zip(batch, journal.done[number], strict=True)}
+    rows = {
+        row: one
+        for number, batch in enumerate(journal.plan)
+        for row, one in zip(batch, journal.done[number], strict=True)
+    }
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
     return pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
 
