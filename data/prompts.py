@@ -3,31 +3,37 @@
 Every frame has the columns of `PROMPT_COLUMNS`, all strings. A row's key is (`dataset`, `id`).
 """
 
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
+from data import catalogue
+from data.catalogue import EMBEDDED
 from data.errors import UserError
+from data.hub import fetch
 
 PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
 LABELS = ("harmful", "benign")
-EMBEDDED = Path(__file__).parent / "embedded.jsonl"
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SPLITS = ("train", "validation", "test")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 
 
-def load_all(sources: Iterable[str]) -> pl.DataFrame:
+def load_all(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame:
     """Load and stack several sources; the keys of all of them must differ.
 
     Args:
         sources: Names and files, each as `load` takes them.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
 
     Raises:
         UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
     """
-    frame = pl.concat([load(source) for source in sources])
+    frame = pl.concat([load(source, mirror) for source in sources])
     twice = frame.filter(frame.select("dataset", "id").is_duplicated())
     if twice.height:
         row = twice.row(0, named=True)
@@ -35,24 +41,75 @@ def load_all(sources: Iterable[str]) -> pl.DataFrame:
     return frame
 
 
-def load(source: str) -> pl.DataFrame:
-    """Load one source of prompts: `embedded`, `embedded/SPLIT`, or a .jsonl, .csv or .parquet file."""
-    name, _, split = source.partition("/")
-    if name == "embedded":
-        frame = _checked(_read_jsonl(EMBEDDED, "embedded"), "embedded", "embedded")
-        if not split:
-            return frame
-        chosen = frame.filter(pl.col("split") == split)
-        if chosen.is_empty():
-            raise UserError(f"embedded has no split {split!r}; it has {', '.join(_splits(frame))}")
-        return chosen
+def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
+    """Load one source of prompts.
+
+    Args:
+        source: `embedded` or `embedded/SPLIT`; a name of `data.catalogue`, `NAME[:CONFIG][/PART]`; the id of any hub data
+            set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or a .jsonl, .csv or .parquet file.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
+
+    Raises:
+        UserError: There is no such source, it can't be reached or read, or its rows are not in shape.
+    """
     path = Path(source).expanduser()
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"unknown data {source!r}: pass embedded, embedded/test, or a .jsonl, .csv or .parquet file")
-    if not path.is_file():
-        raise UserError(f"{source}: no such file")
-    reader = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
-    return _checked(reader(path, source), source, path.stem)
+    if source.partition("/")[0] == "embedded":
+        return _load_embedded(source.partition("/")[2])
+    if path.suffix in READERS:
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        return _checked(READERS[path.suffix](path, source), source, path.stem)
+    found = catalogue.find(source)
+    if found is not None:
+        known, part = found
+        return _checked(catalogue.read(known, part, mirror), source, known.name)
+    if path.exists() or not HUB_ID.fullmatch(source):
+        raise UserError(_unknown(source))
+    return _load_hub(source, mirror)
+
+
+def _load_embedded(split: str) -> pl.DataFrame:
+    frame = _checked(_read_jsonl(EMBEDDED, "embedded"), "embedded", "embedded")
+    chosen = frame.filter(pl.col("split") == split) if split else frame
+    if chosen.is_empty():
+        raise UserError(f"embedded has no split {split!r}; it has {', '.join(_splits(frame))}")
+    return chosen
+
+
+def _load_hub(source: str, mirror: Path | None) -> pl.DataFrame:
+    """Any data set of the hub whose columns are named as ours; its splits are ours if it has more than one of them."""
+    owner, name, *rest = source.split("/", 2)
+    name, _, config = name.partition(":")
+    hub = f"{owner}/{name}"
+    fetched = fetch(hub, config or None, columns=["prompt"], optional=PROMPT_COLUMNS, mirror=mirror)
+    if rest and rest[0] not in fetched:
+        raise UserError(f"{hub} has no split {rest[0]!r}; it has {', '.join(fetched)}")
+    frames = []
+    for split, frame in fetched.items():
+        number = pl.format(f"{split}-{{}}", "row") if len(fetched) > 1 else pl.col("row").cast(pl.String)
+        ours = split if len(fetched) > 1 and split in SPLITS else None
+        frame = frame.select(pl.all().cast(pl.String)).with_row_index("row")
+        frames.append(
+            frame.with_columns(
+                pl.col("id").fill_null(number) if "id" in frame.columns else number.alias("id"),
+                pl.lit(ours, pl.String).alias("split") if "split" not in frame.columns else pl.col("split"),
+                pl.lit(split).alias("hub split"),
+            )
+        )
+    frame = pl.concat(frames, how="diagonal")
+    if rest:
+        frame = frame.filter(pl.col("hub split") == rest[0])
+    return _checked(frame, source, f"{hub}:{config}" if config else hub)
+
+
+def _unknown(source: str) -> str:
+    known = ["embedded", *(known.name for known in catalogue.CATALOGUE)]
+    bases = list(dict.fromkeys(name.partition(":")[0] for name in known))
+    near = difflib.get_close_matches(source.lower().partition("/")[0], [*bases, *known], n=3)
+    return f"unknown data {source!r}: " + (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near
+        else "pass a name that `datasets` lists, a hub id OWNER/NAME, or a .jsonl, .csv or .parquet file"
+    )  # fmt: skip
 
 
 def for_split(frame: pl.DataFrame, split: str) -> pl.DataFrame:
@@ -122,6 +179,9 @@ def _read_parquet(path: Path, name: str) -> pl.DataFrame:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
