@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.output import emit
+from commands.output import emit, warn
 from commands.settings import Command, Settings, shared
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from interventions.backends import Door
     from interventions.models import Model
 
 DEFAULT_MODEL = "smollm2"
@@ -18,25 +19,45 @@ DEFAULT_MODEL = "smollm2"
 
 @dataclass
 class Session:
-    """What a chain of commands shares: the open model."""
+    """What a chain of commands shares: the open door and the open model."""
 
+    doors: dict[tuple[Any, ...], "Door"] = field(default_factory=dict)
     models: dict[tuple[Any, ...], "Model"] = field(default_factory=dict)
+
+    def door(self, s: Settings) -> "Door":
+        """Where traces run; a server is asked once whether it is there."""
+        from interventions.backends import IN_FLIGHT, TIMEOUT, open_door
+        from interventions.progress import Watch
+
+        key = (s.get("where", "local"), s.get("host"), s.get("timeout", TIMEOUT), s.get("in_flight", IN_FLIGHT))
+        if key not in self.doors:
+            watch = Watch(as_json=s.get("as_json", False))
+            self.doors[key] = open_door(key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch)
+        return self.doors[key]
 
     def model(self, s: Settings, record: dict[str, Any] | None = None) -> "Model":
         """The model that the settings name, else the record, else the default; opened once."""
-        from interventions.backends import is_loopback, resolve
         from interventions.embedded import ALIASES
         from interventions.models import open_model
 
-        name = s.get("model", DEFAULT_MODEL, record)
-        key = (name, s.get("where", "local"), s.get("host"), s.get("device"), s.get("dtype", None, record))
+        door = self.door(s)
+        name = s.get("model", None, record) or self._default_model(door)
+        key = (name, door, s.get("device"), s.get("dtype", None, record))
         if key not in self.models:
-            where = resolve(key[1], key[2])
-            if isinstance(where, str) and where != "local" and name in ALIASES and not is_loopback(where):
+            if door.is_far and name in ALIASES and not door.is_loopback:
                 raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
-            model = open_model(name, remote=where, device=key[3], dtype=key[4])
-            self.models |= {key: model, (*key[:4], model.dtype): model}
+            model = open_model(name, remote=door, device=key[2], dtype=key[3])
+            self.models |= {key: model, (*key[:3], model.dtype): model}
         return self.models[key]
+
+    def _default_model(self, door: "Door") -> str:
+        if not door.is_far or door.is_loopback:
+            return DEFAULT_MODEL
+        from interventions.server import pick_llama
+
+        name = pick_llama(door.line.address).name
+        warn(f"no --model given: {name} is up there and will be used")
+        return name
 
 
 @click.group(chain=True, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
