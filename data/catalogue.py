@@ -41,12 +41,13 @@ class DataSet:
         config: The hub's name of the config; None for a set's only one.
         splits: The hub's splits that are read, each with the `split` its rows get (None: they serve all).
         rows: How many rows the hub's splits give, after `keep`.
-        origin: Where the set's authors keep it.
+        origin: Its paper, or where its authors keep it.
         revision: The commit that is loaded, where one is known.
         id: The set's own id; None takes the row number, led by the split where there are several.
         keep: Which rows are read.
         theme: Which rows are siblings: what a bootstrap should draw together.
         parts: Names of `label` values after the `/`, beside `harmful` and `benign`.
+        csv: Options of the reader, where the files are CSV or TSV.
     """
 
     name: str
@@ -268,7 +269,8 @@ def read(known: DataSet, part: str | None = None, mirror: Path | None = None) ->
         raise UserError(
             f"{known.name} has no part {part!r}; it has {', '.join(dict.fromkeys([*known.splits, *labels]))}"
         )
-    wanted = [split for split in known.splits if part in (split, None) or part not in known.splits]
+    named = part if part in known.splits else None
+    wanted = list(known.splits) if named is None else [named]
     fetched = fetch(
         known.hub, known.config, columns=known.columns, revision=known.revision, mirror=mirror, csv=known.csv
     )
@@ -283,7 +285,7 @@ def read(known: DataSet, part: str | None = None, mirror: Path | None = None) ->
         raise UserError(f"{known.name}: columns of another kind than expected: {str(error).splitlines()[0]}") from None
     if rows["label"].null_count():
         raise UserError(f"{known.name}: {rows['label'].null_count()} rows have a label that this version does not know")
-    rows = rows if part is None or part in known.splits else rows.filter(pl.col("label") == labels[part])
+    rows = rows if part == named else rows.filter(pl.col("label") == labels[part or ""])
     if rows.is_empty():
         raise UserError(f"{known.name}: no rows{f' in {part}' if part else ''}")
     return rows

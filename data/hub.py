@@ -49,10 +49,14 @@ def fetch(
     """
     from datasets import load_dataset
 
+    options: dict[str, Any] = dict(csv or {})
     folder = None if mirror is None else _folder(mirror, hub)
-    options = dict(csv or {}) if folder is None or _holds_csv(folder) else {}
     if folder is None:
         options["revision"] = revision
+        if Path(hub).exists():
+            raise UserError(f"{hub} is also a folder here and would be read instead of the hub; pass --data-mirror .")
+    elif not _holds_csv(folder):
+        options = {}
     try:
         with _quiet():
             loaded = load_dataset(str(folder or hub), config, **options)
@@ -130,7 +134,7 @@ def _explained(error: Exception, hub: str, config: str | None, folder: Path | No
         return f"{hub}: the pinned revision is gone from the hub; see {PAGE}{hub}, or pass --data-mirror DIR"
     if isinstance(error, DatasetNotFoundError):
         return f"no data set {hub!r} on the hub, or a private one: check {PAGE}{hub}, or run `hf auth login`"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, (ConnectionError, TimeoutError)) or re.search("Connect|Timeout", type(error).__name__):
         return f"{hub}: the hub is out of reach (offline?); pass --data-mirror DIR with a copy of it"
     reason = " ".join(text.split())[:200] or type(error).__name__
     return f"{folder or hub}: not readable as a data set of the hub: {reason}"

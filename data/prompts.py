@@ -63,7 +63,7 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
     if found is not None:
         known, part = found
         return _checked(catalogue.read(known, part, mirror), source, known.name)
-    if path.exists() or not HUB_ID.fullmatch(source):
+    if path.is_file() or not HUB_ID.fullmatch(source):
         raise UserError(_unknown(source))
     return _load_hub(source, mirror)
 
@@ -84,22 +84,21 @@ def _load_hub(source: str, mirror: Path | None) -> pl.DataFrame:
     fetched = fetch(hub, config or None, columns=["prompt"], optional=PROMPT_COLUMNS, mirror=mirror)
     if rest and rest[0] not in fetched:
         raise UserError(f"{hub} has no split {rest[0]!r}; it has {', '.join(fetched)}")
-    frames = []
-    for split, frame in fetched.items():
-        number = pl.format(f"{split}-{{}}", "row") if len(fetched) > 1 else pl.col("row").cast(pl.String)
-        ours = split if len(fetched) > 1 and split in SPLITS else None
-        frame = frame.select(pl.all().cast(pl.String)).with_row_index("row")
-        frames.append(
-            frame.with_columns(
-                pl.col("id").fill_null(number) if "id" in frame.columns else number.alias("id"),
-                pl.lit(ours, pl.String).alias("split") if "split" not in frame.columns else pl.col("split"),
-                pl.lit(split).alias("hub split"),
-            )
-        )
-    frame = pl.concat(frames, how="diagonal")
-    if rest:
-        frame = frame.filter(pl.col("hub split") == rest[0])
-    return _checked(frame, source, f"{hub}:{config}" if config else hub)
+    frames = [_numbered(_text_only(frame, source), split, len(fetched) > 1) for split, frame in fetched.items()]
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    chosen = frame.filter(pl.col("hub split") == rest[0]) if rest else frame
+    return _checked(chosen, source, f"{hub}:{config}" if config else hub)
+
+
+def _numbered(frame: pl.DataFrame, split: str, among_others: bool) -> pl.DataFrame:
+    """A hub split with ids that stay the same when it is loaded alone, and with its name if it is one of ours."""
+    frame = frame.with_columns(pl.lit(None).alias(c) for c in ("id", "split") if c not in frame.columns)
+    lead, ours = (f"{split}-", split if split in SPLITS else None) if among_others else ("", None)
+    return frame.with_row_index("row").with_columns(
+        pl.col("id").cast(pl.String).fill_null(pl.format(f"{lead}{{}}", "row")),
+        pl.col("split").cast(pl.String).fill_null(pl.lit(ours, pl.String)),
+        pl.lit(split).alias("hub split"),
+    )
 
 
 def _unknown(source: str) -> str:
@@ -184,18 +183,24 @@ def _read_parquet(path: Path, name: str) -> pl.DataFrame:
 READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
+def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
+    if nested:
+        raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
+    return frame
+
+
 def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
     """Bring a raw frame into shape, or say which row is wrong; rows count from 1."""
     if "prompt" not in frame.columns:
         raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns)) or 'none'}")
     if frame.is_empty():
         raise UserError(f"{name}: no rows")
-    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
-    if nested:
-        raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
-    frame = frame.with_columns(
-        [pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns]
-    ).select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+    frame = (
+        _text_only(frame, name)
+        .with_columns([pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns])
+        .select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+    )
     blank_is_null = [
         pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars())
         for c in PROMPT_COLUMNS

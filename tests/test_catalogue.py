@@ -235,6 +235,7 @@ def test_a_label_stored_as_classes_reads_by_name(tmp_path):
         ("me/mine:big", "me/mine has no config 'big'; it has default"),
         ("me/good/dev", "me/good has no split 'dev'; it has train"),
         ("me/many", "me/many: name a config, me/many:one, two"),
+        ("me/chats", r"me/chats: column 'prompt' must be text, not List\(String\)"),
         ("me/torn", "me/torn: not readable as a data set of the hub"),
         ("alpaca", "tatsu-lab/alpaca: no column 'input'; it has 'instruction'"),
         ("xstest", "xstest: 1 rows have a label that this version does not know"),
@@ -247,6 +248,7 @@ def test_a_wrong_source_says_what_is_wrong_and_what_to_do(source, reason, tmp_pa
     put_known(tmp_path, "gsm8k", "test")
     put(tmp_path, "me/mine", None, {"train": pl.DataFrame({"text": ["a"]})})
     put(tmp_path, "me/good", None, {"train": pl.DataFrame({"prompt": ["a"]})})
+    put(tmp_path, "me/chats", None, {"train": pl.DataFrame({"prompt": [["a", "b"]]})})
     put(tmp_path, "tatsu-lab/alpaca", None, {"train": pl.DataFrame({"instruction": ["a"]})})
     put_known(tmp_path, "xstest", prompt=["a", "b"], label=["safe", "borderline"])
     put_known(tmp_path, "mmlu", choices=["a, b, c, d"])
@@ -265,6 +267,14 @@ def test_a_mirror_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"--data-mirror .*nowhere: no such folder"):
         load("xstest", tmp_path / "nowhere")
     assert load("embedded/test", tmp_path / "nowhere").height > 0  # not asked for anything
+
+
+def test_a_folder_here_is_not_taken_for_the_hub(tmp_path, monkeypatch):
+    put_known(tmp_path, "xstest")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"also a folder here .* pass --data-mirror \."):
+        load("xstest")
+    assert load("xstest", Path()).height == 1
 
 
 def test_loading_draws_no_bars_and_leaves_the_libraries_as_they_were(tmp_path, capfd):
