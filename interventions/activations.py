@@ -72,18 +72,26 @@ class Activations:
                 values = np.fromfile(file, "<f4", count * depth * width)
                 yield start, values.reshape(count, depth, width)
 
+    def index(self, layer: int) -> int:
+        """Where a block's output stands along the second axis.
+
+        Raises:
+            UserError: The file does not hold that layer.
+        """
+        if layer not in self.layers:
+            raise UserError(f"no activations at layer {layer}; they are at {spans(self.layers)}")
+        return self.layers.index(layer)
+
     def layer(self, number: int, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """One layer of some rows, in the order given: float32 (rows, d_model).
 
         Raises:
             UserError: The file does not hold that layer.
         """
-        if number not in self.layers:
-            raise UserError(f"no activations at layer {number}; they are at {spans(self.layers)}")
         height, depth, width = self.shape
         chosen = range(height) if rows is None else rows
         values = np.empty((len(chosen), width), "<f4")
-        first = self._start() + self.layers.index(number) * width * 4
+        first = self._start() + self.index(number) * width * 4
         with self.path.open("rb") as file:
             for at, row in enumerate(chosen):
                 os.preadv(file.fileno(), [values[at].data], first + int(row) * depth * width * 4)

@@ -18,6 +18,7 @@ from data.errors import UserError
 from interventions.activations import Activations
 from interventions.contrasts import RESPOND, Contrast, contrasts, has_suffixes, shuffled
 from interventions.covariance import within_class_covariance
+from interventions.logistic import fit_logistic
 from interventions.progress import progress
 from interventions.vectors import FORMAT, SteeringVectors
 
@@ -30,7 +31,6 @@ METHODS = {
     "random": "a random direction as long as the mean's: a control",
     "shuffled": "mean under permuted labels: a control",
 }
-LOGISTIC_C = 0.01
 LINEAR = ("pca", "logistic", "lda")
 
 
@@ -121,21 +121,10 @@ def pca_direction(differences: np.ndarray) -> np.ndarray:
     return _unit(differences.T @ leading if wide else leading)
 
 
-def logistic_direction(positive: np.ndarray, negative: np.ndarray, c: float = LOGISTIC_C) -> np.ndarray:
-    """Normal of the logistic regression that tells two groups of rows apart: (d_model,), unit, in the raw residual.
-
-    Columns are standardised for the fit, so that the L2 penalty weighs all dimensions alike, and both groups count
-    the same; the normal is mapped back (w / σ). With more dimensions than rows the penalty decides the direction:
-    C = 0.01 is what cross-validation chooses on SmolLM2's middle layers.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
+def logistic_direction(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Normal of the logistic regression that tells two groups of rows apart: (d_model,), unit, in the raw residual."""
     x = np.concatenate([positive, negative])
-    y = np.repeat([1, 0], [len(positive), len(negative)])
-    scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=5000).fit(scaler.transform(x), y)
-    return _unit(model.coef_[0] / np.asarray(scaler.scale_))
+    return _unit(fit_logistic(x, np.arange(len(x)) < len(positive))[0])
 
 
 def lda_directions(positive: Sequence[np.ndarray], negative: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ from data import for_split
 from data.errors import UserError
 from interventions.activations import Activations
 from interventions.artefacts import check_model, check_shapes, load_tensors, save_tensors
+from interventions.detection import choose_threshold, quality_table, roc_table, tpr_at
+from interventions.logistic import Linear, best_c, fit_logistic, stratified
 from interventions.progress import progress
 
 if TYPE_CHECKING:
-    from sklearn.model_selection import StratifiedKFold
-
     from interventions.models import Model
 
 FORMAT = "refusal-steering/probe/1"
@@ -26,11 +26,6 @@ FITS = {
     "logistic": "L2-regularised logistic regression on standardised activations, C cross-validated within the split",
     "published": "AdamW, learning rate 1e-3, weight decay 1e-4, 15 epochs, on mean-centred activations",
 }
-FOLDS = 5
-C_GRID = tuple(np.logspace(-4, 0, 9))
-C_PROFILE = 0.01
-ROC_SCHEMA = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
-Linear = tuple[np.ndarray, np.ndarray, float]
 Fit = Callable[[np.ndarray, np.ndarray], Linear]
 
 
@@ -139,8 +134,9 @@ def fit_probe(
     """Fit on one split, choose the threshold on another, report on that and on `test`.
 
     Benign rows with a category (near-misses such as "kill a process") are benign rows like any other: a gate
-    has to let them pass. Rows without a split serve all; they are then scored by probes fitted without them
-    (5-fold), since a probe on more dimensions than rows tells its own rows apart perfectly.
+    has to let them pass. (Two or three times their weight changed the AUC against them by less than 0.01 on
+    SmolLM2.) Rows without a split serve all; they are then scored by probes fitted without them (5-fold), since a
+    probe on more dimensions than rows tells its own rows apart perfectly.
 
     Args:
         path: A `prompts` file of `extract`.
@@ -159,90 +155,40 @@ def fit_probe(
     activations = Activations.open(path)
     if activations.metadata["position"] == "suffix":
         raise UserError(f"{path}: a probe reads prompts; run extract without --suffix")
+    if layer is not None:
+        activations.index(layer)
     known, chooser = _labelled(activations.rows, split), _labelled(activations.rows, threshold_split)
     _need_both(known, split, "fit")
     _need_both(chooser, threshold_split, "choose the threshold")
-    held = {threshold_split: chooser, "test": _labelled(activations.rows, "test")}
-    held = {name: rows for name, rows in held.items() if 0 < rows.harmful.sum() < len(rows.harmful)}
-    profile = _profile(activations, known, chooser, seed)
+    layers = _by_layer(activations, known, chooser, seed)
     if layer is None:
-        layer = int(profile.sort("auc", "tpr_at_1_fpr", descending=True, maintain_order=True)["layer"][0])
+        layer = int(layers.sort("auc", "tpr_at_1_fpr", descending=True, maintain_order=True)["layer"][0])
     fitter, noted = _fitter(fit, _x(activations, layer, known), known.harmful, seed)
     bare = _probe(*fitter(_x(activations, layer, known), known.harmful))
+    held = {threshold_split: chooser, "test": _labelled(activations.rows, "test")}
+    held = {name: rows for name, rows in held.items() if 0 < rows.harmful.sum() < len(rows.harmful)}
     scores = {name: _held_out(activations, layer, bare, fitter, known, rows, seed) for name, rows in held.items()}
     threshold = choose_threshold(chooser.harmful, scores[threshold_split], fpr)
-    quality = pl.concat([_quality(name, held[name], scores[name], threshold) for name in held])
-    first = quality.row(0, named=True)
+    quality = pl.concat(
+        [quality_table(name, rows.harmful, rows.near_miss, scores[name], threshold) for name, rows in held.items()]
+    )
+    reached = quality.row(0, named=True)
     metadata = {
         "format": FORMAT,
         **{key: activations.metadata[key] for key in ("model", "revision", "site", "position")},
-        "layer": str(layer),
-        "method": fit,
-        **noted,
-        "split": split,
-        "counts": json.dumps(_counts(known)),
-        "threshold_split": threshold_split,
-        "threshold_counts": json.dumps(_counts(chooser)),
+        **{"layer": str(layer), "method": fit, **noted, "seed": str(seed)},
+        **{"split": split, "counts": json.dumps(_counts(known))},
+        **{"threshold_split": threshold_split, "threshold_counts": json.dumps(_counts(chooser))},
         "threshold_rule": "youden" if fpr is None else f"fpr<={fpr:g}",
-        **{key: f"{first[key]:.6f}" for key in ("auc", "tpr_at_1_fpr", "tpr", "fpr")},
+        **{key: f"{reached[key]:.6f}" for key in ("auc", "tpr_at_1_fpr", "tpr", "fpr")},
         "data": ", ".join(sorted(activations.rows["dataset"].unique())),
     }
-    probe = Probe(bare.weight, bare.mean, bare.bias, torch.tensor([threshold]), metadata)
-    roc = pl.concat([_roc(name, held[name], scores[name]) for name in held])
-    return ProbeReport(probe, profile.with_columns((pl.col("layer") == layer).alias("chosen")), roc, quality)
-
-
-def choose_threshold(harmful: np.ndarray, score: np.ndarray, fpr: float | None = None) -> float:
-    """The score from which on a row counts as harmful.
-
-    Youden's J, max(TPR − FPR) (Youden 1950; the papers' rule), or the highest TPR whose FPR is at most `fpr`;
-    of equals the one with fewer false alarms. The threshold lies midway between the last score that passes and the
-    first that doesn't, so that rounding moves no row across it.
-
-    Args:
-        harmful: (rows,) bool.
-        score: (rows,) float32, 0 to 1.
-        fpr: 0 to 1, or None for Youden's J.
-    """
-    from sklearn.metrics import roc_curve
-
-    false, true, scores = roc_curve(harmful, score, drop_intermediate=False)
-    gain = true - false if fpr is None else np.where(false <= fpr, true, -1)
-    at = int(np.argmax(gain))
-    above = np.float32(scores[at]) if at else np.nextafter(np.float32(1), np.float32(2))
-    if at == len(scores) - 1:
-        return float(above)
-    below = np.float32(scores[at + 1])
-    middle = np.float32((float(above) + float(below)) / 2)
-    return float(middle if middle > below else above)
-
-
-def fit_logistic(x: np.ndarray, harmful: np.ndarray, c: float) -> Linear:
-    """Weight, mean and bias of scikit-learn's logistic regression on standardised columns, in raw units.
-
-    Both classes count the same whatever their sizes. Giving near-misses two or three times the weight changed the
-    AUC against them by less than 0.01 on SmolLM2, so they have none.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=5000).fit(scaler.transform(x), harmful)
-    return model.coef_[0] / np.asarray(scaler.scale_), np.asarray(scaler.mean_), float(model.intercept_[0])
-
-
-def best_c(x: np.ndarray, harmful: np.ndarray, seed: int) -> float:
-    """Inverse L2 strength with the highest AUC in 5-fold cross-validation (fewer folds for fewer rows)."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000))
-    search = GridSearchCV(
-        model, {"logisticregression__C": C_GRID}, scoring="roc_auc", cv=_folds(harmful, seed), refit=False
+    return ProbeReport(
+        replace(bare, threshold=torch.tensor([threshold]), metadata=metadata),
+        layers.with_columns((pl.col("layer") == layer).alias("chosen")),
+        pl.concat([roc_table(name, rows.harmful, scores[name]) for name, rows in held.items()]),
+        quality,
     )
-    return float(search.fit(x, harmful).best_params_["logisticregression__C"])
 
 
 def fit_published(x: np.ndarray, harmful: np.ndarray, seed: int) -> Linear:
@@ -278,8 +224,8 @@ def _fitter(fit: str, x: np.ndarray, harmful: np.ndarray, seed: int) -> tuple[Fi
 
 def _probe(weight: np.ndarray, mean: np.ndarray, bias: float) -> Probe:
     """Float32 tensors; the threshold comes later."""
-    tensors = (torch.from_numpy(np.asarray(value, np.float32).reshape(-1)) for value in (weight, mean, bias, 0.5))
-    return Probe(*tensors)
+    parts = [torch.from_numpy(np.array(value, np.float32).reshape(-1)) for value in (weight, mean, bias, 0.5)]
+    return Probe(parts[0], parts[1], parts[2], parts[3])
 
 
 def _x(activations: Activations, layer: int, rows: _Rows) -> np.ndarray:
@@ -301,20 +247,6 @@ def _need_both(rows: _Rows, split: str, purpose: str) -> None:
             )
 
 
-def _folds(harmful: np.ndarray, seed: int) -> "StratifiedKFold":
-    """At most five folds, each with both classes.
-
-    Raises:
-        UserError: A class has a single row.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    least = min(int(harmful.sum()), int((~harmful).sum()))
-    if least < 2:
-        raise UserError("a probe needs at least two harmful and two benign rows to fit on; add prompts")
-    return StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
-
-
 def _held_out(
     activations: Activations, layer: int, bare: Probe, fitter: Fit, known: _Rows, rows: _Rows, seed: int
 ) -> np.ndarray:
@@ -323,65 +255,25 @@ def _held_out(
     seen = np.isin(rows.rows, known.rows)
     if seen.any():
         x, without = _x(activations, layer, known), np.empty(len(known.rows), np.float32)
-        for train, test in _folds(known.harmful, seed).split(x, known.harmful):
+        for train, test in stratified(known.harmful, seed).split(x, known.harmful):
             part = _probe(*fitter(x[train], known.harmful[train]))
             without[test] = part.score(torch.from_numpy(x[test])).numpy()
         score[seen] = without[np.searchsorted(known.rows, rows.rows[seen])]
     return score
 
 
-def _profile(activations: Activations, known: _Rows, held: _Rows, seed: int) -> pl.DataFrame:
+def _by_layer(activations: Activations, known: _Rows, held: _Rows, seed: int) -> pl.DataFrame:
     """AUC and TPR at 1 % FPR of a probe at every layer; one layer in memory at a time."""
     from sklearn.metrics import roc_auc_score
 
     found = []
     with progress(len(activations.layers), 0, "probe", unit="layer") as bar:
         for layer in activations.layers:
-            bare = _probe(*_fit_profile(_x(activations, layer, known), known.harmful))
-            score = _held_out(activations, layer, bare, _fit_profile, known, held, seed)
+            bare = _probe(*fit_logistic(_x(activations, layer, known), known.harmful))
+            score = _held_out(activations, layer, bare, fit_logistic, known, held, seed)
             found.append((layer, float(roc_auc_score(held.harmful, score)), tpr_at(held.harmful, score, 0.01)))
             bar.update()
     return pl.DataFrame(found, {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64}, orient="row")
-
-
-def _fit_profile(x: np.ndarray, harmful: np.ndarray) -> Linear:
-    return fit_logistic(x, harmful, C_PROFILE)
-
-
-def tpr_at(harmful: np.ndarray, score: np.ndarray, fpr: float) -> float:
-    """The highest TPR at a false-positive rate of at most `fpr`."""
-    from sklearn.metrics import roc_curve
-
-    false, true, _ = roc_curve(harmful, score, drop_intermediate=False)
-    return float(true[false <= fpr].max())
-
-
-def _roc(split: str, rows: _Rows, score: np.ndarray) -> pl.DataFrame:
-    from sklearn.metrics import roc_curve
-
-    false, true, scores = roc_curve(rows.harmful, score)
-    return pl.DataFrame({"split": [split] * len(false), "fpr": false, "tpr": true, "threshold": scores}, ROC_SCHEMA)
-
-
-def _quality(split: str, rows: _Rows, score: np.ndarray, threshold: float) -> pl.DataFrame:
-    """How well the probe tells harmful rows from all benign rows, and from near-misses alone."""
-    from scipy.stats import binomtest
-    from sklearn.metrics import roc_auc_score
-
-    found = []
-    for against, benign in (("all", ~rows.harmful), ("near-miss", rows.near_miss)):
-        if not benign.any():
-            continue
-        used = rows.harmful | benign
-        row = {"split": split, "against": against, "n_harmful": int(rows.harmful.sum()), "n_benign": int(benign.sum())}
-        row["auc"] = float(roc_auc_score(rows.harmful[used], score[used]))
-        row["tpr_at_1_fpr"] = tpr_at(rows.harmful[used], score[used], 0.01)
-        for name, group in (("tpr", rows.harmful), ("fpr", benign)):
-            fired = binomtest(int((score[group] >= np.float32(threshold)).sum()), int(group.sum()))
-            low, high = fired.proportion_ci(method="wilson")
-            row |= {name: fired.statistic, f"{name}_low": float(low), f"{name}_high": float(high)}
-        found.append(row)
-    return pl.DataFrame(found)
 
 
 def _counts(rows: _Rows) -> dict[str, int]:
