@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from commands.fitting import need_lowrank, need_probe
 from commands.framework import Session, command
 from commands.output import emit_progress
 from commands.prompts import fingerprint_of, load_prompts, traced_prompts
