@@ -165,7 +165,7 @@ def test_random_is_as_long_as_the_mean_and_points_elsewhere(prompts):
         for name in CATEGORIES:
             assert torch.allclose(mean.tensors[name].norm(dim=1), random.tensors[name].norm(dim=1), rtol=1e-5)
             assert cosine(mean.at(1, name).numpy(), random.at(1, name).numpy()) < 0.9
-            assert not torch.allclose(random.at(0, name), random.at(1, name))
+            assert abs(cosine(random.at(0, name).numpy(), random.at(1, name).numpy())) < 0.9
 
 
 def test_shuffled_is_the_mean_under_some_other_labels(prompts):

@@ -145,6 +145,14 @@ def test_the_threshold_stands_between_scores():
     assert choose_threshold(~y, score, 0.0) > 0.9  # nothing passes
 
 
+def test_of_equal_thresholds_the_one_with_fewer_false_alarms_is_taken():
+    y = np.array([True, False, True, False, True, False])
+    score = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], np.float32)  # J is 1/3 from 0.9, 0.7 and 0.5 on
+    assert choose_threshold(y, score) == pytest.approx(0.85)
+    assert choose_threshold(y[::-1], score) > 0.9
+    assert choose_threshold(y, score, 0.5) == pytest.approx(0.65)
+
+
 def test_fpr_is_obeyed_on_validation(made):
     path, values, rows = made
     for fpr in (0.0, 0.1, 0.5):
