@@ -8,7 +8,6 @@ import click
 
 from commands.output import emit, warn
 from commands.settings import Command, Settings, shared
-from data.errors import UserError
 
 if TYPE_CHECKING:
     from interventions.backends import Door
@@ -37,15 +36,12 @@ class Session:
 
     def model(self, s: Settings, record: dict[str, Any] | None = None) -> "Model":
         """The model that the settings name, else the record, else the default; opened once."""
-        from interventions.embedded import ALIASES
         from interventions.models import open_model
 
         door = self.door(s)
         name = s.get("model", None, record) or self._default_model(door)
         key = (name, door, s.get("device"), s.get("dtype", None, record))
         if key not in self.models:
-            if door.is_far and name in ALIASES and not door.is_loopback:
-                raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
             model = open_model(name, remote=door, device=key[2], dtype=key[3])
             self.models |= {key: model, (*key[:3], model.dtype): model}
         return self.models[key]
@@ -55,7 +51,7 @@ class Session:
             return DEFAULT_MODEL
         from interventions.server import pick_llama
 
-        name = pick_llama(door.line.address).name
+        name = pick_llama(door.address).name
         warn(f"no --model given: {name} is up there and will be used")
         return name
 

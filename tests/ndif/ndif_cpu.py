@@ -5,7 +5,8 @@ Chosen through NDIF's own settings, with this folder on PYTHONPATH of the Ray pr
     NDIF_CONTROLLER_IMPORT_PATH=ndif_cpu.CPUControllerActor
 The GPU that placement counts on is only a Ray resource (`ray start --num-gpus=1`).
 """
-# pyright: reportMissingImports=false  # it runs in the server's environment, not in ours
+# It runs in the server's environment, not in ours:
+# pyright: reportMissingImports=false
 
 import inspect
 
