@@ -1,6 +1,8 @@
 """One group of chained commands: registering them, and what a chain shares."""
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,13 @@ class Session:
             self.models |= {key: model, (*key[:3], model.dtype): model}
         return self.models[key]
 
+    def traffic(self) -> dict[str, int]:
+        """What went over the lines of all doors so far."""
+        total: Counter[str] = Counter()
+        for door in self.doors.values():
+            total.update(door.traffic)
+        return dict(total)
+
     def _default_model(self, door: "Door") -> str:
         if not door.is_far or door.is_loopback:
             return DEFAULT_MODEL
@@ -71,8 +80,13 @@ def cli(ctx: click.Context, **_options: Any) -> None:
 MAKERS: dict[str, Callable[[Session, Settings], dict[str, Any]]] = {}
 
 
-def command(*options: Callable[..., Any]) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
-    """Register a function as a command: it gets the session and settings and returns its summary."""
+def command(
+    *options: Callable[..., Any], writes: bool = True
+) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
+    """Register a function as a command: it gets the session and settings and returns its summary.
+
+    One that `writes` holds the run directory's lock; another makes no run directory.
+    """
 
     def register(make: Callable[[Session, Settings], dict[str, Any]]) -> click.Command:
         name = make.__name__.rstrip("_")
@@ -82,8 +96,14 @@ def command(*options: Callable[..., Any]) -> Callable[[Callable[[Session, Settin
 
             ctx = click.get_current_context()
             settings = Settings(ctx)
-            with writing(settings.run):
-                emit(name, make(ctx.obj, settings), settings.get("as_json", False))
+            session: Session = ctx.obj
+            before = session.traffic()
+            with writing(settings.run) if writes else nullcontext():
+                summary = make(session, settings)
+            remote = {name: number - before.get(name, 0) for name, number in session.traffic().items()}
+            if any(remote.values()):
+                summary["remote"] = remote
+            emit(name, summary, settings.get("as_json", False))
 
         for option in reversed(options):
             run = option(run)

@@ -20,8 +20,19 @@ def emit(name: str, summary: dict[str, Any], as_json: bool) -> None:
     table = summary.pop("table", None)
     if table is not None:
         click.echo(as_text(table))
-    wrote = summary.pop("wrote")
-    click.echo(f"{name}: {', '.join(f'{key} {_shown(value)}' for key, value in summary.items())} -> {wrote}")
+    wrote, remote = summary.pop("wrote", None), summary.pop("remote", None)
+    if wrote is not None:
+        words = [f"{key} {_shown(value)}" for key, value in summary.items()]
+        click.echo(f"{name}: {', '.join(words + _traffic(remote or {}))} -> {wrote}")
+
+
+def _traffic(counts: dict[str, int]) -> list[str]:
+    """What a server had to do with it, for people: `3 jobs (1 collected), 0.1 MB sent, 4.4 MB received`."""
+    if not counts:
+        return []
+    also = [f"{counts[name]} {name}" for name in ("collected", "retried") if counts[name]]
+    jobs = f"jobs {counts['jobs']}" + (f" ({', '.join(also)})" if also else "")
+    return [jobs, *(f"{counts[name] / 1e6:.1f} MB {name}" for name in ("sent", "received"))]
 
 
 def emit_progress(summary: dict[str, Any]) -> None:

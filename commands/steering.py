@@ -39,7 +39,7 @@ STEERING = (
 )
 def trace(session: Session, s: Settings) -> dict[str, Any]:
     """Look at prompts unsteered and steered, side by side."""
-    from interventions.rundir import now, replacing
+    from interventions.rundir import now
     from interventions.tracing import trace as run_trace
 
     start = now()
@@ -62,10 +62,8 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
         table = pl.read_parquet(path)
     else:
         table = run_trace(
-            model, prompts, steering, arm, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
+            model, prompts, steering, arm, path, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
         )
-        with replacing(path) as unfinished:
-            table.write_parquet(unfinished)
         note(s, "traces", key, model, start, data=list(s.get("data", ())), options=s.given())
     return {"prompts": table.height, "table": trace_table(table), "wrote": str(path)}
 

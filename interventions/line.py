@@ -53,7 +53,8 @@ class Traffic:
     retried: int = 0
     sent: int = 0
     received: int = 0
-    _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+    _noted: dict[str, int] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def add(self, **counts: int) -> None:
         """Count; from any thread."""
@@ -65,6 +66,11 @@ class Traffic:
         """Every count, by name."""
         with self._lock:
             return {name: getattr(self, name) for name in ("jobs", "collected", "retried", "sent", "received")}
+
+    def since_noted(self) -> dict[str, int]:
+        """Every count since this was last asked."""
+        before, self._noted = self._noted, self.counts()
+        return {name: number - before.get(name, 0) for name, number in self._noted.items()}
 
 
 @dataclass(frozen=True, eq=False)
