@@ -6,6 +6,7 @@ import sys
 import click
 
 import commands.activations
+import commands.datasets
 import commands.evaluation
 import commands.status
 import commands.steering
@@ -19,7 +20,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("interventions").setLevel(logging.DEBUG if debug else logging.WARNING)
+    for own in ("data", "interventions"):
+        logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         cli.main(standalone_mode=False)
         code = 0

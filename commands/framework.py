@@ -85,7 +85,7 @@ def command(
 ) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
     """Register a function as a command: it gets the session and settings and returns its summary.
 
-    One that `writes` holds the run directory's lock; another makes no run directory.
+    One that `writes` nothing neither makes the run directory nor waits for another's lock on it.
     """
 
     def register(make: Callable[[Session, Settings], dict[str, Any]]) -> click.Command:

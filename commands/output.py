@@ -17,17 +17,17 @@ def emit(name: str, summary: dict[str, Any], as_json: bool) -> None:
         plain = {k: v.to_dicts() if hasattr(v, "to_dicts") else v for k, v in summary.items()}
         click.echo(json.dumps({"command": name, **plain}, ensure_ascii=False, default=str))
         return
-    table = summary.pop("table", None)
+    table, remote = summary.pop("table", None), summary.pop("remote", {})
     if table is not None:
         click.echo(as_text(table))
-    wrote, remote = summary.pop("wrote", None), summary.pop("remote", None)
-    if wrote is not None:
-        words = [f"{key} {_shown(value)}" for key, value in summary.items()]
-        click.echo(f"{name}: {', '.join(words + _traffic(remote or {}))} -> {wrote}")
+    wrote = f" -> {summary.pop('wrote')}" if "wrote" in summary else ""
+    words = [*(f"{key} {_shown(value)}" for key, value in summary.items()), *_traffic(remote)]
+    if words:
+        click.echo(f"{name}: {', '.join(words)}{wrote}")
 
 
 def _traffic(counts: dict[str, int]) -> list[str]:
-    """What a server had to do with it, for people: `3 jobs (1 collected), 0.1 MB sent, 4.4 MB received`."""
+    """What a server had to do with it, for people: `jobs 3 (1 collected), 0.1 MB sent, 4.4 MB received`."""
     if not counts:
         return []
     also = [f"{counts[name]} {name}" for name in ("collected", "retried") if counts[name]]

@@ -23,9 +23,10 @@ def status(_session: Session, s: Settings) -> dict[str, Any]:
     if s.get("where") == "remote" and there["reason"]:
         raise UserError(there["reason"])
     here = local()
-    if not s.get("as_json", False):
-        _show(there, here)
-    return {"ndif": there, "local": here}
+    if s.get("as_json", False):
+        return {"ndif": there, "local": here}
+    _show(there, here)
+    return {}
 
 
 def ask_server(host: str | None, seconds: float) -> dict[str, Any]:
