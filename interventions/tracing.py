@@ -87,6 +87,7 @@ def trace(
         for number, batch in enumerate(journal.plan)
         for row, one in zip(batch, journal.done[number], strict=True)
     }
+    journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
     return pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
 
