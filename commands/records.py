@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
     from interventions.rundir import record
 
     entry: dict[str, Any] = {
-        "command": "python cli.py " + shlex.join(sys.argv[1:]),
+        "command": "python cli.py " + command_line(sys.argv[1:]),
         "options": options or {},
         "data": data if data is not None else (like or {}).get("data", []),
         "key": key,
@@ -57,11 +58,28 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
     }
     if model is not None:
         entry |= model_key(model) | {"backend": model.backend}
+        if model.door.line is not None:
+            entry["remote"] = model.door.line.traffic.since_noted()
     else:
         entry |= {
             name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")
         }
     record(s.run, artefact, entry)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The words as typed, but for a user name or key in the host's address."""
+    from interventions.line import shown
+
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if before == "--host":
+            word = shown(word)
+        elif option == "--host" and equals:
+            word = f"--host={shown(value)}"
+        kept.append(word)
+    return shlex.join(kept)
 
 
 def identity(key: dict[str, Any]) -> str:
@@ -74,6 +92,3 @@ def model_key(model: "Model") -> dict[str, Any]:
     tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()
     return {"model": model.name, "revision": model.revision, "template": model.template_hash,
             "tokenizer": tokenizer, "dtype": model.dtype}  # fmt: skip
-
-
-# Prompts and arms.
