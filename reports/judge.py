@@ -97,7 +97,7 @@ def judge_verdicts(answers: pl.DataFrame, judge: Judge, cache: Path) -> pl.Serie
     Raises:
         UserError: No key, a key that is not accepted, or a model or address that does not exist.
     """
-    texts = strip_thinking(answers["response"].fill_null(""))
+    texts = strip_thinking(answers["response"].fill_null("")).str.strip_chars()
     keys = [
         None if is_broken else content_key(judge.model, prompt, text)
         for prompt, text, is_broken in zip(answers["prompt"], texts, answers["broken"], strict=True)
