@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -315,6 +316,15 @@ def test_addresses_are_shown_without_what_is_secret_in_them():
     assert "pass" not in shown("https://me:pass@host/v1") and shown(None) == "the default address"
 
 
+def test_a_key_that_travels_unencrypted_is_warned_of(caplog):
+    module._client(Judge("m", "http://me:pw@judge.example/v1"), SECRET)
+    assert "http://judge.example/v1 unencrypted" in caplog.text and SECRET not in caplog.text
+    caplog.clear()
+    for url in ("http://127.0.0.1:1/v1", "http://localhost/v1", "https://judge.example/v1"):
+        module._client(Judge("m", url), SECRET)
+    assert not caplog.text
+
+
 KILLED = """
 import sys, polars as pl
 from reports.judge import Judge, judge_verdicts
@@ -335,7 +345,7 @@ def test_what_a_killed_client_paid_for_is_kept(serve, tmp_path, how):
 
     server = serve(behave)
     process = subprocess.Popen([sys.executable, "-c", KILLED, server.url, str(tmp_path / "judge.jsonl")],
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+                               stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])  # fmt: skip
     process.wait(60)
     kept = read_cache(tmp_path / "judge.jsonl")
     assert len(kept) >= 9

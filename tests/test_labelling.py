@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from interventions.generation import SCHEMA as GENERATIONS
 from reports.broken import broken
-from reports.classifier import classifier_verdicts, label_map
+from reports.classifier import classifier_verdicts, label_map, parse_labels
 from reports.hand import allotted, answer_keys, draw, hand_verdicts, read_labels, write_sample
+from reports.judge import Judge
+from reports.scorers import assemble
 from reports.scoring import score
 
 
@@ -202,3 +204,23 @@ def test_a_classifier_that_is_not_there_or_pickled_is_an_error_in_one_line(tmp_p
     with pytest.raises(UserError, match="can't be opened") as raised:
         classifier_verdicts(table, str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_labels_are_parsed_or_refused():
+    assert parse_labels("REJECTION=refuse, a=b=comply,") == {"REJECTION": "refuse", "a=b": "comply"}
+    for text in ("", "refuse", "=refuse", "A=no"):
+        with pytest.raises(UserError, match="write CLASS=VERDICT"):
+            parse_labels(text)
+
+
+def test_scorers_run_if_they_have_what_they_need(tmp_path):
+    table = generations(6)
+    assert list(assemble(table, cache=tmp_path / "j")) == ["phrases"]
+    with_tokens = table.with_columns(control_token=pl.lit("respond"))
+    everything = {"judge": Judge("m"), "classifier": "folder", "hand": tmp_path / "hand.csv"}
+    names = ["token", "phrases", "judge", "classifier", "hand"]
+    assert list(assemble(with_tokens, cache=tmp_path / "j", **everything)) == names
+    assert list(assemble(with_tokens, ["judge", "token"], cache=tmp_path / "j", **everything)) == ["token", "judge"]
+    for name, says in (("judge", "--judge-model"), ("hand", "--hand"), ("token", "no answer opens")):
+        with pytest.raises(UserError, match=says):
+            assemble(table, [name], cache=tmp_path / "j")
