@@ -94,7 +94,7 @@ def compare(
             for layer in one.layers:
                 x, y = _rows(one, layer, contrast), _rows(two, layer, contrast)
                 found.append(row | {"layer": layer} | measure(weights, x, y))
-                bar.update()
+                bar.update(1)
     return pl.DataFrame(found, SCHEMA).fill_nan(None)
 
 

@@ -96,8 +96,10 @@ def answer(
     look = bool(refusal_ids) or gate is not None or bool(read_layers) or top_k > 0
     wanted = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
     readers = [(number, path[number]) for number in wanted]
-    layer_of: list[int] = [plan["layer"] for plan in plans]
-    editors = [[(at, path[at]) for at in sorted({layer_of[arm] for arm in group})] for group in groups]
+    editors = [
+        [(at, block) for at, block in enumerate(path) if at in {plans[arm]["layer"] for arm in group}]
+        for group in groups
+    ]
     gating = None if gate is None else vars(gate)
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     refusing, ending = torch.tensor(list(refusal_ids), dtype=torch.long), torch.tensor(list(stops), dtype=torch.long)
