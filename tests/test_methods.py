@@ -100,7 +100,7 @@ def test_pca_is_scikit_learns_on_differences_and_their_negatives(prompts, pairs)
                 else:
                     own = sides(values[SUFFIXES.index(f"[{name}]") :: 3], rows, name, layer)[0]
                     differences = own - sides(values[1::3], rows, name, layer)[0]
-                wanted = PCA(1).fit(np.concatenate([differences, -differences])).components_[0]
+                wanted = np.asarray(PCA(1).fit(np.concatenate([differences, -differences])).components_)[0]
                 check_projection(vectors.tensors[name][layer], wanted, differences.mean(0))
 
 
