@@ -78,7 +78,7 @@ class Bar:
         """Wrap a tqdm bar."""
         self._bar, self._name, self._watch = bar, name, watch
 
-    def update(self, rows: int) -> None:
+    def update(self, rows: int = 1) -> None:
         """So many more rows are done."""
         self._bar.update(rows)
         if self._watch is not None:
