@@ -77,15 +77,16 @@ def _user_tokens(text: str, prompt: str, offsets: Sequence[tuple[int, int]]) -> 
     return inside[0], inside[-1] + 1
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Split rows into batches, longest first, of at most `batch_tokens` padded tokens each.
+def plan_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | None = None) -> list[list[int]]:
+    """Split rows into batches, longest first, of at most `batch_tokens` padded tokens and `most_rows` rows each.
 
     A function of its arguments alone. A row longer than the budget is a batch of its own.
     """
     batches: list[list[int]] = []
     width = 0
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+        rows = len(batches[-1]) + 1 if batches else 1
+        if batches and rows * width <= batch_tokens and (most_rows is None or rows <= most_rows):
             batches[-1].append(row)
         else:
             batches.append([row])

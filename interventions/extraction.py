@@ -2,26 +2,25 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import nnsight
 import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from data import fingerprint
 from data.errors import UserError
 from interventions.encoding import BATCH_TOKENS, Encoded, encode, pad_batch, pad_id, plan_batches
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.progress import progress
 from interventions.rundir import replacing
 
 POSITIONS = ("last", "mean", "suffix")
 SITE = "resid_post"
+RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
 
 
 def extract(
@@ -82,7 +81,8 @@ def extract(
     if not unfinished.exists():
         journal_path.unlink(missing_ok=True)
     lengths = [len(row) for row in encoded.ids]
-    journal = Journal(journal_path, key, plan_batches(lengths, batch_tokens))
+    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2]))
+    journal = Journal(journal_path, key, plan_batches(lengths, batch_tokens, most_rows))
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
     _run(model, encoded, layers, position, journal, unfinished, shape)
@@ -108,32 +108,41 @@ def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
 
 
 def read_residual(
-    model: Model, batch: dict[str, torch.Tensor], layers: Sequence[int], weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """One forward pass, stopped after the deepest of `layers`.
+    model: Model,
+    batches: Sequence[dict[str, torch.Tensor]],
+    layers: Sequence[int],
+    weights: Sequence[torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
+    """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
 
     Args:
         model: An open model.
-        batch: Left-padded batch of `encoding.pad_batch`.
+        batches: Left-padded batches of `encoding.pad_batch`.
         layers: Ascending block numbers.
-        weights: (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+        weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
 
     Returns:
-        float32 (rows, layers, d_model), on the CPU.
+        For each batch float32 (rows, layers, d_model), on the CPU.
     """
     blocks = [model.layers[layer] for layer in layers]
-    with torch.no_grad(), model.nnsight.trace(batch, remote=model.where) as tracer:
-        states = []
-        for block in blocks:
-            output = block.output
-            hidden = output[0] if isinstance(output, tuple) else output
-            if weights is None:
-                states.append(hidden[:, -1, :].float().cpu())
-            else:
-                states.append(torch.einsum("btd,bt->bd", hidden.float(), weights.to(hidden.device)).cpu())
-        stacked = nnsight.save(torch.stack(states, dim=1))
-        tracer.stop()
-    return stacked
+    network = model.nnsight
+    pairs = list(zip(batches, weights or [None] * len(batches), strict=True))
+    with torch.no_grad(), network.session(backend=model.door.backend(network)):
+        kept = nnsight.save([])
+        for batch, mean in pairs:
+            with network.trace(batch) as tracer:
+                states = []
+                for block in blocks:
+                    output = block.output
+                    hidden = output[0] if isinstance(output, tuple) else output
+                    if mean is None:
+                        states.append(hidden[:, -1, :].detach().cpu())
+                    else:
+                        mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
+                        states.append(mixed.detach().cpu())
+                kept.append(torch.stack(states, dim=1))
+                tracer.stop()
+    return [states.float() for states in kept]
 
 
 def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
@@ -174,12 +183,6 @@ def slices(path: Path, most_bytes: int = 64 << 20) -> Iterator[tuple[int, torch.
             yield start, view[start : start + step]
 
 
-def progress(total: int, initial: int, name: str, unit: str) -> Any:
-    """A progress bar on stderr; every ten seconds a line where stderr is no terminal."""
-    interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(total=total, initial=initial, desc=name, unit=unit, file=sys.stderr, mininterval=interval)
-
-
 def _run(
     model: Model,
     encoded: Encoded,
@@ -190,21 +193,26 @@ def _run(
     shape: tuple[int, int, int],
 ) -> None:
     padding = pad_id(model.tokenizer)
-    todo = journal.todo()
     row_bytes = shape[1] * shape[2] * 4
     start = path.stat().st_size - shape[0] * row_bytes
-    left = sum(len(rows) for _, rows in todo)
-    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", "row") as bar:
-        for number, rows in todo:
-            batch = pad_batch([encoded.ids[row] for row in rows], padding, model.device)
-            weights = mean_weights(encoded, rows) if position == "mean" else None
-            values = read_residual(model, batch, layers, weights).numpy()
-            if not (values == values).all():
-                raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
-            for row, value in zip(rows, values, strict=True):
-                os.pwrite(file.fileno(), value.astype("<f4").tobytes(), start + row * row_bytes)
-            journal.finish(number)
-            bar.update(len(rows))
+    left = sum(len(rows) for _, rows in journal.todo())
+
+    def read(group: tuple[int, ...]) -> list[torch.Tensor]:
+        plan = [journal.plan[number] for number in group]
+        batches = [pad_batch([encoded.ids[row] for row in rows], padding, model.device) for rows in plan]
+        weights = [mean_weights(encoded, rows) for rows in plan] if position == "mean" else None
+        return read_residual(model, batches, layers, weights)
+
+    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.door.watch) as bar:
+        for group, results in model.door.each(journal, read, row_bytes * max(map(len, journal.plan), default=1)):
+            for number, result in zip(group, results, strict=True):
+                values = result.numpy()
+                if not (values == values).all():
+                    raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
+                for row, value in zip(journal.plan[number], values, strict=True):
+                    os.pwrite(file.fileno(), value.astype("<f4").tobytes(), start + row * row_bytes)
+                bar.update(len(values))
+            journal.finish(dict.fromkeys(group))
 
 
 def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> None:

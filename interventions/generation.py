@@ -11,10 +11,11 @@ import torch
 
 from data import fingerprint
 from interventions.arms import Arm
+from interventions.backends import JOB_BYTES
 from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_batch, pad_id, plan_batches
-from interventions.extraction import progress
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.progress import progress
 from interventions.rundir import replacing
 from interventions.steering import generate_ids
 from interventions.vectors import SteeringVectors
@@ -75,17 +76,21 @@ def generate(
         "seed": seed,
     }
     journal = Journal(path.parent / f".{path.stem}.journal", key, plan)
-    todo = journal.todo()
-    with progress(len(cases), len(cases) - sum(len(rows) for _, rows in todo), "generate", "row") as bar:
-        for number, rows in todo:
-            arm = cases[rows[0]][0]
-            ids = [encoded.ids[cases[row][1]] for row in rows]
-            batch = pad_batch(ids, pad_id(model.tokenizer), model.device)
-            delta = deltas[arm.name]
-            delta = None if delta is None else delta.expand(len(rows), -1)
-            new = generate_ids(model, batch, arm.layer, delta, arm.scope, max_new_tokens)
-            journal.finish(number, [finished(model, row, max_new_tokens) for row in new.tolist()])
-            bar.update(len(rows))
+
+    def answer(group: tuple[int, ...]) -> torch.Tensor:
+        rows = journal.plan[group[0]]
+        arm = cases[rows[0]][0]
+        ids = [encoded.ids[cases[row][1]] for row in rows]
+        batch = pad_batch(ids, pad_id(model.tokenizer), model.device)
+        delta = deltas[arm.name]
+        delta = None if delta is None else delta.expand(len(rows), -1)
+        return generate_ids(model, batch, arm.layer, delta, arm.scope, max_new_tokens)
+
+    left = sum(len(rows) for _, rows in journal.todo())
+    with progress(len(cases), len(cases) - left, "generate", model.door.watch) as bar:
+        for group, new in model.door.each(journal, answer, JOB_BYTES):  # one batch a job: a generation is long enough
+            journal.finish({group[0]: [finished(model, row, max_new_tokens) for row in new.tolist()]})
+            bar.update(len(new))
     answers = {
         row: noted
         for number, rows in enumerate(journal.plan)

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import nnsight
 import torch
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
@@ -14,9 +15,14 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
+from interventions.backends import HERE, Door, open_door
 from interventions.embedded import ALIASES, REVISION, embedded_folder
+from interventions.server import RUNNING, deployments
 
 logger = logging.getLogger(__name__)
+nnsight.register(
+    "interventions"
+)  # an installed package is no local module: its code must travel with a trace all the same
 
 DEFAULT_MODEL = "smollm2"
 
@@ -33,8 +39,7 @@ class Model:
         name: As the user named it.
         revision: Commit of the hub, release of the embedded weights, or "" for a local folder.
         dtype: Name of the weights' type, e.g. `float32`.
-        where: What a trace is given as `remote=`: False for this process, "local" for the simulated server,
-            or an NDIF server's address.
+        door: Where its traces run.
     """
 
     nnsight: Any
@@ -44,7 +49,7 @@ class Model:
     name: str
     revision: str
     dtype: str
-    where: bool | str = False
+    door: Door = HERE
 
     @property
     def n_layers(self) -> int:
@@ -59,7 +64,7 @@ class Model:
     @property
     def backend(self) -> str:
         """Where its traces run: `local`, `simulate` or `remote`."""
-        return {False: "local", "local": "simulate"}.get(self.where, "remote")
+        return self.door.kind
 
     @property
     def device(self) -> torch.device:
@@ -78,14 +83,14 @@ class Model:
 
 
 def open_model(
-    name: str = DEFAULT_MODEL, *, remote: bool | str = False, device: str | None = None, dtype: str | None = None
+    name: str = DEFAULT_MODEL, *, remote: bool | str | Door = False, device: str | None = None, dtype: str | None = None
 ) -> Model:
     """Open a model by alias (`smollm2`), hub id or local folder.
 
     Args:
         name: What to open.
         remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
-            for nnsight's configured host, runs them on an NDIF server and loads no weights here.
+            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open door.
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
 
@@ -96,12 +101,12 @@ def open_model(
     source = str(embedded_folder(name)) if name in ALIASES else name
     device = _checked_device(device)
     weights = _checked_dtype(dtype, device)
-    far = remote not in (False, "local")
+    door = remote if isinstance(remote, Door) else _door(remote)
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if far:
+        if door.is_far:
             if Path(source).is_dir():  # a folder has no hub id to ask for; a server on this machine opens the folder
                 _ID_CACHE[source] = source
             wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
@@ -117,21 +122,53 @@ def open_model(
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
     path = decoder_path(module, name)
-    if not far:
+    if not door.is_far:
         _check_blocks(module, module.get_submodule(path), name)
+    layers = attrgetter(path)(wrapped)
+    weights_type = (
+        str(next(module.parameters()).dtype) if not door.is_far else _far_dtype(door, source, wrapped, layers)
+    )
     revision = REVISION if name in ALIASES else getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
         module=module,
         tokenizer=tokenizer,
-        layers=attrgetter(path)(wrapped),
+        layers=layers,
         name=name,
         revision=revision,
-        dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
-        where=remote,
+        dtype=weights_type.removeprefix("torch."),
+        door=door,
     )
+    if door.is_far and dtype is not None and dtype != model.dtype:
+        logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def _door(remote: bool | str) -> Door:
+    if remote is False:
+        return HERE
+    if remote == "local":
+        return open_door("simulate")
+    return open_door("remote", None if remote is True else str(remote))
+
+
+def _far_dtype(door: Door, source: str, network: Any, layers: Any) -> str:
+    """The type a server holds the weights in; it is asked to load them if it has not."""
+    running = {one.name: one for one in deployments(door.line.address) if one.state == RUNNING}
+    known = running.get(source)
+    if known is not None and known.dtype:
+        return known.dtype
+    block = layers[0]
+    with (
+        torch.no_grad(),
+        network.trace({"input_ids": torch.ones((1, 2), dtype=torch.long)}, backend=door.backend(network)) as tracer,
+    ):
+        output = block.output
+        hidden = output[0] if isinstance(output, tuple) else output
+        seen = nnsight.save(str(hidden.dtype))
+        tracer.stop()
+    return seen
 
 
 def decoder_path(module: Any, name: str) -> str:

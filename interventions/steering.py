@@ -42,7 +42,8 @@ def next_token_logits(
     blocks = {number: model.layers[number] for number in wanted}
     everywhere = scope in ("prompt", "all")
     keep = set(read_layers)
-    with torch.no_grad(), model.nnsight.trace(batch, remote=model.where, logits_to_keep=1):
+    network = model.nnsight
+    with torch.no_grad(), network.trace(batch, backend=model.door.backend(network), logits_to_keep=1):
         states = []
         for number, block in blocks.items():
             output = block.output
@@ -55,7 +56,7 @@ def next_token_logits(
             if number in keep:
                 states.append(hidden[:, -1, :].float().cpu())
         stacked = nnsight.save(torch.stack(states, dim=1) if states else torch.zeros(0))
-        logits = nnsight.save(model.nnsight.output.logits[:, -1, :].float().cpu())
+        logits = nnsight.save(network.output.logits[:, -1, :].float().cpu())
     return logits, stacked if read_layers else None
 
 
@@ -80,7 +81,7 @@ def generate_ids(
     Returns:
         New tokens (rows, steps) on the CPU; rows that end early are padded.
     """
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "remote": model.where}
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "backend": model.door.backend(model.nnsight)}
     prompt_tokens = batch["input_ids"].shape[1]
     block = model.layers[layer]
     if delta is None:

@@ -61,6 +61,7 @@ SHARED: list[Callable[[Any], Any]] = [
     click.option("--remote", "where", flag_value="remote", help="Run on an NDIF server."),
     click.option("--host", help="NDIF server's address.  [default: nnsight's configuration]"),
     click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a remote job may take.  [default: 600]"),
+    click.option("--in-flight", type=click.IntRange(1, 64), help="Remote jobs under way at once.  [default: 4]"),
     click.option("--device", help="torch device.  [default: cuda if there is one, else cpu]"),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
                  help="Type of the weights.  [default: float32 on a CPU, the checkpoint's elsewhere]"),
