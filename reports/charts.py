@@ -42,7 +42,7 @@ def on_paper() -> dict[str, Any]:
             return {key: inked(inner) for key, inner in value.items()}
         return "#1b1f24" if value == INK else value
 
-    return {**inked(PAGE), "background": "#ffffff"}
+    return {**inked(PAGE), "background": "#ffffff", "font": "sans-serif"}
 
 
 def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:

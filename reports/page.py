@@ -55,7 +55,7 @@ def write_report(
 
 def header(run: Run) -> list[Prose]:
     """What was run on which model; and what could not be read."""
-    parts = [f"revision {say.name(revision, 12)}" if (revision := run.first("revision")) else "", say.name(run.first("dtype"))]
+    parts = [f"revision {say.name(revision, 20)}" if (revision := run.first("revision")) else "", say.name(run.first("dtype"))]
     generations = run.table("generations")
     if generations is not None:
         prompts = generations.select("dataset", "id").unique().height

@@ -31,7 +31,8 @@
   const name = (list, at) => (at < 0 ? "–" : visible(String(list[at])));
   const verdictOf = (answer, scorer) => (answer && scorer >= 0 ? data.verdicts[answer[VERDICTS + scorer]] ?? null : null);
 
-  // Words that only one of two texts has: longest common subsequence of the middle, where both ends are the same.
+  // Words that only one of two texts has: longest common subsequence of what lies between their common ends. The third
+  // value says that it has too little in common to mark words in.
   function difference(a, b) {
     const left = a.match(/\s+|[^\s]+/g) || [], right = b.match(/\s+|[^\s]+/g) || [];
     let start = 0;
@@ -40,9 +41,11 @@
     while (end < left.length - start && end < right.length - start && left[left.length - 1 - end] === right[right.length - 1 - end]) { end++; }
     const x = left.slice(start, left.length - end), y = right.slice(start, right.length - end);
     const mine = new Array(x.length).fill(true), yours = new Array(y.length).fill(true);
-    if (x.length && y.length && x.length <= LONGEST_DIFF && y.length <= LONGEST_DIFF) { common(x, y, mine, yours); }
+    const short = x.length <= LONGEST_DIFF && y.length <= LONGEST_DIFF;
+    const other = x.length && y.length && !(short && common(x, y, mine, yours));
+    if (other) { mine.fill(false); yours.fill(false); }
     const parts = (words, marks, size) => words.map((word, at) => [word, at >= start && at < size - end && marks[at - start]]);
-    return [parts(left, mine, left.length), parts(right, yours, right.length)];
+    return [parts(left, mine, left.length), parts(right, yours, right.length), Boolean(other)];
   }
 
   function common(x, y, mine, yours) {
@@ -59,8 +62,9 @@
     }
     const words = (list) => list.filter((word) => word.trim()).length;
     const shared = words(pairs.map(([i]) => x[i]));
-    if (shared < 0.4 * Math.min(words(x), words(y))) { return; }  // two different answers: scattered matches say nothing
+    if (shared < 0.4 * Math.min(words(x), words(y))) { return false; }  // two different answers: scattered matches say nothing
     for (const [i, j] of pairs) { mine[i] = false; yours[j] = false; }
+    return true;
   }
 
   // Parts are [text, marked] pairs; runs of the same kind become one element.
@@ -102,7 +106,7 @@
     return outer;
   }
 
-  function answerCell(answer, parts, tag, title) {
+  function answerCell(answer, parts, tag, title, other) {
     const cell = node("td");
     cell.dataset.title = title;
     if (!answer) { cell.append(node("span", "small", "no answer in this arm")); return cell; }
@@ -114,6 +118,7 @@
     });
     if (answer[CONTROL] !== null) { badges.append(node("span", "badge plain", "[" + visible(answer[CONTROL]) + "]")); }
     if (answer[VECTOR] !== null) { badges.append(node("span", "badge plain", "vector: " + visible(answer[VECTOR]))); }
+    if (other) { badges.append(node("span", "badge other", "≠ another answer")); }
     badges.append(node("span", "small", answer[TOKENS] + " tokens" + (answer[CUT] ? ", cut at the limit" : "")));
     cell.append(badges, textBox(parts, tag));
     return cell;
@@ -131,11 +136,11 @@
     if (fitted) { about.append(node("span", "badge none", "text used for fitting: not counted")); }
     first.append(about);
     const before = baseline < 0 ? null : answers[baseline], after = answers[arm];
-    const [left, right] = arm === baseline || !before || !after
+    const [left, right, other] = arm === baseline || !before || !after
       ? [[[before?.[RESPONSE] ?? "", false]], [[after?.[RESPONSE] ?? "", false]]]
       : difference(before[RESPONSE] ?? "", after[RESPONSE] ?? "");
     line.append(first, answerCell(before, left, "del", "baseline"));
-    if (arm !== baseline) { line.append(answerCell(after, right, "ins", visible(data.arms[arm]))); }
+    if (arm !== baseline) { line.append(answerCell(after, right, "ins", visible(data.arms[arm]), other)); }
     return line;
   }
 

@@ -41,7 +41,7 @@ def section(run: Run) -> Section | None:
     blocks: list[Block] = [Prose(sentence(pooled, first, arms), "lead")] if first else []
     blocks += [Prose(text, "warning") for text in warnings(pooled, arms)]
     blocks += trade_off(pooled, arms)
-    blocks.append(glance(pooled, arms))
+    blocks.append(glance(pooled, arms, macro_rates(run, pooled.scorer)))
     return Section("answer", "What steering did", blocks)
 
 
@@ -168,12 +168,23 @@ def mark(strength: float | None) -> str:
     return "" if strength is None else say.signed(f"{strength:+g}")
 
 
-def glance(pooled: Pooled, arms: list[str]) -> Table:
-    """Every arm's pooled rates in one table."""
+def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
+    """Label and arm -> mean of the data sets' rates."""
+    summary = run.table("summary")
+    if summary is None:
+        return {}
+    rows = summary.filter((pl.col("dataset") == "(macro)") & (pl.col("scorer") == scorer)).drop_nulls(["label", "rate"])
+    return {(label, arm): rate for label, arm, rate in rows.select("label", "arm", "rate").iter_rows()}
+
+
+def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float]) -> Table:
+    """Every arm's pooled rates in one table, and the mean of the data sets' rates."""
     rows = [row for arm in arms for label in LABELS if (row := pooled.row(label, arm))]
     keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
             "p_holm")  # fmt: skip
+    means = [macro.get((row["label"], row["arm"])) for row in rows]
     frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], infer_schema_length=None)
+    frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
     shown = pl.DataFrame(
         {
             "arm": [say.name(row["arm"]) for row in rows],
@@ -181,6 +192,7 @@ def glance(pooled: Pooled, arms: list[str]) -> Table:
             "n": [f"{row['n']:,}" for row in rows],
             "refused": [say.percent(row["rate"]) for row in rows],
             "95 % interval": [say.span(row["low"], row["high"]) for row in rows],
+            "mean of sets": [say.percent(mean) for mean in means],
             "broken": [say.percent(row["broken"] / row["n"]) for row in rows],
             "against baseline": [say.points(row["delta"]) for row in rows],
             "95 % interval of it": [say.points_span(row["delta_low"], row["delta_high"]) for row in rows],

@@ -63,7 +63,7 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
     """The first prompts: next token and text, without and with steering."""
     first = traces.row(0, named=True)
     how = (
-        f"Steered with the vector of {say.name(first['category'])} at layer {say.number(first['layer'])}, strength "
+        f"Steered with {whose(first['category'])} at layer {say.number(first['layer'])}, strength "
         f"{say.number(first['strength'])} ({say.name(first['strength_unit'])}), scope {say.name(first['scope'])}."
     )
     rows = traces.head(MOST_ROWS)
@@ -82,6 +82,11 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
     frame = traces.select([name for name in traces.columns if not traces.schema[name].is_nested()])
     rest = f" The first {MOST_ROWS} of {traces.height:,}." if traces.height > MOST_ROWS else ""
     return [Prose(how + rest), Table("traces", frame, shown, "Unsteered and steered, side by side", texts)]
+
+
+def whose(category: str | None) -> str:
+    """Whose vector was added."""
+    return "the mean of all categories' vectors" if category == "mean" else f"the vector of {say.name(category)}"
 
 
 def _tokens(tops: list[dict[str, object]] | None) -> str:
