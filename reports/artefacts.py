@@ -15,26 +15,26 @@ from safetensors import SafetensorError, safe_open
 
 from interventions.rundir import records
 
-S, F, I, B = pl.String, pl.Float64, pl.Int64, pl.Boolean
+S, F, N, B = pl.String, pl.Float64, pl.Int64, pl.Boolean
 CONTRACT: dict[str, dict[str, Any]] = {
-    "traces": {"dataset": S, "id": S, "prompt": S, "category": S, "layer": I, "strength": F, "strength_unit": S,
+    "traces": {"dataset": S, "id": S, "prompt": S, "category": S, "layer": N, "strength": F, "strength_unit": S,
                "scope": S, "kl": F, "text_unsteered": S, "text_steered": S},
-    "generations": {"dataset": S, "id": S, "category": S, "label": S, "prompt": S, "arm": S, "kind": S, "layer": I,
+    "generations": {"dataset": S, "id": S, "category": S, "label": S, "prompt": S, "arm": S, "kind": S, "layer": N,
                     "strength": F, "strength_unit": S, "scope": S, "operation": S, "vector": S, "gate": F,
-                    "control_token": S, "refusal_token": S, "refusal_probability": F, "response": S, "new_tokens": I,
-                    "finish": S, "model": S, "backend": S, "seed": I},
+                    "control_token": S, "refusal_token": S, "refusal_probability": F, "response": S, "new_tokens": N,
+                    "finish": S, "model": S, "backend": S, "seed": N},
     "scores": {"dataset": S, "id": S, "arm": S, "kind": S, "category": S, "label": S, "scorer": S, "verdict": S,
                "refused": B, "fitted": B},
-    "summary": {"dataset": S, "label": S, "arm": S, "kind": S, "scorer": S, "n": I, "n_failed": I, "n_overlap": I,
-                "refused": I, "rate": F, "low": F, "high": F, "partial": I, "broken": I, "answered": I, "n_paired": I,
+    "summary": {"dataset": S, "label": S, "arm": S, "kind": S, "scorer": S, "n": N, "n_failed": N, "n_overlap": N,
+                "refused": N, "rate": F, "low": F, "high": F, "partial": N, "broken": N, "answered": N, "n_paired": N,
                 "delta": F, "delta_low": F, "delta_high": F, "p": F, "p_holm": F},
-    "sweep": {"layer": I, "strength": F, "strength_unit": S, "arm": S, "label": S, "n": I, "refusal_probability": F,
+    "sweep": {"layer": N, "strength": F, "strength_unit": S, "arm": S, "label": S, "n": N, "refusal_probability": F,
               "refused": F, "broken": F, "chosen": B},
-    "diff": {"category": S, "layer": I, "text": S, "cosine": F, "low": F, "high": F, "ceiling": F, "floor_low": F,
-             "floor_high": F, "n": I},
-    "effects": {"dataset": S, "arm": S, "measure": S, "value": F, "low": F, "high": F, "n": I},
-    "capability": {"task": S, "arm": S, "metric": S, "value": F, "stderr": F, "n": I, "scored_logits_changed": B},
-    "logit_lens": {"category": S, "layer": I, "token": S, "logit": F},
+    "diff": {"category": S, "layer": N, "text": S, "cosine": F, "low": F, "high": F, "ceiling": F, "floor_low": F,
+             "floor_high": F, "n": N},
+    "effects": {"dataset": S, "arm": S, "measure": S, "value": F, "low": F, "high": F, "n": N},
+    "capability": {"task": S, "arm": S, "metric": S, "value": F, "stderr": F, "n": N, "scored_logits_changed": B},
+    "logit_lens": {"category": S, "layer": N, "token": S, "logit": F},
     "probe_roc": {"fpr": F, "tpr": F, "threshold": F, "split": S},
 }  # fmt: skip
 NESTED = {"traces": ("top_unsteered", "top_steered", "projections")}
@@ -126,8 +126,13 @@ def open_run(folder: Path) -> Run:
             vectors = read_vectors(folder / "vectors.safetensors")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"vectors.safetensors: {_first_line(error)}")
+    return Run(folder, _records(folder), tables, vectors, faults)
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Records that are objects; half of a surrogate pair, which JSON may hold and no file can, becomes a mark."""
     kept = {name: entry for name, entry in records(folder).items() if isinstance(entry, dict)}
-    return Run(folder, kept, tables, vectors, faults)
+    return json.loads(json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -142,7 +147,10 @@ def read_table(path: Path) -> pl.DataFrame:
     missing = [name for name in (*wanted, *NESTED.get(path.stem, ())) if name not in frame.columns]
     if missing:
         raise ValueError(f"no column {missing[0]}")
-    return frame.with_columns([pl.col(name).cast(kind) for name, kind in wanted.items()])
+    typed = frame.with_columns([pl.col(name).cast(kind) for name, kind in wanted.items()])
+    # What is no number is nothing: it must neither be drawn nor compared.
+    finite = [pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name, kind in wanted.items() if kind == F]
+    return typed.with_columns(finite)
 
 
 def read_vectors(path: Path) -> Vectors:

@@ -12,7 +12,8 @@ import altair as alt
 import polars as pl
 
 COLOURS = ("#0072B2", "#D55E00", "#00875F", "#B8579B", "#8A6D00", "#7A63D1", "#A3483F", "#5B7A8C")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "triangle-right", "stroke")
+STAR = "M0,-1L.25,-.25L1,0L.25,.25L0,1L-.25,.25L-1,0L-.25,-.25Z"
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "triangle-right", STAR)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3], [10, 4], [3, 1])
 GREY = "#7D8590"
 HOLLOW_FROM = 0.1  # a point with more broken answers than this is drawn hollow
@@ -53,10 +54,9 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
     """
     axis = {"format": "%", "tickCount": 5}
     data = _data(table)
-    highest = max(table["high_x"].max(), 0.05)  # pyright: ignore[reportArgumentType]  # a column of numbers
+    highest, lowest = max(*table["high_x"], 0.05), min(*table["low_y"], 0.95)
     x = alt.X("rate_x:Q", title="over-refusal: benign prompts refused", axis=alt.Axis(**axis),
               scale=alt.Scale(domain=[0, min(1, math.ceil(highest * 10) / 10)]))  # fmt: skip
-    lowest = min(table["low_y"].min(), 0.95)  # pyright: ignore[reportArgumentType, reportOperatorIssue]  # numbers
     y = alt.Y("rate_y:Q", title="refusal: harmful prompts refused", axis=alt.Axis(**axis),
               scale=alt.Scale(domain=[math.floor(lowest * 10) / 10, 1]))  # fmt: skip
     colour, shape = _colour("group", groups), _shape("group", groups)
@@ -67,7 +67,11 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
     across = alt.Chart(data).mark_rule(opacity=0.55).encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y, color=colour)
     down = alt.Chart(data).mark_rule(opacity=0.55).encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
     dots = base.mark_point(filled=False, size=90, strokeWidth=2.5).encode(shape=shape, tooltip=tips)
-    full = base.transform_filter("!datum.hollow").mark_point(filled=True, size=90, opacity=1).encode(shape=shape, tooltip=tips)
+    full = (
+        base.transform_filter("!datum.hollow")
+        .mark_point(filled=True, size=90, opacity=1)
+        .encode(shape=shape, tooltip=tips)
+    )
     numbers = base.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(text="mark:N", color=alt.value(INK))
     return _sized(alt.layer(lines, across, down, dots, full, numbers), 340, groups)
 
@@ -87,11 +91,18 @@ def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> 
         color=alt.Color("arm:N", title=None, scale=scale, legend=alt.Legend() if len(arms) > 1 else None),
     )
     axis = alt.Axis(format="%", tickCount=5)
-    tips = [alt.Tooltip("place:N"), alt.Tooltip("arm:N"), *_rate_tips("", "refused"), alt.Tooltip("broken:Q", format=".1%")]
+    tips = [
+        alt.Tooltip("place:N"),
+        alt.Tooltip("arm:N"),
+        *_rate_tips("", "refused"),
+        alt.Tooltip("broken:Q", format=".1%"),
+    ]
     x = alt.X("rate:Q", title="refused, with 95 % interval (✕: broken)", axis=axis, scale=alt.Scale(domain=[0, 1]))
     bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
     points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
-    broken = base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
+    broken = (
+        base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
+    )
     return _sized(alt.layer(bars, points, broken), len(places) * (13 * len(arms) + 16), arms)
 
 
@@ -120,7 +131,8 @@ def heat(table: pl.DataFrame, title: str) -> Any:
     tips = ["layer:O", "strength:O", alt.Tooltip("value:Q", title=title, format=".1%"),
             alt.Tooltip("broken:Q", format=".1%"), "n:Q"]  # fmt: skip
     cells = base.mark_rect().encode(
-        color=alt.Color("value:Q", title=title, scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=None), tooltip=tips
+        color=alt.Color("value:Q", title=title, scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=None),
+        tooltip=tips,
     )
     numbers = base.mark_text(fontSize=12).encode(
         text=alt.Text("value:Q", format=".0%"),
@@ -163,10 +175,14 @@ def lines(
     if "low" in table.columns:
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=y, scale=scale), y2="high:Q"))
     if floor is not None:
-        area = alt.Chart(_data(pl.DataFrame({"low": [floor[0]], "high": [floor[1]]}))).mark_rect(color=GREY, opacity=0.25)
+        area = alt.Chart(_data(pl.DataFrame({"low": [floor[0]], "high": [floor[1]]}))).mark_rect(
+            color=GREY, opacity=0.25
+        )
         layers.insert(0, area.encode(y="low:Q", y2="high:Q"))
     if ceiling is not None:
-        rule = alt.Chart(_data(pl.DataFrame({"level": [ceiling]}))).mark_rule(color=GREY, strokeDash=[4, 3], strokeWidth=2)
+        rule = alt.Chart(_data(pl.DataFrame({"level": [ceiling]}))).mark_rule(
+            color=GREY, strokeDash=[4, 3], strokeWidth=2
+        )
         layers.append(rule.encode(y="level:Q"))
     return _sized(alt.layer(*layers), height, series)
 

@@ -38,8 +38,15 @@ def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None
     sections = [section for make in makers if (section := make(runs)) is not None]
     if not any(section.name != "settings" for section in sections):
         raise UserError("nothing to compare: run `python cli.py evaluate` in each of the run directories")
-    top = [Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta") for name, run in runs.items()]
-    top += [Prose(f"{name}: left out, as it could not be read: {fault}", "warning") for name, run in runs.items() for fault in run.faults]
+    top = [
+        Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta")
+        for name, run in runs.items()
+    ]
+    top += [
+        Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
+        for name, run in runs.items()
+        for fault in run.faults
+    ]
     write_page(path, f"Refusal compared: {say.listed(runs)}", top, sections)
     if assets is not None:
         from reports.assets import write_assets
@@ -76,7 +83,9 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
     )
     blocks: list[Block] = [Chart("compare-trade-off", charts.trade_off(table, list(runs)), caption)]
     if len(scorers) > 1:
-        blocks.insert(0, Prose("The runs are scored by different scorers: part of any difference is theirs.", "warning"))
+        blocks.insert(
+            0, Prose("The runs are scored by different scorers: part of any difference is theirs.", "warning")
+        )
     return Section("trade-off", "Trade-off", blocks)
 
 
@@ -96,7 +105,9 @@ def paired(runs: dict[str, Run]) -> Section | None:
         return None
     rows = [row for name in names[1:] for row in _differences(names[0], runs[names[0]], name, runs[name])]
     if not rows:
-        return Section("paired", "Paired differences", [Prose("No arm of these runs has the same name and the same prompts.")])
+        return Section(
+            "paired", "Paired differences", [Prose("No arm of these runs has the same name and the same prompts.")]
+        )
     for scorer in {row["scorer"] for row in rows}:
         family = [row for row in rows if row["scorer"] == scorer]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
@@ -114,7 +125,9 @@ def paired(runs: dict[str, Run]) -> Section | None:
             "Δ points": say.column(frame, say.points, "delta"),
             "95 % interval of Δ": say.column(frame, say.points_span, "delta_low", "delta_high"),
             "p (Holm)": say.column(frame, say.p_value, "p_holm"),
-            "difference": say.column(frame, lambda *row: "shown" if say.is_shown(*row) else "not shown", "delta_low", "delta_high", "p_holm"),
+            "difference": say.column(
+                frame, lambda *row: "shown" if say.is_shown(*row) else "not shown", "delta_low", "delta_high", "p_holm"
+            ),
         }
     )
     note = (
@@ -127,15 +140,21 @@ def paired(runs: dict[str, Run]) -> Section | None:
 def _differences(against: str, first: Run, name: str, other: Run) -> list[dict[str, Any]]:
     keys = ["dataset", "id", "arm", "scorer"]
     counted = [_counted(run, keys) for run in (first, other)]
-    both = counted[0].select(*keys, "label", "prompt", pl.col("refused").alias("before")).join(counted[1].select(*keys, pl.col("refused").alias("after"), pl.col("prompt").alias("other")), on=keys)
+    both = (
+        counted[0]
+        .select(*keys, "label", "prompt", pl.col("refused").alias("before"))
+        .join(counted[1].select(*keys, pl.col("refused").alias("after"), pl.col("prompt").alias("other")), on=keys)
+    )
     both = both.filter(pl.col("prompt").eq_missing(pl.col("other")))
     rows = []
-    for (scorer, arm, label), part in both.sort("scorer", "arm", "label").group_by("scorer", "arm", "label", maintain_order=True):
-        after, before = part["after"], part["before"]
-        cells = [int((after & before).sum()), int((after & ~before).sum()), int((~after & before).sum()), int((~after & ~before).sum())]
+    for (scorer, arm, label), part in both.sort("scorer", "arm", "label").group_by(
+        "scorer", "arm", "label", maintain_order=True
+    ):
+        after, before = part["after"].to_numpy().astype(bool), part["before"].to_numpy().astype(bool)
+        cells = [int(cell.sum()) for cell in (after & before, after & ~before, ~after & before, ~after & ~before)]
         delta, low, high = newcombe(*cells)
-        rows.append({"run": name, "against": against, "arm": arm, "label": label, "scorer": scorer, "n": part.height, "rate": float(after.mean() or 0),
-                     "rate_against": float(before.mean() or 0), "delta": delta, "delta_low": low, "delta_high": high,
+        rows.append({"run": name, "against": against, "arm": arm, "label": label, "scorer": scorer, "n": part.height, "rate": float(after.mean()),
+                     "rate_against": float(before.mean()), "delta": delta, "delta_low": low, "delta_high": high,
                      "p": mcnemar(cells[1], cells[2]), "p_holm": None})  # fmt: skip
     return rows
 
@@ -146,7 +165,9 @@ def _counted(run: Run, keys: list[str]) -> pl.DataFrame:
     if scores is None or generations is None:
         return pl.DataFrame(schema={**dict.fromkeys((*keys, "label", "prompt"), pl.String), "refused": pl.Boolean})
     prompts = generations.select("dataset", "id", "prompt").unique(["dataset", "id"])
-    used = scores.filter(~pl.col("fitted").fill_null(False) & pl.col("refused").is_not_null()).unique(keys, maintain_order=True)
+    used = scores.filter(~pl.col("fitted").fill_null(False) & pl.col("refused").is_not_null()).unique(
+        keys, maintain_order=True
+    )
     return used.join(prompts, on=["dataset", "id"]).select(*keys, "label", "prompt", "refused")
 
 
@@ -163,7 +184,10 @@ def vectors(runs: dict[str, Run]) -> Section | None:
             continue
         for category in [category for category in first.tensors if category in other.tensors]:
             for layer in sorted(set(first.layers) & set(other.layers)):
-                a, b = first.tensors[category][first.layers.index(layer)], other.tensors[category][other.layers.index(layer)]
+                a, b = (
+                    first.tensors[category][first.layers.index(layer)],
+                    other.tensors[category][other.layers.index(layer)],
+                )
                 length = float(np.linalg.norm(a) * np.linalg.norm(b))
                 series = say.name(category, 40) if len(names) == 2 else f"{name}: {say.name(category, 30)}"
                 if length:
@@ -174,7 +198,9 @@ def vectors(runs: dict[str, Run]) -> Section | None:
     table = pl.DataFrame(rows)
     series = table["series"].unique(maintain_order=True).to_list()
     caption = f"Cosine of each category's vector in {names[0]} and in {say.listed(names[1:])}; fitted on {say.count_range(table['n'])} rows or more a category."
-    return Section("vectors", "Vectors", [Chart("compare-vectors", charts.lines(table, series, y="cosine", height=260), caption)])
+    return Section(
+        "vectors", "Vectors", [Chart("compare-vectors", charts.lines(table, series, y="cosine", height=260), caption)]
+    )
 
 
 def answers(runs: dict[str, Run]) -> Section | None:
@@ -192,7 +218,12 @@ def answers(runs: dict[str, Run]) -> Section | None:
     if len(generations) < 2:
         return None
     together = pl.concat(generations, how="diagonal_relaxed")
-    packed = pack(together, pl.concat(scores, how="diagonal_relaxed") if scores else None, arms, next((arm for arm in arms if arm != "baseline"), None))
+    packed = pack(
+        together,
+        pl.concat(scores, how="diagonal_relaxed") if scores else None,
+        arms,
+        next((arm for arm in arms if arm != "baseline"), None),
+    )
     note = f"“baseline” is that of {next(iter(runs))}. Answers are matched by data set and id."
     return Section("samples", "Answers", [Prose(note, "note"), Samples(packed)])
 
@@ -203,11 +234,17 @@ def settings(runs: dict[str, Run]) -> Section | None:
     rows = []
     for artefact in artefacts:
         entries = [run.records.get(artefact, {}) for run in runs.values()]
-        options = [entry.get("options") if isinstance(entry.get("options"), dict) else {} for entry in entries]
+        options: list[dict[str, Any]] = [
+            told if isinstance(told := entry.get("options"), dict) else {} for entry in entries
+        ]
         fields = [(field, [entry.get(field) for entry in entries]) for field in SETTINGS]
-        fields += [(f"--{key.replace('_', '-')}", [option.get(key) for option in options]) for key in dict.fromkeys(k for o in options for k in o)]
+        fields += [
+            (f"--{key.replace('_', '-')}", [option.get(key) for option in options])
+            for key in dict.fromkeys(k for o in options for k in o)
+        ]
         rows += [
-            {"artefact": artefact, "setting": field} | {name: _text(value) for name, value in zip(runs, values, strict=True)}
+            {"artefact": artefact, "setting": field}
+            | {name: _text(value) for name, value in zip(runs, values, strict=True)}
             for field, values in fields
             if any(value != values[0] for value in values)
         ]

@@ -68,7 +68,9 @@ def chart(part: Chart, level: str = "") -> str:
     """A place for a chart, its data beside it, and its caption."""
     spec = part.chart.to_dict() | {"config": charts.PAGE, "autosize": {"type": "fit-x", "contains": "padding"}}
     heading = f'<h3 id="{part.name}-title">{escape(part.title)}</h3>' if part.title else ""
-    label = f'aria-labelledby="{part.name}-title {part.name}-text"' if part.title else f'aria-labelledby="{part.name}-text"'
+    label = (
+        f'aria-labelledby="{part.name}-title {part.name}-text"' if part.title else f'aria-labelledby="{part.name}-text"'
+    )
     return (
         f'<figure class="chart{level}{" narrow" if part.narrow else ""}">{heading}<div class="plot" id="{part.name}" role="img" {label}></div>'
         f'<script type="application/json" data-chart="{part.name}">{as_json(spec)}</script>'
@@ -86,9 +88,12 @@ def table(part: Table) -> str:
     """A table in a box of its own, which scrolls sideways on a phone; folded ones open by their summary."""
     shown = part.shown if part.shown is not None else part.frame
     kinds = ["text" if name in part.text else "number" if _numeric(shown[name]) else "" for name in shown.columns]
-    head = "".join(f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in zip(shown.columns, kinds, strict=True))
+    head = "".join(
+        f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in zip(shown.columns, kinds, strict=True)
+    )
     body = "".join(
-        f"<tr>{''.join(_cell(value, kind) for value, kind in zip(values, kinds, strict=True))}</tr>" for values in shown.head(MOST_ROWS).iter_rows()
+        f"<tr>{''.join(_cell(value, kind) for value, kind in zip(values, kinds, strict=True))}</tr>"
+        for values in shown.head(MOST_ROWS).iter_rows()
     )
     more = f'<p class="note">{MOST_ROWS} of {shown.height:,} rows.</p>' if shown.height > MOST_ROWS else ""
     label = escape(part.caption or part.name)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+from functools import cache
 from pathlib import Path
 
 from data.errors import UserError
@@ -19,9 +20,7 @@ HERE = Path(__file__).parent
 logger = logging.getLogger(__name__)
 
 
-def write_report(
-    folder: Path, path: Path, *, assets: Path | None = None, map_of_activations: str = "pca"
-) -> list[str]:
+def write_report(folder: Path, path: Path, *, assets: Path | None = None, map_of_activations: str = "pca") -> list[str]:
     """Write one self-contained HTML page of whatever the run directory holds.
 
     Args:
@@ -55,7 +54,10 @@ def write_report(
 
 def header(run: Run) -> list[Prose]:
     """What was run on which model; and what could not be read."""
-    parts = [f"revision {say.name(revision, 20)}" if (revision := run.first("revision")) else "", say.name(run.first("dtype"))]
+    parts = [
+        f"revision {say.name(revision, 20)}" if (revision := run.first("revision")) else "",
+        say.name(run.first("dtype")),
+    ]
     generations = run.table("generations")
     if generations is not None:
         prompts = generations.select("dataset", "id").unique().height
@@ -88,7 +90,9 @@ def page(title: str, top: list[Prose], sections: list[Section]) -> str:
     style = _asset("page.css")
     allowed = " ".join(map(_hash, scripts)) or "'none'"
     policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {allowed}; style-src {_hash(style)}"
-    links = "".join(f'<a href="#{part.name}">{markup.escape(part.name.replace("-", " ").capitalize())}</a>' for part in sections)
+    links = "".join(
+        f'<a href="#{part.name}">{markup.escape(part.name.replace("-", " ").capitalize())}</a>' for part in sections
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -100,6 +104,7 @@ def page(title: str, top: list[Prose], sections: list[Section]) -> str:
     )
 
 
+@cache
 def vega() -> str:
     """Vega, Vega-Lite and Vega-Embed with its expression interpreter, as one script."""
     import vl_convert

@@ -42,12 +42,18 @@
     const x = left.slice(start, left.length - end), y = right.slice(start, right.length - end);
     const mine = new Array(x.length).fill(true), yours = new Array(y.length).fill(true);
     const short = x.length <= LONGEST_DIFF && y.length <= LONGEST_DIFF;
-    const other = x.length && y.length && !(short && common(x, y, mine, yours));
+    // Too little in common, ends included: two different answers, in which scattered matches would say nothing.
+    const ends = words(left.slice(0, start)) + words(left.slice(left.length - end));
+    const shared = ends + (short ? common(x, y, mine, yours) : 0);
+    const other = shared < 0.4 * Math.min(words(left), words(right));
     if (other) { mine.fill(false); yours.fill(false); }
     const parts = (words, marks, size) => words.map((word, at) => [word, at >= start && at < size - end && marks[at - start]]);
     return [parts(left, mine, left.length), parts(right, yours, right.length), Boolean(other)];
   }
 
+  const words = (list) => list.filter((word) => word.trim()).length;
+
+  // Unmarks what both have, and says how many words that is.
   function common(x, y, mine, yours) {
     const wide = y.length + 1, table = new Uint16Array((x.length + 1) * wide);
     for (let i = x.length - 1; i >= 0; i--) {
@@ -60,11 +66,8 @@
       if (x[i] === y[j]) { pairs.push([i++, j++]); }
       else if (table[(i + 1) * wide + j] >= table[i * wide + j + 1]) { i++; } else { j++; }
     }
-    const words = (list) => list.filter((word) => word.trim()).length;
-    const shared = words(pairs.map(([i]) => x[i]));
-    if (shared < 0.4 * Math.min(words(x), words(y))) { return false; }  // two different answers: scattered matches say nothing
     for (const [i, j] of pairs) { mine[i] = false; yours[j] = false; }
-    return true;
+    return words(pairs.map(([i]) => x[i]));
   }
 
   // Parts are [text, marked] pairs; runs of the same kind become one element.

@@ -50,6 +50,16 @@ def span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def number_span(low: float | None, high: float | None) -> str:
+    """An interval of numbers, three digits each."""
+    return "–" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def fixed_span(low: float | None, high: float | None) -> str:
+    """An interval of numbers, two decimals each."""
+    return "–" if low is None or high is None else f"{fixed(low)} to {fixed(high)}"
+
+
 def points_span(low: float | None, high: float | None) -> str:
     """An interval of differences, in percentage points."""
     return "" if low is None or high is None else f"{points(low)} to {points(high)}"
@@ -102,6 +112,8 @@ def listed(values: Any, most: int = 6) -> str:
 def count_range(values: pl.Series) -> str:
     """230, or 230–236 where they differ."""
     low, high = values.min(), values.max()
+    if low is None:
+        return "none"
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
@@ -113,6 +125,11 @@ def is_shown(low: float | None, high: float | None, p: float | None) -> bool:
 def column(frame: pl.DataFrame, write: Any, *names: str) -> pl.Series:
     """A column of text, made row by row from some columns."""
     return pl.Series([write(*row) for row in frame.select(names).iter_rows()], dtype=pl.String)
+
+
+def table_of(frame: pl.DataFrame, *columns: tuple[Any, ...]) -> pl.DataFrame:
+    """What stands on the page: a heading, a function and the names of its arguments' columns, for each column."""
+    return pl.DataFrame({heading: column(frame, write, *names) for heading, write, *names in columns})
 
 
 def _escaped(character: str) -> str:

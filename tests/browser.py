@@ -41,9 +41,13 @@ class Page:
                 return message["result"]
             self._note(message.get("method"), message.get("params", {}))
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, settled: str = "true") -> float:
+    def open(
+        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, settled: str = "true"
+    ) -> float:
         """Load a file and wait until an expression holds; returns the seconds that took."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", media="", features=scheme)
         start = time.monotonic()
@@ -95,7 +99,9 @@ class Page:
 @contextmanager
 def chromium() -> Iterator[Page]:
     """A tab of a fresh Chromium; skips the test where there is none."""
-    binary = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    binary = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if binary is None:
         pytest.skip("no Chromium on this machine")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -120,5 +126,7 @@ def _connect(port_file: Path) -> websocket.WebSocket:
         with urlopen(f"http://127.0.0.1:{port}/json/list") as told:
             tabs = [tab for tab in json.load(told) if tab["type"] == "page"]
         if tabs:
-            return websocket.create_connection(tabs[0]["webSocketDebuggerUrl"], suppress_origin=True, timeout=120, max_size=None)
+            return websocket.create_connection(
+                tabs[0]["webSocketDebuggerUrl"], suppress_origin=True, timeout=120, max_size=None
+            )
         time.sleep(0.05)

@@ -33,8 +33,7 @@ ARMS = {
     "random": (0.05, -0.05, 0.01),
     "prompt-only": (-0.3, 0.5, 0.0),
 }
-WORDS = ("the a kettle garden train write how please explain poem river quiet number clock winter bread letter never window "
-         "small copper ladder answer story friend seven orange music forest market").split()  # fmt: skip
+WORDS = ["the", "a", "kettle", "garden", "train", "write", "how", "please", "explain", "poem", "river", "quiet", "number", "clock", "winter", "bread", "letter", "never", "window", "small", "copper", "ladder", "answer", "story", "friend", "seven", "orange", "music", "forest", "market"]  # fmt: skip
 
 Texts = Callable[[str, str], str]
 
@@ -101,16 +100,36 @@ def _generations(random: np.random.Generator, rows: int, texts: Texts, arms: lis
                 response = "la " * 40
             table.append(
                 {
-                    "dataset": dataset, "id": texts("id", key), "category": category and texts("category", category),
-                    "label": label, "prompt": texts("prompt", f"{prompt} {key}"), "arm": texts("arm", arm), "kind": kind,
-                    **({"layer": 4, "strength": strength, "strength_unit": "residual", "scope": "generated",
-                        "operation": "add", "vector": "mean" if kind == "fixed" else category and texts("category", category)}
-                       if kind != "baseline" else {}),
-                    "gate": None, "control_token": (category if refused else "respond") if category else None,
-                    "refusal_token": category if refused else None, "refusal_probability": 1 / (1 + math.exp(-logit)),
-                    "response": texts("response", response), "new_tokens": len(response) // 4, "finish": "stop",
-                    "model": texts("model", MODEL), "backend": "local", "seed": 0,
-                }  # fmt: skip
+                    "dataset": dataset,
+                    "id": texts("id", key),
+                    "category": category and texts("category", category),
+                    "label": label,
+                    "prompt": texts("prompt", f"{prompt} {key}"),
+                    "arm": texts("arm", arm),
+                    "kind": kind,
+                    **(
+                        {
+                            "layer": 4,
+                            "strength": strength,
+                            "strength_unit": "residual",
+                            "scope": "generated",
+                            "operation": "add",
+                            "vector": "mean" if kind == "fixed" else category and texts("category", category),
+                        }
+                        if kind != "baseline"
+                        else {}
+                    ),
+                    "gate": None,
+                    "control_token": (category if refused else "respond") if category else None,
+                    "refusal_token": category if refused else None,
+                    "refusal_probability": 1 / (1 + math.exp(-logit)),
+                    "response": texts("response", response),
+                    "new_tokens": len(response) // 4,
+                    "finish": "stop",
+                    "model": texts("model", MODEL),
+                    "backend": "local",
+                    "seed": 0,
+                }
             )
     return pl.DataFrame(table, schema=GENERATIONS)
 
@@ -139,16 +158,29 @@ def _traces(random: np.random.Generator, texts: Texts) -> pl.DataFrame:
              "value": layer * (2.0 if harmful and name == category else 0.3) + random.normal(0, 0.5)}
             for name in CATEGORIES for layer in LAYERS
         ]  # fmt: skip
-        best = [{"token": texts("token", f" {word}"), "probability": 0.5 / (place + 1)} for place, word in enumerate(WORDS[:5])]
+        best = [
+            {"token": texts("token", f" {word}"), "probability": 0.5 / (place + 1)}
+            for place, word in enumerate(WORDS[:5])
+        ]
         rows.append(
             {
-                "dataset": "embedded", "id": str(at), "prompt": texts("prompt", sentence(random)),
+                "dataset": "embedded",
+                "id": str(at),
+                "prompt": texts("prompt", sentence(random)),
                 "prompt_category": texts("category", category) if harmful else None,
-                "label": "harmful" if harmful else "benign", "category": "mean", "layer": 4, "strength": -0.3,
-                "strength_unit": "residual", "scope": "generated", "kl": abs(random.normal(0.4, 0.3)),
-                "top_unsteered": best, "top_steered": best[::-1], "text_unsteered": texts("response", sentence(random)),
-                "text_steered": texts("response", sentence(random)), "projections": shadows,
-            }  # fmt: skip
+                "label": "harmful" if harmful else "benign",
+                "category": "mean",
+                "layer": 4,
+                "strength": -0.3,
+                "strength_unit": "residual",
+                "scope": "generated",
+                "kl": abs(random.normal(0.4, 0.3)),
+                "top_unsteered": best,
+                "top_steered": best[::-1],
+                "text_unsteered": texts("response", sentence(random)),
+                "text_steered": texts("response", sentence(random)),
+                "projections": shadows,
+            }
         )
     return pl.DataFrame(rows, schema=TRACES)
 
@@ -162,10 +194,17 @@ def _sweep() -> pl.DataFrame:
                 rate = 1 / (1 + math.exp(-(rest + 4 * strength * near)))
                 rows.append(
                     {
-                        "layer": layer, "strength": strength, "strength_unit": "residual", "arm": "fixed", "label": label,
-                        "n": 50, "refusal_probability": rate, "refused": round(50 * rate) / 50,
-                        "broken": 0.3 if abs(strength) > 0.5 else 0.02, "chosen": (layer, strength) == (4, -0.4),
-                    }  # fmt: skip
+                        "layer": layer,
+                        "strength": strength,
+                        "strength_unit": "residual",
+                        "arm": "fixed",
+                        "label": label,
+                        "n": 50,
+                        "refusal_probability": rate,
+                        "refused": round(50 * rate) / 50,
+                        "broken": 0.3 if abs(strength) > 0.5 else 0.02,
+                        "chosen": (layer, strength) == (4, -0.4),
+                    }
                 )
     schema = {"layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String, "arm": pl.String, "label": pl.String,
               "n": pl.Int64, "refusal_probability": pl.Float64, "refused": pl.Float64, "broken": pl.Float64,
@@ -189,7 +228,11 @@ def _effects(random: np.random.Generator) -> pl.DataFrame:
     rows = [
         ("alpaca", arm, measure, value, value * 0.9, value * 1.1, 200)
         for arm in ("fixed:strength=-0.2", "fixed:strength=-0.4", "routed:strength=0.4")
-        for measure, value in (("kl", abs(random.normal(0.3, 0.1))), ("perplexity", 14 + random.normal()), ("broken", 0.03))
+        for measure, value in (
+            ("kl", abs(random.normal(0.3, 0.1))),
+            ("perplexity", 14 + random.normal()),
+            ("broken", 0.03),
+        )
     ]
     schema = {"dataset": pl.String, "arm": pl.String, "measure": pl.String, "value": pl.Float64, "low": pl.Float64,
               "high": pl.Float64, "n": pl.Int64}  # fmt: skip
@@ -246,7 +289,13 @@ def _activations(random: np.random.Generator, folder: Path, rows: int, texts: Te
     table = table.with_columns(pl.lit(9, pl.Int64).alias("n_tokens"), pl.lit(None, pl.String).alias("suffix"))
     (folder / "activations").mkdir(exist_ok=True)
     table.write_parquet(folder / "activations" / "prompts.parquet")
-    shared = {"model": MODEL, "revision": "abc123", "layers": json.dumps(LAYERS), "site": "resid_post", "position": "last"}
+    shared = {
+        "model": MODEL,
+        "revision": "abc123",
+        "layers": json.dumps(LAYERS),
+        "site": "resid_post",
+        "position": "last",
+    }
     save_file({"activations": values}, folder / "activations" / "prompts.safetensors", {**shared, "backend": "local"})
     benign = values[np.arange(rows) % 6 == 5].mean(0)
     names = [texts("category", name) for name in CATEGORIES]
@@ -263,7 +312,10 @@ def _activations(random: np.random.Generator, folder: Path, rows: int, texts: Te
              "bias": np.zeros(1, np.float32), "threshold": np.full(1, 0.42, np.float32)}  # fmt: skip
     save_file(probe, folder / "probe.safetensors", {"layer": "4", "model": MODEL})
     basis = np.linalg.qr(directions[:5].T)[0].astype(np.float32)
-    save_file({"U": basis, "V": basis, "z": np.ones(5, np.float32), "mean": values.mean((0, 1))}, folder / "lowrank.safetensors")
+    save_file(
+        {"U": basis, "V": basis, "z": np.ones(5, np.float32), "mean": values.mean((0, 1))},
+        folder / "lowrank.safetensors",
+    )
     for name in ("activations/prompts", "vectors", "probe", "lowrank"):
         _note(folder, name)
 

@@ -11,6 +11,7 @@ from reports.sections import (
     answer,
     costs,
     diffing,
+    paper,
     probe,
     provenance,
     rates,
@@ -26,6 +27,7 @@ def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | N
     return [
         answer.section,
         rates.section,
+        paper.section,
         samples.section,
         agreement.section,
         sweep.section,

@@ -31,7 +31,11 @@ def section(run: Run, how: str = "pca") -> Section | None:
     caption = f"Activations of {say.counted(len(values), 'prompt')} at layer {layer}, {titles[2]}; {kinds}. {scores(values, placed, groups)}"
     chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
     total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
-    drawn = [Prose(f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0).", "note")] if total > len(values) else []
+    drawn = (
+        [Prose(f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0).", "note")]
+        if total > len(values)
+        else []
+    )
     return Section("activations", "Activations by category", [chart, *drawn])
 
 

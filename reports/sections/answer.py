@@ -27,8 +27,7 @@ class Pooled:
 
     def row(self, label: str, arm: str) -> dict[str, Any] | None:
         """The row of a label and arm, if any of its answers count."""
-        found = self.rows.get((label, arm))
-        return found if found and found["n"] else None
+        return self.rows.get((label, arm))
 
 
 def section(run: Run) -> Section | None:
@@ -55,7 +54,8 @@ def pooled_rows(run: Run) -> Pooled | None:
     scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
     if scorer is None:
         return None
-    rows = pooled.filter(pl.col("scorer") == scorer).to_dicts()
+    whole = ["rate", "low", "high", "broken", "answered"]
+    rows = pooled.filter(pl.col("scorer") == scorer).drop_nulls(whole).to_dicts()
     tested = [row for row in rows if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]) if tested else [], strict=True):
         row["p_holm"] = p
@@ -98,7 +98,7 @@ def sentence(pooled: Pooled, arm: str, arms: list[str]) -> str:
 
 def change(row: dict[str, Any]) -> str:
     """How a rate differs from the baseline's, or that no difference is shown."""
-    if row["delta"] is None:
+    if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
         return ""
     found = f"{say.points(row['delta'])} points against the baseline, 95 % interval {say.points_span(row['delta_low'], row['delta_high'])}"
     if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"]):
@@ -199,4 +199,6 @@ def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float])
             "p (Holm)": [say.p_value(row["p_holm"]) for row in rows],
         }
     )
-    return Table("at-a-glance", frame, shown, f"Every arm, all data sets pooled, scored by {pooled.scorer}", folded=True)
+    return Table(
+        "at-a-glance", frame, shown, f"Every arm, all data sets pooled, scored by {pooled.scorer}", folded=True
+    )

@@ -27,20 +27,28 @@ def effects(run: Run) -> Section | None:
         )
         if data.height:
             chart = charts.intervals(data, data["row"].unique(maintain_order=True).to_list(), x=say.name(measure, 40))
-            panels.append(Chart(f"effects-{len(panels)}", chart, f"{say.name(dataset)}, n = {data['n'].max()}", say.name(measure, 40)))
-    shown = pl.DataFrame(
-        {
-            "data set": say.column(table, say.name, "dataset"),
-            "arm": say.column(table, say.name, "arm"),
-            "measure": say.column(table, say.name, "measure"),
-            "value": say.column(table, say.number, "value"),
-            "95 % interval": say.column(table, _span, "low", "high"),
-            "n": say.column(table, say.number, "n"),
-        }
+            panels.append(
+                Chart(
+                    f"effects-{len(panels)}",
+                    chart,
+                    f"{say.name(dataset)}, n = {data['n'].max()}",
+                    say.name(measure, 40),
+                )
+            )
+    shown = say.table_of(
+        table,
+        ("data set", say.name, "dataset"),
+        ("arm", say.name, "arm"),
+        ("measure", say.name, "measure"),
+        ("value", say.number, "value"),
+        ("95 % interval", say.number_span, "low", "high"),
+        ("n", say.number, "n"),
     )
     caption = "What steering does to text that has nothing to do with refusal, with 95 % intervals."
     blocks: list[Block] = [Row(panels[:MOST_PANELS], caption)] if panels else []
-    return Section("effects", "Side effects", [*blocks, Table("effects", table, shown, "The numbers", folded=bool(panels))])
+    return Section(
+        "effects", "Side effects", [*blocks, Table("effects", table, shown, "The numbers", folded=bool(panels))]
+    )
 
 
 def capability(run: Run) -> Section | None:
@@ -60,24 +68,24 @@ def capability(run: Run) -> Section | None:
         chart = charts.intervals(data, data["row"].unique(maintain_order=True).to_list(), x=say.name(metric, 40))
         panels.append(Chart(f"capability-{len(panels)}", chart, f"n = {data['n'].max()}", say.name(task, 40)))
     blocks: list[Block] = [
-        Prose(f"{say.name(arm)} on {say.name(task)}: no scored logit changed, so this is the unsteered model and no measure of the arm.", "warning")
+        Prose(
+            f"{say.name(arm)} on {say.name(task)}: no scored logit changed, so this is the unsteered model and no measure of the arm.",
+            "warning",
+        )
         for task, arm in unsteered.select("task", "arm").unique(maintain_order=True).iter_rows()
     ]
     if panels:
         blocks.append(Row(panels[:MOST_PANELS], CAPTION))
-    shown = pl.DataFrame(
-        {
-            "task": say.column(table, say.name, "task"),
-            "arm": say.column(table, say.name, "arm"),
-            "metric": say.column(table, say.name, "metric"),
-            "value": say.column(table, say.number, "value"),
-            "standard error": say.column(table, say.number, "stderr"),
-            "n": say.column(table, say.number, "n"),
-            "scored logits changed": say.column(table, say.number, "scored_logits_changed"),
-        }
+    shown = say.table_of(
+        table,
+        ("task", say.name, "task"),
+        ("arm", say.name, "arm"),
+        ("metric", say.name, "metric"),
+        ("value", say.number, "value"),
+        ("standard error", say.number, "stderr"),
+        ("n", say.number, "n"),
+        ("scored logits changed", say.number, "scored_logits_changed"),
     )
-    return Section("capability", "Capability", [*blocks, Table("capability", table, shown, "The numbers", folded=bool(panels))])
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{say.number(low)} to {say.number(high)}"
+    return Section(
+        "capability", "Capability", [*blocks, Table("capability", table, shown, "The numbers", folded=bool(panels))]
+    )

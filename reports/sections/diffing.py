@@ -26,7 +26,9 @@ def section(run: Run) -> Section | None:
     blocks: list[Block] = [Prose(finding(diff))]
     if drawn := diff.drop_nulls("cosine").height:
         panels = [panel for at, name in enumerate(names[:MOST_PANELS]) if (panel := _panel(diff, name, at))]
-        caption = f"Cosine of each category's direction in the two models by layer, with 95 % intervals ({drawn} values)."
+        caption = (
+            f"Cosine of each category's direction in the two models by layer, with 95 % intervals ({drawn} values)."
+        )
         blocks.append(Row(panels, caption))
     blocks += [Prose(NOTE, "note"), table(diff)]
     return Section("diff", title, blocks)
@@ -40,23 +42,28 @@ def finding(diff: pl.DataFrame) -> str:
         rows = judged.filter(pl.col("text") == text)
         above = rows.filter(pl.col("low") > pl.col("floor_high")).height
         below = rows.filter(pl.col("high") < pl.col("ceiling")).height
-        parts.append(f"{say.name(text)}: {above} of {rows.height} values lie above the floor, {below} below the ceiling")
-    return ("; ".join(parts) + " (each by its own 95 % interval, not corrected for how many there are).") if parts else "No value has an interval."
+        parts.append(
+            f"{say.name(text)}: {above} of {rows.height} values lie above the floor, {below} below the ceiling"
+        )
+    return (
+        ("; ".join(parts) + " (each by its own 95 % interval, not corrected for how many there are).")
+        if parts
+        else "No value has an interval."
+    )
 
 
 def table(diff: pl.DataFrame) -> Table:
     """All values."""
-    shown = pl.DataFrame(
-        {
-            "category": say.column(diff, say.name, "category"),
-            "layer": say.column(diff, say.number, "layer"),
-            "text": say.column(diff, say.name, "text"),
-            "cosine": say.column(diff, _short, "cosine"),
-            "95 % interval": say.column(diff, _span, "low", "high"),
-            "ceiling": say.column(diff, _short, "ceiling"),
-            "floor": say.column(diff, _span, "floor_low", "floor_high"),
-            "n": say.column(diff, say.number, "n"),
-        }
+    shown = say.table_of(
+        diff,
+        ("category", say.name, "category"),
+        ("layer", say.number, "layer"),
+        ("text", say.name, "text"),
+        ("cosine", _short, "cosine"),
+        ("95 % interval", say.number_span, "low", "high"),
+        ("ceiling", _short, "ceiling"),
+        ("floor", say.number_span, "floor_low", "floor_high"),
+        ("n", say.number, "n"),
     )
     return Table("diff", diff, shown, "The numbers", folded=True)
 
@@ -76,7 +83,3 @@ def _panel(diff: pl.DataFrame, name: str | None, at: int) -> Chart | None:
 
 def _short(value: float | None) -> str:
     return say.number(value, 3)
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{say.number(low)} to {say.number(high)}"

@@ -20,7 +20,9 @@ def section(run: Run) -> Section | None:
     areas = {split: area(table.filter(pl.col("split") == split)) for split in splits}
     names = {split: f"{say.name(split)} (AUC {areas[split]:.3f})" for split in splits}
     curves = table.drop_nulls(["fpr", "tpr", "split"]).sort("fpr", "tpr", maintain_order=True)
-    curves = curves.with_columns(pl.col("split").replace_strict(names).alias("series"), pl.int_range(pl.len()).alias("order"))
+    curves = curves.with_columns(
+        pl.col("split").replace_strict(names).alias("series"), pl.int_range(pl.len()).alias("order")
+    )
     mark = point(table.filter(pl.col("split") == splits[0]), threshold) if splits and threshold is not None else None
     said = (
         f" At the threshold {threshold:.3f} (dot): {say.percent(mark['tpr'][0])} of harmful and {say.percent(mark['fpr'][0])} of benign "
@@ -29,10 +31,16 @@ def section(run: Run) -> Section | None:
         else ""
     )
     marks = mark if mark is not None else table.head(0).select("fpr", "tpr", "threshold")
-    caption = f"Receiver operating characteristic: {say.listed(names.values())}.{said} A curve on training rows flatters."
+    caption = (
+        f"Receiver operating characteristic: {say.listed(names.values())}.{said} A curve on training rows flatters."
+    )
     shown = pl.DataFrame({"split": list(names), "area under the curve": [f"{value:.4f}" for value in areas.values()]})
     chart = charts.roc(curves.select("fpr", "tpr", "threshold", "series", "order"), marks, list(names.values()))
-    return Section("probe", "Probe", [Chart("probe-roc", chart, caption, narrow=True), Table("probe-roc", table, shown, "Areas", folded=True)])
+    return Section(
+        "probe",
+        "Probe",
+        [Chart("probe-roc", chart, caption, narrow=True), Table("probe-roc", table, shown, "Areas", folded=True)],
+    )
 
 
 def area(curve: pl.DataFrame) -> float:

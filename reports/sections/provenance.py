@@ -23,17 +23,16 @@ def left_out(run: Run) -> Section | None:
         (~fitted & (pl.col("verdict") == "broken")).sum().cast(pl.Int64).alias("broken"),
         (~fitted & pl.col("label").is_null()).sum().cast(pl.Int64).alias("unlabelled"),
     )
-    shown = pl.DataFrame(
-        {
-            "data set": say.column(counts, say.name, "dataset"),
-            "scorer": say.column(counts, say.name, "scorer"),
-            "answers": say.column(counts, say.number, "answers"),
-            "counted": say.column(counts, say.number, "counted"),
-            "left out: text used for fitting or choosing": say.column(counts, say.number, "fitted"),
-            "left out: no verdict": say.column(counts, say.number, "failed"),
-            "counted as broken": say.column(counts, say.number, "broken"),
-            "without a label": say.column(counts, say.number, "unlabelled"),
-        }
+    shown = say.table_of(
+        counts,
+        ("data set", say.name, "dataset"),
+        ("scorer", say.name, "scorer"),
+        ("answers", say.number, "answers"),
+        ("counted", say.number, "counted"),
+        ("left out: text used for fitting or choosing", say.number, "fitted"),
+        ("left out: no verdict", say.number, "failed"),
+        ("counted as broken", say.number, "broken"),
+        ("without a label", say.number, "unlabelled"),
     )
     dropped = int((counts["fitted"] + counts["failed"]).sum())
     text = (
@@ -50,7 +49,11 @@ def provenance(run: Run) -> Section | None:
         return None
     entries = sorted(run.records.items(), key=lambda item: str(item[1].get("start")))
     commands = list(dict.fromkeys(str(entry["command"]) for _, entry in entries if entry.get("command")))
-    blocks: list[Block] = [Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))] if commands else []
+    blocks: list[Block] = (
+        [Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))]
+        if commands
+        else []
+    )
     blocks += [artefacts(entries), models(entries), versions(entries)]
     return Section("provenance", "How it was made", blocks)
 
@@ -62,7 +65,9 @@ def artefacts(entries: list[tuple[str, dict[str, Any]]]) -> Table:
             {
                 "artefact": name,
                 "model": _text(entry.get("model")),
-                "data": ", ".join(map(str, entry["data"])) if isinstance(entry.get("data"), list) else _text(entry.get("data")),
+                "data": ", ".join(map(str, entry["data"]))
+                if isinstance(entry.get("data"), list)
+                else _text(entry.get("data")),
                 "options": _options(entry.get("options")),
                 "seed": _text(entry.get("seed")),
                 "where": _text(entry.get("backend")),
@@ -106,4 +111,6 @@ def _text(value: Any) -> str | None:
 def _options(options: Any) -> str:
     if not isinstance(options, dict):
         return ""
-    return ", ".join(f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in options.items())
+    return ", ".join(
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in options.items()
+    )

@@ -17,7 +17,9 @@ def section(run: Run) -> Section | None:
     if summary is None:
         return None
     arms = run.arms()
-    scorers = sorted(summary["scorer"].unique().to_list(), key=lambda s: SCORERS.index(s) if s in SCORERS else len(SCORERS))
+    scorers = sorted(
+        summary["scorer"].unique().to_list(), key=lambda s: SCORERS.index(s) if s in SCORERS else len(SCORERS)
+    )
     listed = summary
     if summary.filter(~pl.col("dataset").is_in(TOGETHER))["dataset"].n_unique() == 1:  # the others would say the same
         listed = summary.filter(~pl.col("dataset").is_in(TOGETHER))
@@ -40,12 +42,16 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[st
         {
             "place": say.column(rows, lambda dataset: say.name(dataset, 40), "dataset"),
             "arm": say.column(rows, say.arm, "arm"),
-            "rate": rows["rate"], "low": rows["low"], "high": rows["high"], "n": rows["n"],
+            "rate": rows["rate"],
+            "low": rows["low"],
+            "high": rows["high"],
+            "n": rows["n"],
             "broken": rows["broken"] / rows["n"],
-        }  # fmt: skip
+        }
     )
     titles = {
-        place[0]: f"{place[0]}\nn = {say.count_range(part['n'])}" for place, part in data.group_by("place", maintain_order=True)
+        place[0]: f"{place[0]}\nn = {say.count_range(part['n'])}"
+        for place, part in data.group_by("place", maintain_order=True)
     }
     data = data.with_columns(pl.col("place").replace_strict(titles))
     meaning = {"benign": "Over-refusal: benign prompts refused", "harmful": "Refusal: harmful prompts refused"}
@@ -58,26 +64,29 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[st
 def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool) -> Table:
     """One scorer's rows, in the order of arms."""
     order = {arm: at for at, arm in enumerate(arms)}
-    rows = rows.sort(pl.col("dataset").is_in(TOGETHER), "dataset", "label", pl.col("arm").replace_strict(order, default=99))
-    shown = pl.DataFrame(
-        {
-            "data set": say.column(rows, say.name, "dataset"),
-            "label": say.column(rows, lambda label: label or "–", "label"),
-            "arm": say.column(rows, say.name, "arm"),
-            "n": say.column(rows, say.number, "n"),
-            "refused": say.column(rows, say.percent, "rate"),
-            "95 % interval": say.column(rows, say.span, "low", "high"),
-            "broken": say.column(rows, _share, "broken", "n"),
-            "partial": say.column(rows, _share, "partial", "n"),
-            "answered": say.column(rows, _share, "answered", "n"),
-            "Δ points": say.column(rows, say.points, "delta"),
-            "95 % interval of Δ": say.column(rows, say.points_span, "delta_low", "delta_high"),
-            "p": say.column(rows, say.p_value, "p"),
-            "p (Holm)": say.column(rows, say.p_value, "p_holm"),
-            "difference": say.column(rows, _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
-            "failed": say.column(rows, say.number, "n_failed"),
-            "fitted": say.column(rows, say.number, "n_overlap"),
-        }
+    rows = rows.sort(
+        pl.col("dataset").is_in(TOGETHER), "dataset", "label", pl.col("arm").replace_strict(order, default=99)
+    )
+    needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
+    shown = say.table_of(
+        rows,
+        ("data set", say.name, "dataset"),
+        ("label", lambda label: label or "–", "label"),
+        ("arm", say.name, "arm"),
+        ("n", say.number, "n"),
+        ("refused", say.percent, "rate"),
+        ("95 % interval", say.span, "low", "high"),
+        ("broken", _share, "broken", "n"),
+        ("partial", _share, "partial", "n"),
+        ("answered", _share, "answered", "n"),
+        ("Δ points", say.points, "delta"),
+        ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
+        ("p", say.p_value, "p"),
+        ("p (Holm)", say.p_value, "p_holm"),
+        ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
+        *needed,
+        ("failed", say.number, "n_failed"),
+        ("fitted", say.number, "n_overlap"),
     )
     return Table(f"rates-{scorer}", rows, shown, f"Scored by {scorer}", folded=folded)
 
@@ -90,7 +99,8 @@ def notes(summary: pl.DataFrame) -> str:
         "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's adjustment is over "
         f"data set × label × arm{family}. (pooled) counts every prompt once, so large sets weigh more; (macro) is the mean of the "
         "sets' rates, with a bootstrap interval and no test. failed: the scorer gave no verdict; fitted: the prompt's text was used for "
-        "fitting or choosing. Both are left out of n."
+        "fitting or choosing. Both are left out of n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % "
+        "power, at the disagreement seen."
     )
 
 

@@ -18,7 +18,11 @@ def section(run: Run) -> Section | None:
     generations = run.table("generations")
     if generations is None:
         return None
-    return Section("samples", "Answers", [Samples(pack(generations, run.table("scores"), run.arms(), leading_arm(run, run.arms())))])
+    return Section(
+        "samples",
+        "Answers",
+        [Samples(pack(generations, run.table("scores"), run.arms(), leading_arm(run, run.arms())))],
+    )
 
 
 def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str], first: str | None) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
             verdicts = [number("verdicts", row[f"verdict {scorer}"]) for scorer in scorers]
             rows[key][6][place[row["arm"]]] = [_cut(row["response"], limit), row["new_tokens"], row["finish"] == "length",
                                                row["control_token"], row["vector"], *verdicts]  # fmt: skip
-    longest = max(generations[name].str.len_chars().max() or 0 for name in ("prompt", "response"))  # pyright: ignore[reportArgumentType]
+    longest = generations.select(pl.max_horizontal(pl.col("prompt", "response").str.len_chars().max())).item() or 0
     return {
         **{name: list(values) for name, values in lists.items()},
         "arms": arms,
@@ -62,7 +66,9 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
 
 def text_limit(generations: pl.DataFrame) -> int:
     """Characters that each text may keep, so that all together stay under the budget."""
-    lengths = pl.concat([generations["response"].str.len_chars(), generations.unique(KEY)["prompt"].str.len_chars()]).fill_null(0)
+    lengths = pl.concat(
+        [generations["response"].str.len_chars(), generations.unique(KEY)["prompt"].str.len_chars()]
+    ).fill_null(0)
     limit = LONGEST
     while limit > 500 and int(lengths.clip(upper_bound=limit).sum()) > BUDGET:
         limit //= 2
@@ -70,14 +76,20 @@ def text_limit(generations: pl.DataFrame) -> int:
 
 
 def _with_verdicts(generations: pl.DataFrame, scores: pl.DataFrame | None, scorers: list[str]) -> pl.DataFrame:
-    table = generations.select(*KEY, "prompt", "category", "label", "arm", "response", "new_tokens", "finish", "control_token", "vector")
+    table = generations.select(
+        *KEY, "prompt", "category", "label", "arm", "response", "new_tokens", "finish", "control_token", "vector"
+    )
     if scores is None:
         return table.with_columns(pl.lit(False).alias("fitted"))
     keys = [*KEY, "arm"]
     fitted = scores.group_by(keys).agg(pl.col("fitted").any())
     table = table.join(fitted, on=keys, how="left", maintain_order="left")
     for scorer in scorers:
-        own = scores.filter(pl.col("scorer") == scorer).unique(keys).select(*keys, pl.col("verdict").alias(f"verdict {scorer}"))
+        own = (
+            scores.filter(pl.col("scorer") == scorer)
+            .unique(keys)
+            .select(*keys, pl.col("verdict").alias(f"verdict {scorer}"))
+        )
         table = table.join(own, on=keys, how="left", maintain_order="left")
     return table
 

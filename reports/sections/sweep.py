@@ -18,13 +18,17 @@ def section(run: Run) -> Section | None:
     panels = []
     for (arm, label, unit), rows in sweep.group_by("arm", "label", "strength_unit", maintain_order=True):
         value = "refused" if rows["refused"].drop_nulls().len() else "refusal_probability"
-        drawn = rows.select("layer", "strength", pl.col(value).alias("value"), "broken", "n", "chosen").drop_nulls(["layer", "strength"])
+        drawn = rows.select("layer", "strength", pl.col(value).alias("value"), "broken", "n", "chosen").drop_nulls(
+            ["layer", "strength"]
+        )
+        if drawn["value"].drop_nulls().is_empty():
+            continue
         title = "refused" if value == "refused" else "probability of a refusal token"
         heading = f"{say.name(arm, 40)}, {label or 'no label'}"
         sizes = f"{title}, in units of {say.name(unit)}; n = {say.count_range(drawn['n'])} a cell"
         panels.append(Chart(f"sweep-{len(panels)}", charts.heat(drawn, title), sizes, heading))
     caption = "Share refused at each layer and strength, on rows kept for choosing, not for evaluation. Framed: the setting that was chosen."
-    blocks: list[Block] = [Prose(chosen(sweep)), Row(panels[:MOST_PANELS], caption), table(sweep)]
+    blocks: list[Block] = [Prose(chosen(sweep)), *([Row(panels[:MOST_PANELS], caption)] if panels else []), table(sweep)]
     return Section("sweep", "Sweep of layers and strengths", blocks)
 
 
@@ -34,24 +38,26 @@ def chosen(sweep: pl.DataFrame) -> str:
     tried = sweep.select("layer", "strength").unique().height
     if picked.is_empty():
         return f"{tried} settings tried, none chosen."
-    texts = [f"{say.name(arm)} at layer {layer}, strength {say.number(strength)} ({say.name(unit)})" for arm, layer, strength, unit in picked.iter_rows()]
+    texts = [
+        f"{say.name(arm)} at layer {layer}, strength {say.number(strength)} ({say.name(unit)})"
+        for arm, layer, strength, unit in picked.iter_rows()
+    ]
     return f"Of {tried} settings: {say.listed(texts)}. The rates that led to a choice flatter it; those of the evaluation don't."
 
 
 def table(sweep: pl.DataFrame) -> Table:
     """All cells."""
-    shown = pl.DataFrame(
-        {
-            "arm": say.column(sweep, say.name, "arm"),
-            "label": say.column(sweep, say.name, "label"),
-            "layer": say.column(sweep, say.number, "layer"),
-            "strength": say.column(sweep, say.number, "strength"),
-            "unit": say.column(sweep, say.name, "strength_unit"),
-            "n": say.column(sweep, say.number, "n"),
-            "refused": say.column(sweep, say.percent, "refused"),
-            "probability of a refusal token": say.column(sweep, say.percent, "refusal_probability"),
-            "broken": say.column(sweep, say.percent, "broken"),
-            "chosen": say.column(sweep, lambda chosen: "chosen" if chosen else "", "chosen"),
-        }
+    shown = say.table_of(
+        sweep,
+        ("arm", say.name, "arm"),
+        ("label", say.name, "label"),
+        ("layer", say.number, "layer"),
+        ("strength", say.number, "strength"),
+        ("unit", say.name, "strength_unit"),
+        ("n", say.number, "n"),
+        ("refused", say.percent, "refused"),
+        ("probability of a refusal token", say.percent, "refusal_probability"),
+        ("broken", say.percent, "broken"),
+        ("chosen", lambda chosen: "chosen" if chosen else "", "chosen"),
     )
     return Table("sweep", sweep, shown, "The numbers", folded=True)

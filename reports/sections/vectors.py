@@ -16,7 +16,11 @@ def section(run: Run) -> Section | None:
     blocks: list[Block] = []
     if run.vectors is not None:
         layer = _nearest(run.vectors, run.steered_layer())
-        blocks += [fitted(run.vectors), Row([cosines(run.vectors, layer), norms(run.vectors)]), *numbers(run.vectors, layer)]
+        blocks += [
+            fitted(run.vectors),
+            Row([cosines(run.vectors, layer), norms(run.vectors)]),
+            *numbers(run.vectors, layer),
+        ]
     blocks += lens(run)
     return Section("vectors", "Steering vectors", blocks) if blocks else None
 
@@ -39,17 +43,30 @@ def cosines(vectors: Vectors, layer: int) -> Chart:
     unit = _unit(vectors, layer)
     matrix = unit @ unit.T
     short = [say.name(name, 40) for name in names]
-    table = pl.DataFrame([{"a": short[i], "b": short[j], "cosine": float(matrix[i, j])} for i in range(len(names)) for j in range(len(names))])
+    table = pl.DataFrame(
+        [
+            {"a": short[i], "b": short[j], "cosine": float(matrix[i, j])}
+            for i in range(len(names))
+            for j in range(len(names))
+        ]
+    )
     off = matrix[~np.eye(len(names), dtype=bool)]
     between = f" They range from {say.number(off.min(), 2)} to {say.number(off.max(), 2)}." if off.size else ""
-    caption = f"Cosine between the vectors of {say.counted(len(names), 'category', 'categories')} at layer {layer}.{between}"
+    caption = (
+        f"Cosine between the vectors of {say.counted(len(names), 'category', 'categories')} at layer {layer}.{between}"
+    )
     return Chart("cosines", charts.matrix(table, short), caption, "Cosines")
 
 
 def norms(vectors: Vectors) -> Chart:
     """Length of each vector beside the residual stream's own, by layer."""
     rows = [
-        {"series": say.name(name, 40), "layer": layer, "value": float(np.linalg.norm(tensor[at]) / vectors.residual_norms[at]), "n": vectors.counts[name]}
+        {
+            "series": say.name(name, 40),
+            "layer": layer,
+            "value": float(np.linalg.norm(tensor[at]) / vectors.residual_norms[at]),
+            "n": vectors.counts[name],
+        }
         for name, tensor in vectors.tensors.items()
         for at, layer in enumerate(vectors.layers)
         if vectors.residual_norms[at] > 0
@@ -78,16 +95,22 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
             "norm": [say.number(row["norm"]) for row in rows],
             f"share of its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
             "largest dimensions (value)": [
-                ", ".join(f"{d} ({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True)) for row in rows
+                ", ".join(f"{d} ({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True))
+                for row in rows
             ],
         }
     )
     unit = _unit(vectors, layer)
     matrix = unit @ unit.T
-    pairs = pl.DataFrame({"category": list(vectors.tensors)} | {f"cos {name}": matrix[:, i] for i, name in enumerate(vectors.tensors)})
+    pairs = pl.DataFrame(
+        {"category": list(vectors.tensors)} | {f"cos {name}": matrix[:, i] for i, name in enumerate(vectors.tensors)}
+    )
     caption = f"At layer {layer}: norms and largest dimensions; the share is of the squared norm"
     text = ("largest dimensions (value)",)
-    return [Table("vector-dimensions", frame, shown, caption, text), Table("vector-cosines", pairs, _rounded(pairs), f"Cosines at layer {layer}", folded=True)]
+    return [
+        Table("vector-dimensions", frame, shown, caption, text),
+        Table("vector-cosines", pairs, _rounded(pairs), f"Cosines at layer {layer}", folded=True),
+    ]
 
 
 def lens(run: Run) -> list[Block]:
@@ -110,7 +133,9 @@ def lens(run: Run) -> list[Block]:
             f"{say.token(token)} ({say.fixed(logit, 1)})" for token, logit in part.select("token", "logit").iter_rows())}
         for name, part in best.group_by("category", maintain_order=True)
     ]  # fmt: skip
-    caption = f"Logit lens at layer {layer}: what each vector, read through the final norm and the output matrix, raises most"
+    caption = (
+        f"Logit lens at layer {layer}: what each vector, read through the final norm and the output matrix, raises most"
+    )
     return [Table("logit-lens", table, pl.DataFrame(rows), caption, ("tokens, largest first (logit)",))]
 
 
@@ -129,4 +154,9 @@ def _table(rows: list[dict[str, object]]) -> pl.DataFrame:
 
 
 def _rounded(frame: pl.DataFrame) -> pl.DataFrame:
-    return pl.DataFrame({say.name(name): [say.number(v, 2) if isinstance(v, float) else say.name(v) for v in frame[name]] for name in frame.columns})
+    return pl.DataFrame(
+        {
+            say.name(name): [say.number(v, 2) if isinstance(v, float) else say.name(v) for v in frame[name]]
+            for name in frame.columns
+        }
+    )
