@@ -6,6 +6,7 @@ import sys
 import click
 
 import commands.activations
+import commands.datasets
 import commands.evaluation
 import commands.steering
 import commands.vectors  # noqa: F401  # importing a module registers its commands
@@ -17,7 +18,8 @@ def main() -> None:
     """Run, and turn every failure into one line and the exit status of the contract."""
     debug = "--debug" in sys.argv
     logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("interventions").setLevel(logging.DEBUG if debug else logging.WARNING)
+    for own in ("data", "interventions"):
+        logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         cli.main(standalone_mode=False)
         code = 0

@@ -1,6 +1,7 @@
 """One group of chained commands: registering them, and what a chain shares."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,13 @@ def cli(ctx: click.Context, **_options: Any) -> None:
 MAKERS: dict[str, Callable[[Session, Settings], dict[str, Any]]] = {}
 
 
-def command(*options: Callable[..., Any]) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
-    """Register a function as a command: it gets the session and settings and returns its summary."""
+def command(
+    *options: Callable[..., Any], writes: bool = True
+) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
+    """Register a function as a command: it gets the session and settings and returns its summary.
+
+    One that `writes` nothing neither makes the run directory nor waits for another's lock on it.
+    """
 
     def register(make: Callable[[Session, Settings], dict[str, Any]]) -> click.Command:
         name = make.__name__.rstrip("_")
@@ -86,7 +92,7 @@ def command(*options: Callable[..., Any]) -> Callable[[Callable[[Session, Settin
 
             ctx = click.get_current_context()
             settings = Settings(ctx)
-            with writing(settings.run):
+            with writing(settings.run) if writes else nullcontext():
                 emit(name, make(ctx.obj, settings), settings.get("as_json", False))
 
         for option in reversed(options):

@@ -20,8 +20,8 @@ def emit(name: str, summary: dict[str, Any], as_json: bool) -> None:
     table = summary.pop("table", None)
     if table is not None:
         click.echo(as_text(table))
-    wrote = summary.pop("wrote")
-    click.echo(f"{name}: {', '.join(f'{key} {_shown(value)}' for key, value in summary.items())} -> {wrote}")
+    wrote = f" -> {summary.pop('wrote')}" if "wrote" in summary else ""
+    click.echo(f"{name}: {', '.join(f'{key} {_shown(value)}' for key, value in summary.items())}{wrote}")
 
 
 def emit_progress(summary: dict[str, Any]) -> None:

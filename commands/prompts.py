@@ -18,11 +18,11 @@ def load_prompts(s: Settings, *, limited: bool) -> "pl.DataFrame":
 
     from data import load_all
 
-    prompts = load_all(s.get("data", ("embedded",)))
+    prompts = load_all(s.get("data", ("embedded",)), s.get("data_mirror"))
     if limited:
         prompts = prompts.head(s.get("limit", prompts.height))
     if s.get("benign"):
-        more = load_all(s.get("benign")).filter(pl.col("label").fill_null("benign") == "benign")
+        more = load_all(s.get("benign"), s.get("data_mirror")).filter(pl.col("label").fill_null("benign") == "benign")
         more = more.with_columns(pl.lit("benign").alias("label"))
         prompts = pl.concat([prompts, more.join(prompts, on=["dataset", "id"], how="anti")])
     return prompts

@@ -68,10 +68,10 @@ SHARED: list[Callable[[Any], Any]] = [
     click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048]"),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.  [default: all]"),
-    click.option("--data", multiple=True, help="embedded, embedded/SPLIT, or a .jsonl, .csv or .parquet file; "
-                 "repeatable.  [default: embedded]"),
+    click.option("--data", multiple=True, help="A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a "
+                 "column prompt; or a .jsonl, .csv or .parquet file; repeatable.  [default: embedded]"),
     click.option("--data-mirror", type=click.Path(file_okay=False, path_type=Path), help="Folder with hub data sets under "
-                 "their own names.  [default: none]"),
+                 "their own names, used instead of the hub.  [default: none]"),
     click.option("--split", help="Rows to use.  [default: train for vectors, test for generate and trace]"),
     click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object a command on stdout."),
     click.option("--no-auto", is_flag=True, default=None, help="Don't make missing inputs; say which command does."),

@@ -1,9 +1,11 @@
 """`trace` and `generate`: prompts under the lens, and answers in every arm."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from commands.fitting import need_lowrank, need_probe
 from commands.framework import Session, command
 from commands.output import emit_progress
 from commands.prompts import fingerprint_of, load_prompts, traced_prompts
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from interventions.arms import Arm
     from interventions.models import Model
+    from interventions.routes import Tools
     from interventions.vectors import SteeringVectors
 
 STEERING = (
@@ -47,11 +50,12 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
     steering, record = need_vectors(session, s)
     model = session.model(s, record)
     arm = single_arm(s, model, steering)
+    tools, rests_on = need_tools(session, s, [arm], steering, record)
     tokens = s.get("max_new_tokens", 0)
     key = model_key(model) | {
-        "vectors": record["id"],
+        **rests_on,
         "fingerprint": fingerprint_of(prompts),
-        "arm": [arm.layer, arm.category, arm.strength, arm.unit, arm.scope],
+        "arm": asdict(arm),
         "max_new_tokens": tokens,
         "seed": s.get("seed", 0),
     }
@@ -62,7 +66,7 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
         table = pl.read_parquet(path)
     else:
         table = run_trace(
-            model, prompts, steering, arm, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
+            model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
         )
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)
@@ -92,21 +96,49 @@ def make_generations(session: Session, s: Settings) -> dict[str, Any]:
         raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
     steering, record = need_vectors(session, s)
     model = session.model(s, record)
-    arms = parse_arms(s.get("arm", ("baseline", "fixed")), single_arm(s, model, steering))
+    arms = parse_arms(s.get("arm") or default_arms(s, model), single_arm(s, model, steering))
+    tools, rests_on = need_tools(session, s, arms, steering, record)
     tokens = s.get("max_new_tokens", 32)
     key = model_key(model) | {
-        "vectors": record["id"],
+        **rests_on,
         "fingerprint": fingerprint_of(prompts),
-        "arms": [[a.name, a.layer, a.category, a.strength, a.unit, a.scope] for a in arms],
+        "arms": [asdict(arm) for arm in arms],
         "max_new_tokens": tokens,
         "seed": s.get("seed", 0),
     }
     path = s.run / "generations.parquet"
     if not unchanged(s, GENERATIONS, key, path):
-        run_generate(model, prompts, steering, path, arms=arms, max_new_tokens=tokens,
+        run_generate(model, prompts, tools, path, arms=arms, max_new_tokens=tokens,
                      batch_tokens=s.get("batch_tokens", 2048), seed=key["seed"])  # fmt: skip
         note(s, GENERATIONS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"prompts": prompts.height, "arms": [arm.name for arm in arms], "wrote": str(path)}
+
+
+def default_arms(s: Settings, model: "Model") -> tuple[str, ...]:
+    """What is compared if nothing else was said: as much as the run directory's tools and the model's tokens allow."""
+    from interventions.routes import refusals
+
+    arms = ["baseline", "fixed"]
+    if refusals(model).ids:
+        arms.append("routed")
+        arms += ["gated"] if (s.run / "probe.safetensors").exists() else []
+    arms += ["lowrank"] if (s.run / "lowrank.safetensors").exists() else []
+    return tuple(arms)
+
+
+def need_tools(
+    session: Session, s: Settings, arms: "list[Arm]", steering: "SteeringVectors", record: dict[str, Any]
+) -> tuple["Tools", dict[str, str]]:
+    """What the arms draw on, and the identities of the artefacts it comes from."""
+    from interventions.routes import Tools
+
+    rests_on = {"vectors": record["id"]}
+    probe = lowrank = None
+    if any(arm.route == "gated" for arm in arms):
+        probe, rests_on["probe"] = need_probe(session, s)
+    if any(arm.kind == "lowrank" for arm in arms):
+        lowrank, rests_on["lowrank"] = need_lowrank(session, s)
+    return Tools(steering, probe, lowrank), rests_on
 
 
 def need_generations(session: Session, s: Settings) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nnsight
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
 
 from data import fingerprint
 from data.errors import UserError
+from interventions.activations import SITE
 from interventions.encoding import BATCH_TOKENS, Encoded, encode, pad_batch, pad_id, plan_batches
 from interventions.journal import Journal
 from interventions.models import Model
@@ -19,7 +19,6 @@ from interventions.progress import progress
 from interventions.rundir import replacing
 
 POSITIONS = ("last", "mean", "suffix")
-SITE = "resid_post"
 RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
 
 
@@ -127,21 +126,22 @@ def read_residual(
     blocks = [model.layers[layer] for layer in layers]
     network = model.nnsight
     pairs = list(zip(batches, weights or [None] * len(batches), strict=True))
-    with torch.no_grad(), network.session(backend=model.door.backend(network)):
+    with network.session(backend=model.door.backend(network)):
         kept = nnsight.save([])
-        for batch, mean in pairs:
-            with network.trace(batch) as tracer:
-                states = []
-                for block in blocks:
-                    output = block.output
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    if mean is None:
-                        states.append(hidden[:, -1, :].detach().cpu())
-                    else:
-                        mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
-                        states.append(mixed.detach().cpu())
-                kept.append(torch.stack(states, dim=1))
-                tracer.stop()
+        with torch.no_grad():
+            for batch, mean in pairs:
+                with network.trace(batch) as tracer:
+                    states = []
+                    for block in blocks:
+                        output = block.output
+                        hidden = output[0] if isinstance(output, tuple) else output
+                        if mean is None:
+                            states.append(hidden[:, -1, :].cpu())
+                        else:
+                            mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
+                            states.append(mixed.cpu())
+                    kept.append(torch.stack(states, dim=1))
+                    tracer.stop()
     return [states.float() for states in kept]
 
 
@@ -154,33 +154,6 @@ def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
         start, stop = encoded.user[row]
         weights[at, left + start : left + stop] = 1 / (stop - start)
     return weights
-
-
-def open_activations(path: Path) -> tuple[dict[str, str], pl.DataFrame]:
-    """Metadata and row table of an activations file.
-
-    Raises:
-        UserError: The pair of files is not whole.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, height = file.metadata() or {}, file.get_slice("activations").get_shape()[0]
-        rows = pl.read_parquet(path.with_suffix(".parquet"))
-    except (SafetensorError, OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: not a readable activations file; run extract again ({error})") from None
-    if height != rows.height:
-        raise UserError(f"{path}: {height} rows beside {rows.height} in its table; run extract again")
-    return metadata, rows
-
-
-def slices(path: Path, most_bytes: int = 64 << 20) -> Iterator[tuple[int, torch.Tensor]]:
-    """The activations in slices of at most `most_bytes`: (first row, (rows, layers, d_model))."""
-    with safe_open(path, "pt") as file:
-        view = file.get_slice("activations")
-        height, depth, width = view.get_shape()
-        step = max(1, most_bytes // max(1, depth * width * 4))
-        for start in range(0, height, step):
-            yield start, view[start : start + step]
 
 
 def _run(

@@ -50,14 +50,15 @@ class Watch:
 
 
 @contextmanager
-def progress(total: int, done: int, name: str, watch: Watch | None = None) -> Iterator[Any]:
-    """A bar over rows on stderr; every ten seconds a line where stderr is no terminal.
+def progress(total: int, done: int, name: str, watch: Watch | None = None, unit: str = "row") -> Iterator[Any]:
+    """A bar on stderr; every ten seconds a line where stderr is no terminal.
 
     Args:
-        total: Rows in all.
-        done: Rows that an earlier run did.
+        total: How many in all.
+        done: How many an earlier run did.
         name: What is done to them.
         watch: Jobs to show beside the bar; it starts to count anew.
+        unit: What is counted.
     """
     terminal = sys.stderr.isatty()
     quiet = watch is not None and watch.as_json
@@ -65,7 +66,7 @@ def progress(total: int, done: int, name: str, watch: Watch | None = None) -> It
         total=total,
         initial=done,
         desc=name,
-        unit="row",
+        unit=unit,
         file=sys.stderr,
         mininterval=0.2 if terminal else 10,
         disable=quiet,
