@@ -24,7 +24,8 @@ PAGE: dict[str, Any] = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {
-        "labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": INK, "gridOpacity": 0.12,
+        "labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": INK,
+        "gridOpacity": 0.12,
         "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 200, "domainOpacity": 0.4,
         "tickOpacity": 0.4,
     },
@@ -77,9 +78,9 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
 
 
 def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> Any:
-    """Refused (with interval) and broken shares; columns `place` (data set, line break, n), `arm`, `rate`, `low`, `high`, `broken`.
+    """Refused (with interval) and broken shares; columns `place` (data set, line break, n), `arm`, `rate`, `low`, `high`.
 
-    `kinds` names each arm's group, whose colour it has here as in `trade_off`; arms of one group differ in shape.
+    Also `broken`, a share. `kinds` names each arm's group, whose colour it has here as in `trade_off`; arms of one group differ in shape.
     """
     arms, groups = list(kinds), list(dict.fromkeys(kinds.values()))
     of_group = dict(zip(groups, _cycled(COLOURS, groups, GREY), strict=True))
@@ -212,7 +213,8 @@ def roc(table: pl.DataFrame, marks: pl.DataFrame, splits: Sequence[str]) -> Any:
         x=x, y=y, color=_colour("series", splits), strokeDash=_dash("series", splits), order="order:Q"
     )  # fmt: skip
     dots = alt.Chart(_data(marks)).mark_point(filled=True, size=110, color="#D55E00", opacity=1).encode(
-        x=x, y=y, tooltip=[alt.Tooltip("fpr:Q", format=".1%"), alt.Tooltip("tpr:Q", format=".1%"), alt.Tooltip("threshold:Q", format=".3f")]
+        x=x, y=y, tooltip=[alt.Tooltip("fpr:Q", format=".1%"), alt.Tooltip("tpr:Q", format=".1%"),
+                           alt.Tooltip("threshold:Q", format=".3f")]
     )  # fmt: skip
     return _sized(alt.layer(diagonal.encode(x=x, y=y), curves, dots), 380, splits)
 

@@ -77,9 +77,10 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
         return None
     table = pl.DataFrame(rows)
     caption = (
-        f"Over-refusal against refusal, all data sets pooled, scored by {say.listed(sorted(scorers))}: benign prompts n = "
-        f"{say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the left is better; bars are Wilson's 95 % "
-        "intervals. Runs on different prompts are not comparable point by point: see the paired differences."
+        f"Over-refusal against refusal, all data sets pooled, scored by {say.listed(sorted(scorers))}: benign "
+        f"prompts n = {say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the "
+        "left is better; bars are Wilson's 95 % intervals. Runs on different prompts are not comparable point by "
+        "point: see the paired differences."
     )
     blocks: list[Block] = [Chart("compare-trade-off", charts.trade_off(table, list(runs)), caption)]
     if len(scorers) > 1:
@@ -131,8 +132,8 @@ def paired(runs: dict[str, Run]) -> Section | None:
         }
     )
     note = (
-        f"Arms of the same name on prompts that both runs answered (by data set, id and text); Δ is a run minus {names[0]}, with Newcombe's paired score "
-        "interval; exact McNemar, Holm over all rows of a scorer."
+        "Arms of the same name on prompts that both runs answered (by data set, id and text); Δ is a run minus "
+        f"{names[0]}, with Newcombe's paired score interval; exact McNemar, Holm over all rows of a scorer."
     )
     return Section("paired", "Paired differences", [Table("compare-paired", frame, shown), Prose(note, "note")])
 
@@ -153,8 +154,8 @@ def _differences(against: str, first: Run, name: str, other: Run) -> list[dict[s
         after, before = part["after"].to_numpy().astype(bool), part["before"].to_numpy().astype(bool)
         cells = [int(cell.sum()) for cell in (after & before, after & ~before, ~after & before, ~after & ~before)]
         delta, low, high = newcombe(*cells)
-        rows.append({"run": name, "against": against, "arm": arm, "label": label, "scorer": scorer, "n": part.height, "rate": float(after.mean()),
-                     "rate_against": float(before.mean()), "delta": delta, "delta_low": low, "delta_high": high,
+        rows.append({"run": name, "against": against, "arm": arm, "label": label, "scorer": scorer,
+                     "n": part.height, "rate": float(after.mean()), "rate_against": float(before.mean()), "delta": delta, "delta_low": low, "delta_high": high,
                      "p": mcnemar(cells[1], cells[2]), "p_holm": None})  # fmt: skip
     return rows
 
@@ -197,7 +198,10 @@ def vectors(runs: dict[str, Run]) -> Section | None:
         return None
     table = pl.DataFrame(rows)
     series = table["series"].unique(maintain_order=True).to_list()
-    caption = f"Cosine of each category's vector in {names[0]} and in {say.listed(names[1:])}; fitted on {say.count_range(table['n'])} rows or more a category."
+    caption = (
+        f"Cosine of each category's vector in {names[0]} and in {say.listed(names[1:])}; fitted on "
+        f"{say.count_range(table['n'])} rows or more a category."
+    )
     return Section(
         "vectors", "Vectors", [Chart("compare-vectors", charts.lines(table, series, y="cosine", height=260), caption)]
     )

@@ -17,6 +17,7 @@ from reports.blocks import Block, Chart, Code, Prose, Row, Samples, Section, Tab
 from reports.wording import number, visible
 
 LONGEST = 2000  # characters of a cell
+NUMBERS = r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?( %)?( to [−+]?[\d.,]+)?$"
 MOST_ROWS = 400  # rows of a table that stand on the page
 
 
@@ -72,7 +73,8 @@ def chart(part: Chart, level: str = "") -> str:
         f'aria-labelledby="{part.name}-title {part.name}-text"' if part.title else f'aria-labelledby="{part.name}-text"'
     )
     return (
-        f'<figure class="chart{level}{" narrow" if part.narrow else ""}">{heading}<div class="plot" id="{part.name}" role="img" {label}></div>'
+        f'<figure class="chart{level}{" narrow" if part.narrow else ""}">{heading}'
+        f'<div class="plot" id="{part.name}" role="img" {label}></div>'
         f'<script type="application/json" data-chart="{part.name}">{as_json(spec)}</script>'
         f'<figcaption id="{part.name}-text">{escape(part.caption)}</figcaption></figure>'
     )
@@ -126,7 +128,7 @@ def _numeric(column: pl.Series) -> bool:
     if column.dtype != pl.String:
         return False
     told = column.filter(~column.is_in(["", "–"])).drop_nulls()
-    return bool(told.len()) and bool(told.str.contains(r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?( %)?( to [−+]?[\d.,]+)?$").all())
+    return bool(told.len()) and bool(told.str.contains(NUMBERS).all())
 
 
 RENDERERS: dict[type, Callable[[Any], str]] = {

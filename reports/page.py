@@ -96,7 +96,8 @@ def page(title: str, top: list[Prose], sections: list[Section]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
         f"<title>{markup.escape(title)}</title><style>{style}</style></head><body>"
         f'<header><h1 dir="auto">{markup.escape(title)}</h1>{"".join(map(markup.prose, top))}</header>'
         f'<nav aria-label="Sections">{links}</nav><main>{"".join(map(markup.section, sections))}</main>'

@@ -17,7 +17,8 @@ def visible(text: str) -> str:
     """Text with control characters, direction marks and other invisible ones written out as \\u2026-like escapes."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in HARMLESS or not unicodedata.category(c).startswith(("C", "Zl", "Zp")) else _escaped(c) for c in text)  # fmt: skip
+    hidden = ("C", "Zl", "Zp")
+    return "".join(_escaped(c) if c not in HARMLESS and unicodedata.category(c).startswith(hidden) else c for c in text)
 
 
 def name(value: Any, longest: int = LONGEST_NAME) -> str:

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from data.errors import UserError
+from interventions.arms import Arm
 from interventions.baking import bake_ablate, bake_add
 from interventions.encoding import encode, pad_batch, pad_id
 from interventions.exporting import FORMATS, export
-from interventions.steering import next_token_logits
+from interventions.generation import stop_tokens
+from interventions.routes import Tools, plan_arm
+from interventions.steering import answer
 from interventions.vectors import FORMAT, SteeringVectors
 
 LAYERS, WIDTH = [0, 1, 2, 3], 32
@@ -79,7 +82,7 @@ def test_lm_eval_steers_as_this_tool_does(vectors, tiny, batch, tmp_path):
     finally:
         for handle in handles:
             handle.remove()
-    ours, _ = next_token_logits(tiny, batch, 2, vectors.delta(2, "feelings", 0.7, "residual").expand(3, -1), "all")
+    ours = steered(tiny, batch, 2, vectors.delta(2, "feelings", 0.7, "residual"))
     assert relative(theirs, ours) < 1e-5
 
 
@@ -124,11 +127,11 @@ def test_a_baked_addition_is_steering_at_every_position(vectors, tiny, batch, tm
     before = {name: tensor.clone() for name, tensor in tiny.module.state_dict().items()}
     folder = bake_add(tiny, tmp_path / "baked", layer, delta, {"category": "weapons"})
     baked = reopened(folder)
-    steered, _ = next_token_logits(tiny, batch, layer, delta.expand(3, -1), "all")
+    wanted = steered(tiny, batch, layer, delta)
     with torch.no_grad():
         plain = tiny.module(**batch).logits[:, -1]
         got = baked(**batch).logits[:, -1]
-    assert relative(got, steered) < 1e-4 < relative(plain, steered)
+    assert relative(got, wanted) < 1e-4 < relative(plain, wanted)
     biases = {name: float(t.abs().sum()) for name, t in baked.state_dict().items() if name.endswith("bias")}
     assert len(biases) == 3 * 4 and [name for name, size in biases.items() if size] == [
         f"model.layers.{layer}.mlp.down_proj.bias"
@@ -136,6 +139,17 @@ def test_a_baked_addition_is_steering_at_every_position(vectors, tiny, batch, tm
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.module.state_dict().items())
     record = json.loads((folder / "baked.json").read_text())
     assert (record["operation"], record["layer"], record["category"]) == ("add", layer, "weapons")
+
+
+def test_a_baked_model_says_what_the_arm_says(vectors, tiny, batch, tmp_path):
+    arm = Arm("fixed", "fixed", 2, "weapons", 0.8, unit="residual", scope="all")
+    plan = plan_arm(tiny, arm, Tools(vectors), [{"category": None, "label": None}] * 3)
+    ours = answer(tiny, batch, [plan.shipped()], max_new_tokens=8, stops=sorted(stop_tokens(tiny))).tokens[:, 0]
+    baked = reopened(bake_add(tiny, tmp_path / "baked", 2, vectors.delta(2, "weapons", 0.8, "residual")))
+    theirs = baked.generate(**batch, max_new_tokens=8, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    for mine, other in zip(ours.tolist(), theirs.tolist(), strict=True):
+        end = next((at for at, token in enumerate(mine) if token in stop_tokens(tiny)), len(mine))
+        assert mine[:end] == other[:end]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -192,6 +206,16 @@ def hook(change):
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     return apply
+
+
+def steered(model, batch, layer, delta):
+    """Next-token logits with a plain hook that adds to a block's output at every position (scope `all`)."""
+    handle = model.module.model.layers[layer].register_forward_hook(hook(lambda h: h + delta))
+    try:
+        with torch.no_grad():
+            return model.module(**batch).logits[:, -1]
+    finally:
+        handle.remove()
 
 
 def relative(got, wanted):

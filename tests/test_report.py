@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from reports import charts
 from reports import wording as say
 from reports.artefacts import open_run, read_activations
 from reports.assets import write_assets, write_table
-from reports.blocks import Table
+from reports.blocks import Prose, Table
 from reports.compare import write_comparison
 from reports.markup import as_json, escape
 from reports.page import write_report
@@ -34,6 +35,15 @@ def run(folder):
     return open_run(folder)
 
 
+def there(found: Any) -> Any:
+    assert found is not None
+    return found
+
+
+def words(section: Any) -> str:
+    return " ".join(block.text for block in there(section).blocks if isinstance(block, Prose))
+
+
 # What the page says.
 
 
@@ -44,15 +54,19 @@ def test_every_artefact_has_its_section(folder, tmp_path):
     assert page.count("<section") == len(titles)
 
 
-@pytest.mark.parametrize("name", ["traces", "sweep", "diff", "effects", "capability", "probe_roc", "summary", "generations"])
+@pytest.mark.parametrize(
+    "name", ["traces", "sweep", "diff", "effects", "capability", "probe_roc", "summary", "generations"]
+)
 def test_a_section_stands_only_where_its_artefact_is(run, name):
-    without = type(run)(run.folder, run.records, {key: table for key, table in run.tables.items() if key != name}, run.vectors)
+    without = type(run)(
+        run.folder, run.records, {key: table for key, table in run.tables.items() if key != name}, run.vectors
+    )
     before, after = ({s.title for make in ordered() if (s := make(some))} for some in (run, without))
     assert after < before and len(before - after) <= 3
 
 
 def test_an_empty_run_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="nothing to report in .*: run `python cli.py"):
+    with pytest.raises(UserError, match=r"nothing to report in .*: run `python cli\.py"):
         write_report(tmp_path, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
 
@@ -87,7 +101,9 @@ def told(tmp_path, *rows):
     from reports.statistics import SCHEMA
 
     columns = [name for name in SCHEMA if name in rows[0]]
-    pl.DataFrame(list(rows), schema={name: SCHEMA[name] for name in columns}).write_parquet(tmp_path / "summary.parquet")
+    pl.DataFrame(list(rows), schema={name: SCHEMA[name] for name in columns}).write_parquet(
+        tmp_path / "summary.parquet"
+    )
     run = open_run(tmp_path)
     pooled = answer.pooled_rows(run)
     assert pooled is not None
@@ -115,7 +131,9 @@ def test_an_interval_without_its_test_is_no_finding(tmp_path):
 
 
 def test_broken_answers_are_no_cure(tmp_path):
-    sentence, warnings = told(tmp_path, row("benign", "baseline", 50, 25, 0, 0, 0), row("benign", "fixed", 50, 0, 0, 0, 25, broken=40))
+    sentence, warnings = told(
+        tmp_path, row("benign", "baseline", 50, 25, 0, 0, 0), row("benign", "fixed", 50, 0, 0, 0, 25, broken=40)
+    )
     assert "Broken answers: 80.0 % of the benign" in sentence
     assert len(warnings) == 1 and "80.0 % of its answers to benign prompts are broken (0.0 % unsteered)" in warnings[0]
 
@@ -143,24 +161,30 @@ def test_rates_say_shown_only_where_interval_and_adjusted_test_agree(run):
     summary = run.table("summary")
     table = rates.rate_table(summary.filter(pl.col("scorer") == "phrases"), "phrases", run.arms(), folded=False)
     for found, (low, high, p) in zip(
-        table.shown["difference"], table.frame.select("delta_low", "delta_high", "p_holm").iter_rows(), strict=True
+        there(table.shown)["difference"],
+        table.frame.select("delta_low", "delta_high", "p_holm").iter_rows(),
+        strict=True,
     ):
         if found == "shown":
             assert p < 0.05 and (low > 0 or high < 0)
 
 
 def test_what_was_left_out_adds_up(run):
-    section = provenance.left_out(run)
+    section = there(provenance.left_out(run))
     counts = section.tables()[0].frame
     assert (counts["counted"] + counts["fitted"] + counts["failed"] == counts["answers"]).all()
     summary = run.table("summary").filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]))
-    assert counts["failed"].sum() == summary["n_failed"].sum() and counts["fitted"].sum() == summary["n_overlap"].sum() > 0
+    assert (
+        counts["failed"].sum() == summary["n_failed"].sum() and counts["fitted"].sum() == summary["n_overlap"].sum() > 0
+    )
 
 
 def test_the_page_names_commands_seeds_and_versions(folder, tmp_path):
     write_report(folder, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "python cli.py --model example/refuse-llama-8b --data coconot extract vectors generate evaluate report" in page
+    assert (
+        "python cli.py --model example/refuse-llama-8b --data coconot extract vectors generate evaluate report" in page
+    )
     for word in ("nnsight", "seed", "revision", "abc123", "n = "):
         assert word in page
 
@@ -171,7 +195,7 @@ def test_a_capability_number_that_steering_never_reached_is_not_drawn(tmp_path):
     rows = [("arc", "baseline", "acc", 0.7, 0.02, 100, None), ("arc", "fixed", "acc", 0.7, 0.02, 100, False)]
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(tmp_path / "capability.parquet")
     section = costs.capability(open_run(tmp_path))
-    assert section is not None and "no scored logit changed" in section.blocks[0].text
+    assert section is not None and "no scored logit changed" in words(section)
     drawn = json.dumps(section.charts()[0].chart.to_dict())
     assert '"baseline"' in drawn and '"fixed"' not in drawn
 
@@ -185,15 +209,17 @@ def test_probe_areas_are_scikit_learns():
     curve = pl.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": threshold})
     assert probe.area(curve) == pytest.approx(roc_auc_score(truth, scores + truth))
     marked = probe.point(curve, 0.3)
-    assert marked["tpr"][0] == pytest.approx(((scores + truth >= marked["threshold"][0]) & (truth == 1)).sum() / (truth == 1).sum())
+    assert marked["tpr"][0] == pytest.approx(
+        ((scores + truth >= marked["threshold"][0]) & (truth == 1)).sum() / (truth == 1).sum()
+    )
 
 
 def test_cosines_and_norms_are_numpys(run):
     at = run.vectors.layers.index(4)
     a, b = (run.vectors.tensors[name][at] for name in CATEGORIES[:2])
-    table = next(t for t in vectors.section(run).tables() if t.name == "vector-cosines").frame
+    table = next(t for t in there(vectors.section(run)).tables() if t.name == "vector-cosines").frame
     assert table[f"cos {CATEGORIES[1]}"][0] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    dimensions = next(t for t in vectors.section(run).tables() if t.name == "vector-dimensions").frame
+    dimensions = next(t for t in there(vectors.section(run)).tables() if t.name == "vector-dimensions").frame
     assert dimensions["norm"][0] == pytest.approx(np.linalg.norm(a))
     assert dimensions["dimensions"][0][0] == int(np.abs(a).argmax())
 
@@ -203,18 +229,18 @@ def test_the_map_of_activations_is_a_pca_of_the_steered_layer(run, folder):
     from sklearn.metrics import silhouette_score
 
     whole = load_file(folder / "activations" / "prompts.safetensors")["activations"][:, 4].astype(np.float64)
-    values, rows = read_activations(folder, 4, 10_000)
+    values, rows = there(read_activations(folder, 4, 10_000))
     assert np.array_equal(values, whole)
     placed, _ = activations.project(values, "pca")
     centred = whole - whole.mean(0)
     wanted = np.linalg.svd(centred, full_matrices=False)[0][:, :2] * np.linalg.svd(centred, full_matrices=False)[1][:2]
     assert np.allclose(np.abs(placed), np.abs(wanted), atol=1e-6)
     groups = activations.group_names(rows)
-    assert say.number(float(silhouette_score(whole, groups)), 2) in activations.section(run).charts()[0].caption
+    assert say.number(float(silhouette_score(whole, groups)), 2) in there(activations.section(run)).charts()[0].caption
 
 
 def test_few_rows_are_read_of_a_large_file_and_said_so(folder):
-    values, rows = read_activations(folder, 4, 25)
+    values, rows = there(read_activations(folder, 4, 25))
     assert len(values) == rows.height == 25 and rows["id"].n_unique() == 25
 
 
@@ -225,16 +251,20 @@ def test_the_papers_figures_stand_beside_sets_that_are_theirs(run):
     assert "XSTest safe" in frame["dataset"].to_list() and "WildGuard" not in frame["dataset"].to_list()
     safe = frame.filter(pl.col("dataset") == "XSTest safe")
     assert safe["published base"][0] == pytest.approx(0.28) and safe["published categorical"][0] == pytest.approx(0.036)
-    ours = run.table("summary").filter((pl.col("dataset") == "xstest/safe") & (pl.col("scorer") == "judge") & (pl.col("arm") == "baseline"))
+    ours = run.table("summary").filter(
+        (pl.col("dataset") == "xstest/safe") & (pl.col("scorer") == "judge") & (pl.col("arm") == "baseline")
+    )
     assert safe["baseline rate"][0] == ours["rate"][0]
-    assert "The papers' model is" in section.blocks[0].text
+    assert "The papers' model is" in words(section)
 
 
 def test_answers_are_packed_whole(run):
     generations, scores = run.table("generations"), run.table("scores")
     packed = samples.pack(generations, scores, run.arms(), None)
     assert len(packed["rows"]) == 120 and packed["arms"] == list(ARMS) and packed["limit"] is None
-    verdicts = {(d, i, a, s): v for d, i, a, s, v in scores.select("dataset", "id", "arm", "scorer", "verdict").iter_rows()}
+    verdicts = {
+        (d, i, a, s): v for d, i, a, s, v in scores.select("dataset", "id", "arm", "scorer", "verdict").iter_rows()
+    }
     texts = {(d, i, a): r for d, i, a, r in generations.select("dataset", "id", "arm", "response").iter_rows()}
     for group, key, _, _, _, _, answers in packed["rows"]:
         for arm, found in zip(packed["arms"], answers, strict=True):
@@ -257,7 +287,7 @@ def test_long_texts_are_cut_and_the_page_stays_small(run):
 def test_assets_are_pictures_and_tables(run, tmp_path):
     from reports.sections import costs, sweep
 
-    sections = [sweep.section(run), costs.effects(run)]
+    sections = [there(sweep.section(run)), there(costs.effects(run))]
     names = {path.name for path in write_assets(sections, tmp_path)}
     assert {"sweep-0.png", "sweep-0.svg", "sweep.csv", "sweep.parquet", "effects.csv"} <= names
     assert (tmp_path / "sweep-0.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -285,7 +315,10 @@ def test_runs_are_compared_on_the_prompts_they_share(folder, tmp_path):
     titles = write_comparison([folder, other], tmp_path / "compare.html", assets=tmp_path / "assets")
     assert titles[:2] == ["Trade-off", "Paired differences"] and "Answers" in titles
     table = pl.read_parquet(tmp_path / "assets" / "compare-paired.parquet")
-    texts = [pl.read_parquet(path / "generations.parquet").select("dataset", "id", "prompt").unique() for path in (folder, other)]
+    texts = [
+        pl.read_parquet(path / "generations.parquet").select("dataset", "id", "prompt").unique()
+        for path in (folder, other)
+    ]
     shared = texts[0].join(texts[1], on=["dataset", "id", "prompt"])
     a, b = (
         pl.read_parquet(path / "scores.parquet").filter((pl.col("scorer") == "phrases") & (pl.col("label") == "benign")
@@ -293,15 +326,21 @@ def test_runs_are_compared_on_the_prompts_they_share(folder, tmp_path):
         for path in (folder, other)
     )  # fmt: skip
     both = a.join(b, on=["dataset", "id"]).join(shared, on=["dataset", "id"])
-    found = table.filter((pl.col("scorer") == "phrases") & (pl.col("label") == "benign") & (pl.col("arm") == "baseline")).row(0, named=True)
+    found = table.filter(
+        (pl.col("scorer") == "phrases") & (pl.col("label") == "benign") & (pl.col("arm") == "baseline")
+    ).row(0, named=True)
     x, y = both["refused"].to_numpy(), both["refused_right"].to_numpy()
     cells = [[(x & y).sum(), (x & ~y).sum()], [(~x & y).sum(), (~x & ~y).sum()]]
     assert found["n"] == both.height and found["delta"] == pytest.approx(y.mean() - x.mean())
-    assert found["p"] == pytest.approx(mcnemar(cells, exact=True).pvalue)
+    assert found["p"] == pytest.approx(there(mcnemar(cells, exact=True)).pvalue)
 
 
 def test_a_comparison_takes_two_runs_that_are_there(folder, tmp_path):
-    for folders, says in (([folder], "two run directories"), ([folder, folder], "twice"), ([folder, tmp_path / "no"], "no such run")):
+    for folders, says in (
+        ([folder], "two run directories"),
+        ([folder, folder], "twice"),
+        ([folder, tmp_path / "no"], "no such run"),
+    ):
         with pytest.raises(UserError, match=says):
             write_comparison(folders, tmp_path / "compare.html")
 
@@ -349,8 +388,19 @@ def test_records_of_any_shape_are_shown_not_trusted(folder, tmp_path):
     for path in folder.iterdir():
         if path.name != "run.json":
             (tmp_path / path.name).symlink_to(path)
-    odd = {"model": HOSTILE, "data": 7, "options": [HOSTILE], "versions": HOSTILE, "command": [HOSTILE], "start": None, "end": {"x": 1}, "seed": "\ud800"}
-    (tmp_path / "run.json").write_text(json.dumps({"artefacts": {HOSTILE: odd, "vectors": HOSTILE, "diff": {"against": HOSTILE}}}))
+    odd = {
+        "model": HOSTILE,
+        "data": 7,
+        "options": [HOSTILE],
+        "versions": HOSTILE,
+        "command": [HOSTILE],
+        "start": None,
+        "end": {"x": 1},
+        "seed": "\ud800",
+    }
+    (tmp_path / "run.json").write_text(
+        json.dumps({"artefacts": {HOSTILE: odd, "vectors": HOSTILE, "diff": {"against": HOSTILE}}})
+    )
     write_report(tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<img" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)

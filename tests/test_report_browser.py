@@ -109,14 +109,18 @@ def choose(page, name, value):
 
 
 def option(page, name, text):
-    return page.run(f"[...document.getElementById('{name}').options].find((o) => o.textContent === {json.dumps(text)}).value")
+    return page.run(
+        f"[...document.getElementById('{name}').options].find((o) => o.textContent === {json.dumps(text)}).value"
+    )
 
 
 def test_filters_and_search_find_what_polars_finds(page, report):
     page.open(report, settled=DRAWN)
     folder = report.parent
     generations, scores = (pl.read_parquet(folder / f"{name}.parquet") for name in ("generations", "scores"))
-    phrases = scores.filter(pl.col("scorer") == "phrases").pivot("arm", index=["dataset", "id", "category", "label"], values="verdict")
+    phrases = scores.filter(pl.col("scorer") == "phrases").pivot(
+        "arm", index=["dataset", "id", "category", "label"], values="verdict"
+    )
     assert count(page) == 120
     choose(page, "f-scorer", option(page, "f-scorer", "phrases"))
     choose(page, "f-arm", option(page, "f-arm", "fixed:strength=-0.4"))
@@ -138,7 +142,11 @@ def test_filters_and_search_find_what_polars_finds(page, report):
     texts = generations.filter(pl.col("arm").is_in(["baseline", "fixed:strength=-0.4"]))
     for word in ("kettle", "CAN'T HELP", "no such words"):
         choose(page, "f-text", word)
-        held = pl.concat_str("prompt", pl.lit("\n"), "response").str.to_lowercase().str.contains(word.lower(), literal=True)
+        held = (
+            pl.concat_str("prompt", pl.lit("\n"), "response")
+            .str.to_lowercase()
+            .str.contains(word.lower(), literal=True)
+        )
         assert count(page) == texts.filter(held).select("dataset", "id").unique().height, word
     page.run("document.querySelector('button[type=reset]').click()")
     assert count(page) == 120
@@ -148,13 +156,20 @@ def test_filters_and_search_find_what_polars_finds(page, report):
 def test_differences_are_marked_word_by_word(page, tmp_path):
     folder = synthetic_run(tmp_path, 60, arms=["baseline", "random"])
     table = pl.read_parquet(folder / "generations.parquet")
-    answer = pl.when(pl.col("arm") == "baseline").then(pl.lit("The cat sat on the red mat today.")).otherwise(pl.lit("The cat sat on the blue mat today."))
+    answer = (
+        pl.when(pl.col("arm") == "baseline")
+        .then(pl.lit("The cat sat on the red mat today."))
+        .otherwise(pl.lit("The cat sat on the blue mat today."))
+    )
     table.with_columns(answer.alias("response")).write_parquet(folder / "generations.parquet")
     write_report(folder, folder / "report.html")
     page.open(folder / "report.html", settled=DRAWN)
     assert page.run("[...document.querySelectorAll('del')].map((e) => e.textContent)") == ["red"] * 20
     assert page.run("[...document.querySelectorAll('ins')].map((e) => e.textContent)") == ["blue"] * 20
-    assert page.run("document.querySelector('.answer-text del').closest('.answer-text').textContent") == "The cat sat on the red mat today."
+    assert (
+        page.run("document.querySelector('.answer-text del').closest('.answer-text').textContent")
+        == "The cat sat on the red mat today."
+    )
 
 
 def test_twenty_thousand_answers_stay_quick(page, tmp_path):
@@ -212,24 +227,40 @@ def test_hostile_text_in_every_column_runs_nothing_and_leaks_nothing(page, tmp_p
         at = turn.setdefault((column, text), len([key for key in turn if key[0] == column]))
         string = HOSTILE[at % len(HOSTILE)]
         # Names must stay apart and arms keep their kind; answers and prompts are nothing but the string.
-        return string if column in ("response", "prompt", "token") else f"{string} {text}" if column != "arm" else f"{text}{',' if ':' in text else ':'}{string}"
+        return (
+            string
+            if column in ("response", "prompt", "token")
+            else f"{string} {text}"
+            if column != "arm"
+            else f"{text}{',' if ':' in text else ':'}{string}"
+        )
 
     folder = synthetic_run(tmp_path / "run", 4 * len(HOSTILE), texts=hostile)
     record = json.loads((folder / "run.json").read_text())
     for at, entry in enumerate(record["artefacts"].values()):
-        entry |= {"command": HOSTILE[at], "model": HOSTILE[at + 1], "data": HOSTILE[:20], "options": {HOSTILE[at]: HOSTILE[at + 2]}}
+        entry |= {
+            "command": HOSTILE[at],
+            "model": HOSTILE[at + 1],
+            "data": HOSTILE[:20],
+            "options": {HOSTILE[at]: HOSTILE[at + 2]},
+        }
     (folder / "run.json").write_text(json.dumps(record))
     write_report(folder, folder / "report.html", assets=tmp_path / "assets")
     held_down(page, folder / "report.html")
     for at in range(0, 4 * len(HOSTILE), 20):
-        page.run(f"(() => {{ const p = document.getElementById('p-page'); p.value = {at // 20 + 1}; p.dispatchEvent(new Event('change', {{bubbles: true}})); }})()")
+        page.run(
+            f"(() => {{ const p = document.getElementById('p-page'); p.value = {at // 20 + 1}; p.dispatchEvent(new Event('change', {{bubbles: true}})); }})()"
+        )
         page.run("document.querySelectorAll('button.more').forEach((b) => b.click())")
         unharmed(page)
     write_comparison([folder, synthetic_run(tmp_path / "other", 60, texts=hostile)], tmp_path / "compare.html")
     held_down(page, tmp_path / "compare.html")
     for path in (tmp_path / "assets").glob("*.svg"):
         page.open(path)
-        assert page.run("window.pwned") is None and page.run("document.querySelectorAll('script,image,foreignObject').length") == 0, path.name
+        assert (
+            page.run("window.pwned") is None
+            and page.run("document.querySelectorAll('script,image,foreignObject').length") == 0
+        ), path.name
 
 
 def held_down(page, path):
@@ -250,14 +281,21 @@ def unharmed(page):
     assert page.run("location.protocol") == "file:" and page.run("document.baseURI") == page.run("location.href")
     assert page.run("document.querySelectorAll('img,iframe,object,embed,base,link,style ~ style,[onerror],[onload],[onclick],[onmouseover],[onfocus],"
                     "a:not([href^=\"#\"])').length") == 0  # fmt: skip
-    assert page.run("document.querySelectorAll('form:not(.vega-bindings)').length") <= 1 and page.run("document.querySelectorAll('meta').length") == 4
+    assert (
+        page.run("document.querySelectorAll('form:not(.vega-bindings)').length") <= 1
+        and page.run("document.querySelectorAll('meta').length") == 4
+    )
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
     assert page.run(
         "(() => { const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT); let n = 0;"
         " while (walk.nextNode()) { const t = walk.currentNode; if (t.parentElement.closest('script')) continue;"
         " if (/[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ufeff]/.test(t.data)) n++; } return n; })()"
     ) == 0  # fmt: skip
-    assert page.run("[...document.querySelectorAll('.answer-text')].every((e) => getComputedStyle(e).contain.includes('paint'))")
-    assert page.run("[...document.querySelectorAll('.wide td')].every((e) => getComputedStyle(e).overflow !== 'visible')")
+    assert page.run(
+        "[...document.querySelectorAll('.answer-text')].every((e) => getComputedStyle(e).contain.includes('paint'))"
+    )
+    assert page.run(
+        "[...document.querySelectorAll('.wide td')].every((e) => getComputedStyle(e).overflow !== 'visible')"
+    )
     page.run("0")
     assert page.complaints == []

@@ -28,7 +28,10 @@ def section(run: Run, how: str = "pca") -> Section | None:
     names = sorted(set(groups), key=lambda name: (name != "benign", name))
     table = pl.DataFrame({"x": placed[:, 0], "y": placed[:, 1], "group": groups})
     kinds = f"{len(names)} groups: {say.listed(names, 8)}"
-    caption = f"Activations of {say.counted(len(values), 'prompt')} at layer {layer}, {titles[2]}; {kinds}. {scores(values, placed, groups)}"
+    caption = (
+        f"Activations of {say.counted(len(values), 'prompt')} at layer {layer}, {titles[2]}; {kinds}. "
+        f"{scores(values, placed, groups)}"
+    )
     chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
     total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
     drawn = (
@@ -71,6 +74,6 @@ def scores(values: np.ndarray, placed: np.ndarray, groups: list[str]) -> str:
         return "One group only: nothing to tell apart."
     whole, seen = silhouette_score(values, groups), silhouette_score(placed, groups)
     return (
-        f"Mean silhouette {say.number(float(whole), 2)} in all {values.shape[1]:,} dimensions, {say.number(float(seen), 2)} on this map "
-        "(1: groups far apart; 0: they overlap; below: mixed)."
+        f"Mean silhouette {say.number(float(whole), 2)} in all {values.shape[1]:,} dimensions, "
+        f"{say.number(float(seen), 2)} on this map (1: groups far apart; 0: they overlap; below: mixed)."
     )

@@ -6,9 +6,9 @@ from reports.artefacts import Run
 from reports.blocks import Prose, Section, Table
 
 NOTE = (
-    "Kappa is the agreement beyond what the two scorers' own rates would give by chance (Cohen 1960), on refused or not refused, with a 95 % "
-    "interval from its asymptotic standard error: 1 is full agreement, 0 none beyond chance. Answers of one prompt in several arms are not "
-    "independent, so the interval is, if anything, too narrow."
+    "Kappa is the agreement beyond what the two scorers' own rates would give by chance (Cohen 1960), on refused "
+    "or not refused, with a 95 % interval from its asymptotic standard error: 1 is full agreement, 0 none beyond "
+    "chance. Answers of one prompt in several arms are not independent, so the interval is, if anything, too narrow."
 )
 
 

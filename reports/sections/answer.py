@@ -100,7 +100,8 @@ def change(row: dict[str, Any]) -> str:
     """How a rate differs from the baseline's, or that no difference is shown."""
     if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
         return ""
-    found = f"{say.points(row['delta'])} points against the baseline, 95 % interval {say.points_span(row['delta_low'], row['delta_high'])}"
+    interval = say.points_span(row["delta_low"], row["delta_high"])
+    found = f"{say.points(row['delta'])} points against the baseline, 95 % interval {interval}"
     if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"]):
         return f" ({found})"
     if row["delta_low"] > 0 or row["delta_high"] < 0:  # the interval stands alone; the test counts its companions
@@ -116,9 +117,11 @@ def warnings(pooled: Pooled, arms: list[str]) -> list[str]:
         for arm in arms:
             row = pooled.row(label, arm)
             if row and before and row["broken"] / row["n"] > before["broken"] / before["n"] + charts.HOLLOW_FROM:
-                found.append(f"{say.name(arm)}: {say.percent(row['broken'] / row['n'])} of its answers to {label} prompts are "
-                             f"broken ({say.percent(before['broken'] / before['n'])} unsteered). A broken answer is neither a "
-                             "refusal nor a cure.")  # fmt: skip
+                shares = [say.percent(one["broken"] / one["n"]) for one in (row, before)]
+                found.append(
+                    f"{say.name(arm)}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
+                    "unsteered). A broken answer is neither a refusal nor a cure."
+                )
     if not any(pooled.row(label, "baseline") for label in LABELS):
         found.append("There is no baseline: run it too, or no difference can be told from chance.")
     return found
@@ -142,9 +145,10 @@ def trade_off(pooled: Pooled, arms: list[str]) -> list[Block]:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     table = pl.DataFrame(rows)
     caption = (
-        f"Over-refusal against refusal, all data sets pooled, scored by {pooled.scorer}: benign prompts "
-        f"n = {say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the left is better. Bars are Wilson's 95 % "
-        f"intervals; a line joins the strengths of one kind; hollow: over {charts.HOLLOW_FROM:.0%} of answers broken."
+        f"Over-refusal against refusal, all data sets pooled, scored by {pooled.scorer}: benign prompts n = "
+        f"{say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the left is "
+        "better. Bars are Wilson's 95 % intervals; a line joins the strengths of one kind; hollow: over "
+        f"{charts.HOLLOW_FROM:.0%} of answers broken."
     )
     return [Chart("trade-off", charts.trade_off(table, groups), caption)]
 

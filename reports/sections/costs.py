@@ -10,8 +10,8 @@ from reports.blocks import Block, Chart, Prose, Row, Section, Table
 Z = 1.959963984540054
 MOST_PANELS = 12
 CAPTION = (
-    "Capability by task, ± 1.96 standard errors. The items are the same in every arm, so these unpaired bars do not settle whether two arms "
-    "differ."
+    "Capability by task, ± 1.96 standard errors. The items are the same in every arm, so these unpaired bars do "
+    "not settle whether two arms differ."
 )
 
 
@@ -69,7 +69,8 @@ def capability(run: Run) -> Section | None:
         panels.append(Chart(f"capability-{len(panels)}", chart, f"n = {data['n'].max()}", say.name(task, 40)))
     blocks: list[Block] = [
         Prose(
-            f"{say.name(arm)} on {say.name(task)}: no scored logit changed, so this is the unsteered model and no measure of the arm.",
+            f"{say.name(arm)} on {say.name(task)}: no scored logit changed, so this is the unsteered model and no "
+            "measure of the arm.",
             "warning",
         )
         for task, arm in unsteered.select("task", "arm").unique(maintain_order=True).iter_rows()

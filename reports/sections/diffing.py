@@ -8,9 +8,9 @@ from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Row, Section, Table
 
 NOTE = (
-    "Two models that differ in nothing would reach the ceiling (dashed): halves of one model's rows against each other, at the same n. The floor "
-    "(grey) is the 95 % range with labels permuted. The base tokenizer splits a refusal token that the tuned one knows, so tagged text differs in "
-    "its tokens; untagged is the same text in both."
+    "Two models that differ in nothing would reach the ceiling (dashed): halves of one model's rows against each "
+    "other, at the same n. The floor (grey) is the 95 % range with labels permuted. The base tokenizer splits a "
+    "refusal token that the tuned one knows, so tagged text differs in its tokens; untagged is the same text in both."
 )
 MOST_PANELS = 9
 

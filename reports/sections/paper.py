@@ -36,11 +36,15 @@ def section(run: Run) -> Section | None:
     if not rows:
         return None
     model = run.first("model")
-    warning = f" The papers' model is {published.MODEL}; this is {say.name(model)}: the figures stand beside each other, no more."
+    warning = (
+        f" The papers' model is {published.MODEL}; this is {say.name(model)}: the figures stand beside each other, "
+        "no more."
+    )
     text = (
-        f"Refused, in percent, as published for layer {published.LAYER} and strengths {say.signed(f'{published.STRENGTH_BENIGN:g}')} and "
-        f"+{published.STRENGTH_HARMFUL:g} (categorical: one vector a prompt; low-rank: one combination for all), and here, scored by {scorer}, "
-        f"with Wilson's 95 % intervals. Their judge, template and answers' length differ.{warning if model != published.MODEL else ''}"
+        f"Refused, in percent, as published for layer {published.LAYER} and strengths "
+        f"{say.signed(f'{published.STRENGTH_BENIGN:g}')} and +{published.STRENGTH_HARMFUL:g} (categorical: one "
+        f"vector a prompt; low-rank: one combination for all), and here, scored by {scorer}, with Wilson's 95 % "
+        f"intervals. Their judge, template and answers' length differ.{warning if model != published.MODEL else ''}"
     )
     return Section(
         "paper", "Beside the papers", [Prose(text), Table("paper", frame_of(rows, arms), shown_of(rows, arms))]

@@ -25,8 +25,8 @@ def section(run: Run) -> Section | None:
     )
     mark = point(table.filter(pl.col("split") == splits[0]), threshold) if splits and threshold is not None else None
     said = (
-        f" At the threshold {threshold:.3f} (dot): {say.percent(mark['tpr'][0])} of harmful and {say.percent(mark['fpr'][0])} of benign "
-        f"{say.name(splits[0])} rows are called harmful."
+        f" At the threshold {threshold:.3f} (dot): {say.percent(mark['tpr'][0])} of harmful and "
+        f"{say.percent(mark['fpr'][0])} of benign {say.name(splits[0])} rows are called harmful."
         if mark is not None and mark.height and threshold is not None
         else ""
     )

@@ -36,9 +36,9 @@ def left_out(run: Run) -> Section | None:
     )
     dropped = int((counts["fitted"] + counts["failed"]).sum())
     text = (
-        f"{dropped:,} of {say.counted(scores.height, 'verdict')} count in no rate. A prompt whose text was used to fit vectors, to train a probe or "
-        "to choose a strength is answered but not counted. No verdict: the scorer failed, or does not apply to the answer (a token scorer, where an "
-        "answer opens with no control token)."
+        f"{dropped:,} of {say.counted(scores.height, 'verdict')} count in no rate. A prompt whose text was used to "
+        "fit vectors, to train a probe or to choose a strength is answered but not counted. No verdict: the "
+        "scorer failed, or does not apply to the answer (a token scorer, where an answer opens with no control token)."
     )
     return Section("left-out", "What was left out", [Prose(text), Table("left-out", counts, shown)])
 

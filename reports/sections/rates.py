@@ -96,11 +96,12 @@ def notes(summary: pl.DataFrame) -> str:
     tests = summary.filter(pl.col("p_holm").is_not_null()).group_by("scorer").len()["len"]
     family = f" ({say.count_range(tests)} tests a scorer)" if tests.len() else ""
     return (
-        "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's adjustment is over "
-        f"data set × label × arm{family}. (pooled) counts every prompt once, so large sets weigh more; (macro) is the mean of the "
-        "sets' rates, with a bootstrap interval and no test. failed: the scorer gave no verdict; fitted: the prompt's text was used for "
-        "fitting or choosing. Both are left out of n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % "
-        "power, at the disagreement seen."
+        "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's "
+        f"adjustment is over data set × label × arm{family}. (pooled) counts every prompt once, so large sets "
+        "weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test. failed: the "
+        "scorer gave no verdict; fitted: the prompt's text was used for fitting or choosing. Both are left out of "
+        "n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
+        "disagreement seen."
     )
 
 

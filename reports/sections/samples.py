@@ -28,9 +28,10 @@ def section(run: Run) -> Section | None:
 def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str], first: str | None) -> dict[str, Any]:
     """Answers as `samples.js` reads them.
 
-    `sets`, `categories`, `labels`, `arms`, `scorers`, `verdicts` are lists; a row of `rows` is [set, id, prompt, category, label,
-    fitted, answers], the names as numbers into the lists; `answers` has one entry an arm: null, or [response, tokens, cut, control
-    token, vector, verdict by scorer…]. Texts over the limit are cut, and `limit` says where. `first` is the arm to begin with.
+    `sets`, `categories`, `labels`, `arms`, `scorers`, `verdicts` are lists; a row of `rows` is [set, id, prompt,
+    category, label, fitted, answers], the names as numbers into the lists; `answers` has one entry an arm: null, or
+    [response, tokens, cut, control token, vector, verdict by scorer…]. Texts over the limit are cut, and `limit` says
+    where. `first` is the arm to begin with.
     """
     generations = generations.unique([*KEY, "arm"], keep="first", maintain_order=True)
     scorers = [] if scores is None else scores["scorer"].drop_nulls().unique().to_list()
@@ -47,12 +48,13 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
     for row in table.iter_rows(named=True):
         key = (row["dataset"], row["id"])
         if key not in rows:
-            rows[key] = [number("sets", row["dataset"]), row["id"], _cut(row["prompt"], limit), number("categories", row["category"]),
-                         number("labels", row["label"]), bool(row["fitted"]), [None] * len(arms)]  # fmt: skip
+            rows[key] = [number("sets", row["dataset"]), row["id"], _cut(row["prompt"], limit),
+                         number("categories", row["category"]), number("labels", row["label"]), bool(row["fitted"]),
+                         [None] * len(arms)]  # fmt: skip
         if row["arm"] in place:
             verdicts = [number("verdicts", row[f"verdict {scorer}"]) for scorer in scorers]
-            rows[key][6][place[row["arm"]]] = [_cut(row["response"], limit), row["new_tokens"], row["finish"] == "length",
-                                               row["control_token"], row["vector"], *verdicts]  # fmt: skip
+            answer = [_cut(row["response"], limit), row["new_tokens"], row["finish"] == "length"]
+            rows[key][6][place[row["arm"]]] = [*answer, row["control_token"], row["vector"], *verdicts]
     longest = generations.select(pl.max_horizontal(pl.col("prompt", "response").str.len_chars().max())).item() or 0
     return {
         **{name: list(values) for name, values in lists.items()},

@@ -27,8 +27,15 @@ def section(run: Run) -> Section | None:
         heading = f"{say.name(arm, 40)}, {label or 'no label'}"
         sizes = f"{title}, in units of {say.name(unit)}; n = {say.count_range(drawn['n'])} a cell"
         panels.append(Chart(f"sweep-{len(panels)}", charts.heat(drawn, title), sizes, heading))
-    caption = "Share refused at each layer and strength, on rows kept for choosing, not for evaluation. Framed: the setting that was chosen."
-    blocks: list[Block] = [Prose(chosen(sweep)), *([Row(panels[:MOST_PANELS], caption)] if panels else []), table(sweep)]
+    caption = (
+        "Share refused at each layer and strength, on rows kept for choosing, not for evaluation. Framed: the "
+        "setting that was chosen."
+    )
+    blocks: list[Block] = [
+        Prose(chosen(sweep)),
+        *([Row(panels[:MOST_PANELS], caption)] if panels else []),
+        table(sweep),
+    ]
     return Section("sweep", "Sweep of layers and strengths", blocks)
 
 
@@ -42,7 +49,8 @@ def chosen(sweep: pl.DataFrame) -> str:
         f"{say.name(arm)} at layer {layer}, strength {say.number(strength)} ({say.name(unit)})"
         for arm, layer, strength, unit in picked.iter_rows()
     ]
-    return f"Of {tried} settings: {say.listed(texts)}. The rates that led to a choice flatter it; those of the evaluation don't."
+    flattering = "The rates that led to a choice flatter it; those of the evaluation don't."
+    return f"Of {tried} settings: {say.listed(texts)}. {flattering}"
 
 
 def table(sweep: pl.DataFrame) -> Table:

@@ -53,8 +53,8 @@ def projections(traces: pl.DataFrame) -> list[Block]:
         chart = charts.lines(panel, names, y="mean projection")
         panels.append(Chart(f"projection-{at}", chart, sizes, f"onto {say.name(name, 40)}"))
     caption = (
-        f"Mean projection of the unsteered residual stream at the last prompt token onto each category's unit vector, "
-        f"{say.counted(traces.height, 'traced prompt')}."
+        "Mean projection of the unsteered residual stream at the last prompt token onto each category's unit "
+        f"vector, {say.counted(traces.height, 'traced prompt')}."
     )
     return [Row(panels, caption)]
 

@@ -73,7 +73,10 @@ def norms(vectors: Vectors) -> Chart:
     ]
     series = [say.name(name, 40) for name in vectors.tensors]
     low, high = min(vectors.residual_norms), max(vectors.residual_norms)
-    caption = f"Length of each vector over the mean length of the residual stream at its layer, which goes from {say.number(low)} to {say.number(high)}."
+    caption = (
+        "Length of each vector over the mean length of the residual stream at its layer, which goes from "
+        f"{say.number(low)} to {say.number(high)}."
+    )
     return Chart("norms", charts.lines(_table(rows), series, y="‖v‖ / mean ‖h‖", height=260), caption, "Norms by layer")
 
 
