@@ -256,7 +256,7 @@ class Answers(BaseHTTPRequestHandler):
 
     do_GET = do_POST = _answer
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         pass
 
 
