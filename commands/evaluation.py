@@ -75,7 +75,8 @@ def fitted_texts(s: Settings) -> set[str]:
     from interventions.rundir import records
     from reports.scoring import same_text
 
-    path, record = s.run / f"{ACTIVATIONS}.parquet", records(s.run).get(VECTORS)
+    record = records(s.run).get(VECTORS)
+    path = s.run / f"{(record or {}).get('key', {}).get('source', ACTIVATIONS)}.parquet"
     if record is None or not path.exists():
         return set()
     rows = for_split(pl.read_parquet(path), record["key"]["split"])

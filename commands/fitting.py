@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.activations import need_activations
+from commands.activations import default_layer, need_activations
 from commands.framework import Session, command
 from commands.output import emit_progress
 from commands.records import ACTIVATIONS, PROBE, contradiction, missing, note, unchanged
@@ -94,13 +94,6 @@ def need_probe(session: Session, s: Settings) -> tuple["Probe", str]:
 def need_lowrank(session: Session, s: Settings) -> tuple["LowRank", str]:
     """The low-rank map, and the identity of its artefact; trained if there is none."""
     raise NotImplementedError
-
-
-def default_layer(record: dict[str, Any]) -> int:
-    """Of the layers there are activations of, the one nearest to the default layer of their model."""
-    layers, depth = record["key"]["layers"], record["n_layers"]
-    wanted = min(round(18 / 32 * depth), depth - 1)
-    return min(layers, key=lambda at: abs(at - wanted))
 
 
 def shown_quality(quality: "pl.DataFrame") -> "pl.DataFrame":

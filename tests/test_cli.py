@@ -28,7 +28,7 @@ def test_the_chain_writes_everything_the_contract_names(run, chain, tmp_path):
     assert code == 0, err
     made = set(stamps(tmp_path / "run"))
     assert made == {
-        "prompts.safetensors", "prompts.parquet", "vectors.safetensors", "traces.parquet", "generations.parquet",
+        "prompts.safetensors", "prompts.parquet", "vectors.safetensors", "logit_lens.parquet", "traces.parquet", "generations.parquet",
         "scores.parquet", "summary.parquet", "report.html", "run.json",
     }  # fmt: skip
     check = Path(__file__).parents[2] / "shared" / "check_contract.py"

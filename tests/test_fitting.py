@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import WORDS
 
+from interventions.methods import fit_vectors
 from interventions.probes import Probe, fit_probe
+from interventions.vectors import SteeringVectors
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +95,45 @@ def test_a_gated_arm_makes_its_probe_and_remakes_it_as_it_was(run, chain, tmp_pa
 def test_usage_errors(run, chain, tmp_path, words):
     assert run(*chain, *words)[0] == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["contrastive", "pca", "logistic", "lda", "random", "shuffled"])
+def test_every_method_is_the_librarys(run, chain, tmp_path, method):
+    code, out, err = run(*chain, "vectors", "--method", method)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    paired = method in ("contrastive", "pca")
+    source = folder / "activations" / ("pairs.safetensors" if paired else "prompts.safetensors")
+    made, wanted = SteeringVectors.load(folder / "vectors.safetensors"), fit_vectors(source, method)
+    assert made.metadata == wanted.metadata
+    assert all(torch.equal(made.tensors[name], wanted.tensors[name]) for name in ("weapons", "feelings"))
+    lens = pl.read_parquet(folder / "logit_lens.parquet")
+    assert lens.height == 2 * 4 * 10 and set(lens["category"]) == {"weapons", "feelings"} and "writes" in out
+    check_contract(folder)
+
+
+def test_pairs_are_made_of_harmful_training_rows_and_kept(run, chain, tmp_path, split_file):
+    code, _, err = run(*chain, "vectors", "--method", "contrastive")
+    assert code == 0 and "vectors needs pairs (there are none): running extract --suffix '[feelings]'" in err
+    rows = pl.read_parquet(tmp_path / "run" / "activations" / "pairs.parquet")
+    assert set(rows["suffix"]) == {"[weapons]", "[feelings]", "[respond]"}
+    assert set(rows["label"]) == {"harmful"} and set(rows["split"]) == {"train"} and rows.height == 32 * 3
+    before = (tmp_path / "run" / "vectors.safetensors").stat().st_mtime_ns
+    code, _, err = run(*chain, "vectors", "--method", "contrastive", "generate", "--max-new-tokens", 1)
+    assert code == 0 and "again" not in err and "newer" not in err
+    assert (tmp_path / "run" / "vectors.safetensors").stat().st_mtime_ns == before
+    code, _, err = run(*chain, "vectors", "--method", "contrastive", "--split", "validation")
+    assert code == 0 and "the prompts changed" in err
+    code, _, err = run(*chain, "--limit", 80, "extract", "--suffix", "[weapons]", "--suffix", "[feelings]",
+                       "--suffix", "[respond]", "generate", "--max-new-tokens", 1)  # fmt: skip
+    assert code == 0 and "the activations are newer" in err
+    assert records(tmp_path)["vectors"]["key"]["method"] == "contrastive"
+
+
+def test_contrastive_needs_refusal_tokens(run, tiny_folder, split_file, tmp_path):
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", split_file]
+    code, _, err = run(*words, "vectors", "--method", "contrastive")
+    assert code == 1 and "has no refusal tokens" in err and len(err.strip().splitlines()) == 1
+    code, _, err = run(*words, "vectors", "--method", "pca")
+    assert code == 0, err
+    assert not (tmp_path / "run" / "activations" / "pairs.safetensors").exists()
