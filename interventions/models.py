@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
-from interventions.embedded import ALIASES, REVISION, embedded_folder
+from interventions.embedded import ALIASES, TUNED, embedded_folder, revision_of
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "smollm2"
+DEFAULT_MODEL = TUNED
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def open_model(
     path = decoder_path(module, name)
     if not far:
         _check_blocks(module, module.get_submodule(path), name)
-    revision = REVISION if name in ALIASES else getattr(config, "_commit_hash", None) or ""
+    revision = revision_of(name) if name in ALIASES else getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
         module=module,
