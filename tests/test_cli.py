@@ -255,7 +255,9 @@ def test_the_chain_runs_on_a_hub_set_from_a_mirror(run, tiny_folder, prompts_fil
 
 
 def test_vectors_are_carried_away_and_baked_in(run, chain, tmp_path):
-    code, _, err = run(*chain, "vectors", "export", "--layers", "2", "bake", "--strength", "2", "--strength-unit", "unit")
+    code, _, err = run(
+        *chain, "vectors", "export", "--layers", "2", "bake", "--strength", "2", "--strength-unit", "unit"
+    )
     assert code == 0, err
     assert (tmp_path / "run" / "export" / "safetensors.safetensors").exists()
     assert json.loads((tmp_path / "run" / "baked" / "baked.json").read_text())["operation"] == "add"
