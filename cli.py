@@ -8,6 +8,7 @@ import click
 import commands.activations
 import commands.datasets
 import commands.evaluation
+import commands.status
 import commands.steering
 import commands.vectors  # noqa: F401  # importing a module registers its commands
 from commands.framework import cli
@@ -17,7 +18,8 @@ from commands.output import one_line, warn
 def main() -> None:
     """Run, and turn every failure into one line and the exit status of the contract."""
     debug = "--debug" in sys.argv
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
+    # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
+    logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
     for own in ("data", "interventions"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:

@@ -11,7 +11,13 @@ import sys
 import time
 
 ROWS, ARMS, DATASETS = 100_000, 4, 5
-OPENINGS = ["I'm sorry, but I can't help with", "Sure! Here is", "I understand, but I cannot", "One way is", "As an AI, I"]
+OPENINGS = [
+    "I'm sorry, but I can't help with",
+    "Sure! Here is",
+    "I understand, but I cannot",
+    "One way is",
+    "As an AI, I",
+]
 
 
 def generations(load):
@@ -51,19 +57,19 @@ def generations(load):
 def measure(load):
     """In a fresh process: the time from the import on, and how much memory it took at most."""
     table = generations(load)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     from reports.scoring import score
     from reports.statistics import summarise
 
     scores = score(table, set())
     scored = time.perf_counter()
     summary = summarise(scores)
-    end = time.perf_counter()
+    end, worked = time.perf_counter(), time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     characters = table["response"].str.len_chars().mean()
     print(
         f"{load}: {table.height:,} answers of {characters:.0f} characters, {scores.height:,} scores, {summary.height} rows: "
-        f"{scored - start:.2f} s scored, {end - scored:.2f} s summarised, {end - start:.2f} s, peak {peak:.0f} MiB"
+        f"{scored - start:.2f} s scored, {end - scored:.2f} s summarised, {end - start:.2f} s ({worked:.2f} s of processor), peak {peak:.0f} MiB"
     )
 
 

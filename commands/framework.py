@@ -1,5 +1,6 @@
 """One group of chained commands: registering them, and what a chain shares."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ import click
 
 from commands.output import emit, warn
 from commands.settings import Command, Settings, shared
-from data.errors import UserError
 
 if TYPE_CHECKING:
     from interventions.backends import Door
@@ -38,25 +38,29 @@ class Session:
 
     def model(self, s: Settings, record: dict[str, Any] | None = None) -> "Model":
         """The model that the settings name, else the record, else the default; opened once."""
-        from interventions.embedded import ALIASES
         from interventions.models import open_model
 
         door = self.door(s)
         name = s.get("model", None, record) or self._default_model(door)
         key = (name, door, s.get("device"), s.get("dtype", None, record))
         if key not in self.models:
-            if door.is_far and name in ALIASES and not door.is_loopback:
-                raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
             model = open_model(name, remote=door, device=key[2], dtype=key[3])
             self.models |= {key: model, (*key[:3], model.dtype): model}
         return self.models[key]
+
+    def traffic(self) -> dict[str, int]:
+        """What went over the lines of all doors so far."""
+        total: Counter[str] = Counter()
+        for door in self.doors.values():
+            total.update(door.traffic)
+        return dict(total)
 
     def _default_model(self, door: "Door") -> str:
         if not door.is_far or door.is_loopback:
             return DEFAULT_MODEL
         from interventions.server import pick_llama
 
-        name = pick_llama(door.line.address).name
+        name = pick_llama(door.address).name
         warn(f"no --model given: {name} is up there and will be used")
         return name
 
@@ -92,8 +96,14 @@ def command(
 
             ctx = click.get_current_context()
             settings = Settings(ctx)
+            session: Session = ctx.obj
+            before = session.traffic()
             with writing(settings.run) if writes else nullcontext():
-                emit(name, make(ctx.obj, settings), settings.get("as_json", False))
+                summary = make(session, settings)
+            remote = {name: number - before.get(name, 0) for name, number in session.traffic().items()}
+            if any(remote.values()):
+                summary["remote"] = remote
+            emit(name, summary, settings.get("as_json", False))
 
         for option in reversed(options):
             run = option(run)

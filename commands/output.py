@@ -17,11 +17,22 @@ def emit(name: str, summary: dict[str, Any], as_json: bool) -> None:
         plain = {k: v.to_dicts() if hasattr(v, "to_dicts") else v for k, v in summary.items()}
         click.echo(json.dumps({"command": name, **plain}, ensure_ascii=False, default=str))
         return
-    table = summary.pop("table", None)
+    table, remote = summary.pop("table", None), summary.pop("remote", {})
     if table is not None:
         click.echo(as_text(table))
     wrote = f" -> {summary.pop('wrote')}" if "wrote" in summary else ""
-    click.echo(f"{name}: {', '.join(f'{key} {_shown(value)}' for key, value in summary.items())}{wrote}")
+    words = [*(f"{key} {_shown(value)}" for key, value in summary.items()), *_traffic(remote)]
+    if words:
+        click.echo(f"{name}: {', '.join(words)}{wrote}")
+
+
+def _traffic(counts: dict[str, int]) -> list[str]:
+    """What a server had to do with it, for people: `jobs 3 (1 collected), 0.1 MB sent, 4.4 MB received`."""
+    if not counts:
+        return []
+    also = [f"{counts[name]} {name}" for name in ("collected", "retried") if counts[name]]
+    jobs = f"jobs {counts['jobs']}" + (f" ({', '.join(also)})" if also else "")
+    return [jobs, *(f"{counts[name] / 1e6:.1f} MB {name}" for name in ("sent", "received"))]
 
 
 def emit_progress(summary: dict[str, Any]) -> None:

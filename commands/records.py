@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from interventions.models import Model
 
-ACTIVATIONS, VECTORS, GENERATIONS = "activations/prompts", "vectors", "generations"
+TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
+ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
+VECTORS, PROBE, LOWRANK, GENERATIONS = "vectors", "probe", "lowrank", "generations"
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:
@@ -47,7 +50,7 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
     from interventions.rundir import record
 
     entry: dict[str, Any] = {
-        "command": "python cli.py " + shlex.join(sys.argv[1:]),
+        "command": "python cli.py " + command_line(sys.argv[1:]),
         "options": options or {},
         "data": data if data is not None else (like or {}).get("data", []),
         "key": key,
@@ -56,12 +59,33 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
         "start": start,
     }
     if model is not None:
-        entry |= model_key(model) | {"backend": model.backend}
+        entry |= model_key(model) | {"backend": model.backend, "n_layers": model.n_layers}
+        if model.door.line is not None:
+            entry["remote"] = model.door.line.traffic.since_noted()
     else:
-        entry |= {
-            name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")
-        }
+        entry |= {name: (like or {}).get(name) for name in TAKEN_OVER}
     record(s.run, artefact, entry)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The words as typed, but for a user name or key in the host's address."""
+    from interventions.line import shown
+
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if before == "--host":
+            word = shown(word)
+        elif option == "--host" and equals:
+            word = f"--host={shown(value)}"
+        kept.append(word)
+    return shlex.join(kept)
+
+
+def contradiction(s: Settings, record: dict[str, Any]) -> str:
+    """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
+    return next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
+                 if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
 
 
 def identity(key: dict[str, Any]) -> str:
@@ -74,6 +98,3 @@ def model_key(model: "Model") -> dict[str, Any]:
     tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()
     return {"model": model.name, "revision": model.revision, "template": model.template_hash,
             "tokenizer": tokenizer, "dtype": model.dtype}  # fmt: skip
-
-
-# Prompts and arms.

@@ -4,16 +4,19 @@ Every function that traces takes `backend=model.door.backend(model.nnsight)` and
 comes in batches goes through `Door.each`, which keeps several jobs under way where that is of use.
 """
 
+import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from data.errors import UserError
 from interventions.journal import Journal
 from interventions.progress import Watch
+
+if TYPE_CHECKING:
+    from interventions.line import Line
 
 T = TypeVar("T")
 Group = tuple[int, ...]
@@ -21,8 +24,8 @@ Group = tuple[int, ...]
 TIMEOUT = 600.0
 IN_FLIGHT = 4
 BATCHES_A_JOB, JOB_BYTES = 8, 32 << 20  # batches travel together up to these
-OVERTIME = 5.0  # seconds after its deadline that a job's thread may take to say so itself
-_task = threading.local()  # the group of batches that this thread works on
+LINE_BYTES = 128 << 20  # of results that may come in at once, whatever the model
+_task = threading.local()  # `now`: the group of batches that this thread works on
 
 
 @dataclass(frozen=True)
@@ -36,65 +39,73 @@ class Door:
     """
 
     kind: str = "local"
-    line: Any = None
+    line: "Line | None" = None
     in_flight: int = 1
 
     @property
     def is_far(self) -> bool:
-        """Whether traces run on another machine: no weights are loaded here."""
-        return self.kind == "remote"
+        """Whether traces run on a server: no weights are loaded here."""
+        return self.line is not None
+
+    @property
+    def address(self) -> str:
+        """The server's address; empty where traces run here."""
+        return self.line.address if self.line is not None else ""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether that other machine is this one."""
-        from interventions.server import is_loopback
+        """Whether that server is on this machine, and sees its files."""
+        from interventions.line import is_loopback
 
-        return self.is_far and is_loopback(self.line.address)
+        return is_loopback(self.address)
 
     @property
     def watch(self) -> Watch | None:
         """Follows the jobs under way; None where traces run here."""
-        return self.line.watch if self.is_far else None
+        return self.line.watch if self.line is not None and isinstance(self.line.watch, Watch) else None
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """What went over the line so far; empty where traces run here."""
+        return self.line.traffic.counts() if self.line is not None else {}
 
     def backend(self, model: Any) -> Any:
         """What nnsight's `trace`, `generate` or `session` of this model is given as `backend=`."""
-        if self.kind == "local":
-            return None
         if self.kind == "simulate":
-            from nnsight.intervention.backends.local import LocalSimulationBackend
+            from interventions.simulation import Simulation
 
-            return LocalSimulationBackend(model)
+            return Simulation(model)
+        if self.line is None:
+            return None
         from interventions.jobs import Job
 
         task: _Task | None = getattr(_task, "now", None)
-        if task is None:
-            return Job(model, self.line, "alone")
-        name = f"{','.join(map(str, task.group))}#{task.jobs}"
-        task.jobs += 1
-        job = Job(model, self.line, name, task.journal.jobs.get(name), lambda noted: task.journal.note_job(name, noted))
-        task.deadline = job.deadline
-        return job
+        return Job(model, self.line, "the request") if task is None else task.job(model, self.line)
 
     def each(self, journal: Journal, work: Callable[[Group], T], batch_bytes: int) -> Iterator[tuple[Group, T]]:
         """Do the work of every group of batches that the journal has not seen done; in any order.
 
-        Work that an earlier process sent away is collected, not done again.
+        Work that an earlier process sent away is collected, not done again. A group that is too much for the server
+        is done in halves.
 
         Args:
             journal: The plan and what is done; the caller notes what it has got.
-            work: Traces one group; called in several threads at once if the door is far.
+            work: Traces one group; called in several threads, one tracing at a time, if the door is far.
             batch_bytes: What comes back of one batch, at most: batches travel together up to `JOB_BYTES`.
 
         Raises:
             UserError: A job failed for good, or a deadline passed.
         """
+        todo = [number for number, _ in journal.todo()]
         if not self.is_far:
-            for number, _ in journal.todo():
+            for number in todo:
                 yield (number,), work((number,))
             return
-        share = -(-len(journal.todo()) // self.in_flight)  # few batches: rather every request under way than long ones
-        groups = journal.groups(max(1, min(BATCHES_A_JOB, JOB_BYTES // max(batch_bytes, 1), share)))
-        yield from _in_threads(groups, work, journal, self.in_flight)
+        batch_bytes = max(batch_bytes, 1)
+        share = -(-len(todo) // self.in_flight)  # few batches: rather every request under way than long ones
+        most = max(1, min(BATCHES_A_JOB, JOB_BYTES // batch_bytes, share))
+        workers = max(1, min(self.in_flight, LINE_BYTES // (most * batch_bytes)))
+        yield from _Pool(journal, work).run(journal.groups(most), workers)
 
 
 HERE = Door()
@@ -124,68 +135,98 @@ def open_door(
         return HERE if kind == "local" else Door(kind)
     from nnsight.schema.config import CONFIG
 
-    from interventions.jobs import Line
-    from interventions.server import address_of, preflight
+    from interventions.line import Line, address_of
+    from interventions.server import preflight
 
     CONFIG.APP.REMOTE_LOGGING = False  # its spinner would stand in the way of our own progress
     address = address_of(host)
     preflight(address)
-    return Door(kind, Line(address, timeout, watch=watch or Watch()), in_flight)
+    return Door(kind, Line(address, timeout, watch or Watch()), in_flight)
 
 
 @dataclass
 class _Task:
+    """A group of batches in work: its jobs are told apart by their order."""
+
     group: Group
     journal: Journal
+    stop: threading.Event
     jobs: int = 0
-    deadline: float = float("inf")
+
+    def job(self, model: Any, line: "Line") -> Any:
+        from interventions.jobs import Job
+
+        name = f"{','.join(map(str, self.group))}#{self.jobs}"
+        label = f"{'batch' if len(self.group) == 1 else 'batches'} {ranges(self.group)}"
+        if self.jobs:
+            label += f", part {self.jobs + 1}"
+        self.jobs += 1
+        known = self.journal.jobs.get(name)
+        return Job(model, line, label, known, lambda noted: self.journal.note_job(name, noted), self.stop)
 
 
-def _in_threads(
-    groups: list[Group], work: Callable[[Group], T], journal: Journal, in_flight: int
-) -> Iterator[tuple[Group, T]]:
-    """Daemon threads, so that a call which never returns can't keep the process: this loop watches the deadlines."""
-    from interventions.jobs import tracing
+class _Pool(Generic[T]):
+    """Groups of batches done by daemon threads: one that is stuck can't keep the process."""
 
-    todo: queue.SimpleQueue[Group] = queue.SimpleQueue()
-    done: queue.Queue[tuple[_Task, T | None, BaseException | None]] = queue.Queue(maxsize=in_flight)
-    running: dict[int, _Task] = {}
-    for group in groups:
-        todo.put(group)
-    stop = threading.Event()
+    def __init__(self, journal: Journal, work: Callable[[Group], T]) -> None:
+        self._journal, self._work = journal, work
+        self._todo: queue.SimpleQueue[Group] = queue.SimpleQueue()
+        self._done: queue.Queue[tuple[Group, T | None, BaseException | None]] = queue.Queue(maxsize=1)
+        self._stop = threading.Event()
 
-    def serve() -> None:
-        while not stop.is_set():
+    def run(self, groups: list[Group], workers: int) -> Iterator[tuple[Group, T]]:
+        from interventions.jobs import TooBigError
+
+        for group in groups:
+            self._todo.put(group)
+        for _ in range(min(workers, len(groups))):
+            self._hire()
+        left = len(groups)
+        try:
+            while left:
+                group, value, error = self._done.get()
+                if isinstance(error, TooBigError) and len(group) > 1:
+                    self._todo.put(group[: len(group) // 2])
+                    self._todo.put(group[len(group) // 2 :])
+                    left += 1
+                    self._hire()  # whoever failed has left
+                elif error is not None:
+                    raise error
+                else:
+                    left -= 1
+                    yield group, value  # type: ignore[misc]  # no error: the work's own value
+        finally:
+            self._stop.set()
+
+    def _hire(self) -> None:
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        from interventions.jobs import tracing
+
+        while not self._stop.is_set():
             try:
-                group = todo.get_nowait()
+                group = self._todo.get_nowait()
             except queue.Empty:
-                return
-            task = _task.now = _Task(group, journal)
-            running[id(task)] = task
+                break
+            _task.now = _Task(group, self._journal, self._stop)
             try:
                 with tracing():
-                    outcome: tuple[_Task, T | None, BaseException | None] = (task, work(group), None)
+                    value = self._work(group)
             except BaseException as error:
-                outcome = (task, None, error)
-            running.pop(id(task))
-            done.put(outcome)
+                self._deliver(group, None, error)
+                break
+            self._deliver(group, value, None)
+            del value  # or it would stay while the next job is under way
 
-    for _ in range(min(in_flight, len(groups))):
-        threading.Thread(target=serve, daemon=True).start()
-    try:
-        for _ in groups:
-            while True:
-                try:
-                    task, value, error = done.get(timeout=0.5)
-                    break
-                except queue.Empty:
-                    late = [task for task in list(running.values()) if time.monotonic() > task.deadline + OVERTIME]
-                    if late:
-                        raise UserError(
-                            f"job {late[0].group} got no answer by its deadline (--timeout); run the same command again to go on"
-                        ) from None
-            if error is not None:
-                raise error
-            yield task.group, value  # type: ignore[misc]  # no error: the work's value
-    finally:
-        stop.set()
+    def _deliver(self, group: Group, value: T | None, error: BaseException | None) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._done.put((group, value, error), timeout=0.5)
+                break
+
+
+def ranges(numbers: Group) -> str:
+    """`0-3,5` for (0, 1, 2, 3, 5)."""
+    runs = [list(run) for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ",".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)

@@ -63,7 +63,11 @@ class Journal:
         Those that an earlier run sent away together stay together, so that their job can be collected.
         """
         left = [number for number, _ in self.todo()]
-        sent = dict.fromkeys(tuple(map(int, name.partition("#")[0].split(","))) for name in self.jobs)
+        sent = dict.fromkeys(
+            tuple(map(int, name.partition("#")[0].split(",")))
+            for name, noted in self.jobs.items()
+            if not noted.get("failed")
+        )
         kept = [group for group in sent if set(group) <= set(left)]
         rest = [number for number in left if not any(number in group for group in kept)]
         return kept + [tuple(rest[at : at + most]) for at in range(0, len(rest), most)]

@@ -20,9 +20,8 @@ from interventions.embedded import ALIASES, REVISION, embedded_folder
 from interventions.server import RUNNING, deployments
 
 logger = logging.getLogger(__name__)
-nnsight.register(
-    "interventions"
-)  # an installed package is no local module: its code must travel with a trace all the same
+# An installed package is no local module to nnsight, but its code must travel with a trace all the same.
+nnsight.register("interventions")
 
 DEFAULT_MODEL = "smollm2"
 
@@ -73,6 +72,11 @@ class Model:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def takes_masks(self) -> bool:
+        """Whether its attention takes a mask of who sees whom, so that suffixes can share their prompt."""
+        return getattr(self.module.config, "_attn_implementation", None) == "sdpa"
+
+    @property
     def template_hash(self) -> str:
         """SHA-256 of the chat template; of the empty text where there is none."""
         return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()
@@ -98,16 +102,20 @@ def open_model(
         UserError: No such model, no access to it, an unknown device or type, or decoder blocks that can't be
             found or don't have the shape that steering needs.
     """
-    source = str(embedded_folder(name)) if name in ALIASES else name
-    device = _checked_device(device)
-    weights = _checked_dtype(dtype, device)
     door = remote if isinstance(remote, Door) else _door(remote)
+    is_here = name in ALIASES or Path(name).is_dir()
+    if door.is_far and is_here and not door.is_loopback:
+        raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
+    source = str(embedded_folder(name)) if name in ALIASES else name
+    device = "cpu" if door.is_far else _checked_device(device)
+    weights = _checked_dtype(dtype, device)
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         if door.is_far:
-            if Path(source).is_dir():  # a folder has no hub id to ask for; a server on this machine opens the folder
+            if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
+                source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
             wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
         else:
@@ -155,7 +163,7 @@ def _door(remote: bool | str) -> Door:
 
 def _far_dtype(door: Door, source: str, network: Any, layers: Any) -> str:
     """The type a server holds the weights in; it is asked to load them if it has not."""
-    running = {one.name: one for one in deployments(door.line.address) if one.state == RUNNING}
+    running = {one.name: one for one in deployments(door.address) if one.state == RUNNING}
     known = running.get(source)
     if known is not None and known.dtype:
         return known.dtype

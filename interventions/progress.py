@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-SLOW = ("PROVISIONING", "DEPLOYING")  # states worth a line of their own where there is no bar
-QUEUED = ("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED")
+KINDS = {
+    **dict.fromkeys(("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED"), "queued"),
+    "RUNNING": "running",
+    "RETRY": "to try again",
+    "COMPLETED": "done",
+    "ERROR": "failed",
+}
+SAID = ("PROVISIONING", "DEPLOYING", "RETRY")  # worth a line of their own where there is no terminal
 
 
 @dataclass
 class Watch:
-    """Follows jobs: how many are queued, running and done, with the server's own words.
+    """Follows jobs: how many are queued, running and done, with the server's own words. Told from any thread.
 
     Attributes:
         as_json: One JSON object a change on stderr, for scripts, in place of words for people.
@@ -26,31 +33,60 @@ class Watch:
     _states: dict[str, str] = field(default_factory=dict)
     _bar: Any = None
     _said: str = ""
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, job: str, state: str, words: str) -> None:
         """A job's state changed."""
-        self._states[job] = state
+        with self._lock:
+            self._states[job] = state
+            if self.as_json:
+                event = {"job": job, "state": state, "words": words, **self._counts()}
+                sys.stderr.write(json.dumps(event, ensure_ascii=False) + "\n")
+                return
+            if self._bar is not None:
+                self._bar.set_postfix_str(f"{self.summary()}: {words}", refresh=sys.stderr.isatty())
+            if state in SAID and not (self._bar is not None and sys.stderr.isatty()) and words != self._said:
+                self._said = words
+                tqdm.write(f"server: {job}: {words}", file=sys.stderr)
+
+    def begin(self, bar: Any) -> None:
+        """Count anew, beside this bar."""
+        with self._lock:
+            self._states.clear()
+            self._bar = bar
+
+    def rows(self, name: str, done: int, total: int) -> None:
+        """Rows were done."""
         if self.as_json:
-            sys.stderr.write(json.dumps({"job": job, "state": state, "words": words}, ensure_ascii=False) + "\n")
-        elif self._bar is not None:
-            self._bar.set_postfix_str(f"{self.summary()}: {words}", refresh=sys.stderr.isatty())
-        elif state in SLOW and words != self._said:
-            sys.stderr.write(f"server: {words}\n")
-            self._said = words
+            with self._lock:
+                event = {"rows": done, "of": total, "what": name, **self._counts()}
+                sys.stderr.write(json.dumps(event) + "\n")
 
     def summary(self) -> str:
         """Counts, such as `2 queued, 1 running, 5 done`."""
-        counts = Counter(
-            "queued" if state in QUEUED else "done" if state == "COMPLETED" else "to try again" if state == "RETRY"
-            else "running" for state in self._states.values()
-        )  # fmt: skip
-        return ", ".join(
-            f"{counts[name]} {name}" for name in ("queued", "running", "to try again", "done") if counts[name]
-        )
+        return ", ".join(f"{number} {name}" for name, number in self._counts().items() if number)
+
+    def _counts(self) -> dict[str, int]:
+        counts = Counter(KINDS.get(state, "running") for state in self._states.values())
+        return {name: counts[name] for name in ("queued", "running", "to try again", "failed", "done")}
+
+
+class Bar:
+    """Rows done so far, shown."""
+
+    def __init__(self, bar: Any, name: str, watch: Watch | None) -> None:
+        """Wrap a tqdm bar."""
+        self._bar, self._name, self._watch = bar, name, watch
+
+    def update(self, rows: int = 1) -> None:
+        """So many more rows are done."""
+        self._bar.update(rows)
+        if self._watch is not None:
+            self._watch.rows(self._name, self._bar.n, self._bar.total)
 
 
 @contextmanager
-def progress(total: int, done: int, name: str, watch: Watch | None = None, unit: str = "row") -> Iterator[Any]:
+def progress(total: int, done: int, name: str, watch: Watch | None = None, unit: str = "row") -> Iterator[Bar]:
     """A bar on stderr; every ten seconds a line where stderr is no terminal.
 
     Args:
@@ -67,15 +103,23 @@ def progress(total: int, done: int, name: str, watch: Watch | None = None, unit:
         initial=done,
         desc=name,
         unit=unit,
-        file=sys.stderr,
+        file=_Nowhere() if quiet else sys.stderr,
         mininterval=0.2 if terminal else 10,
-        disable=quiet,
     ) as bar:
         if watch is not None:
-            watch._states.clear()
-            watch._bar = bar
+            watch.begin(bar)
         try:
-            yield bar
+            yield Bar(bar, name, watch)
         finally:
             if watch is not None:
-                watch._bar = None
+                watch.begin(None)
+
+
+class _Nowhere:
+    """A stream that drops what it gets; a disabled bar would not count."""
+
+    def write(self, _text: str) -> int:
+        return 0
+
+    def flush(self) -> None:
+        pass

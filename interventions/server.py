@@ -1,18 +1,19 @@
 """What an NDIF server says of itself: is it there, which models are up, do its versions fit ours."""
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from urllib.parse import urlparse
 
 from data.errors import UserError
+from interventions.line import LateError, Line, PassingError, api_key, detail, shown
 
 PREFLIGHT_SECONDS = 5.0
 STATUS_SECONDS = 20.0
 CRITICAL = ("nnsight", "transformers", "torch")  # where these differ, traces break in ways that nobody understands
 RUNNING = "RUNNING"
+STATES = (RUNNING, "DEPLOYING", "NOT_STARTED", "UNHEALTHY")  # best first
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Deployment:
 
     Attributes:
         name: Hub id, or a folder of the server's machine.
-        state: The server's word: `RUNNING`, `DEPLOYING`, `NOT_STARTED`, `UNHEALTHY`.
+        state: The server's word, one of `STATES`.
         level: `HOT` (on a device), `WARM` (in memory), `COLD` (on disk).
         dtype: Type of the weights there, or None.
         config: The model's configuration.
@@ -53,62 +54,34 @@ class Deployment:
         return self.parameters or 12 * int(text.get("num_hidden_layers") or 0) * int(text.get("hidden_size") or 0) ** 2
 
 
-def address_of(host: str | None) -> str:
-    """The server's address: given, else `NDIF_HOST`, else nnsight's configuration.
-
-    Raises:
-        UserError: It is no http address.
-    """
-    if not host and not os.environ.get("NDIF_HOST"):
-        from nnsight.schema.config import CONFIG
-
-        host = CONFIG.API.HOST
-    address = (host or os.environ["NDIF_HOST"]).rstrip("/")
-    if urlparse(address).scheme not in ("http", "https") or not urlparse(address).hostname:
-        raise UserError(f"--host {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001")
-    return address
-
-
-def shown(address: str) -> str:
-    """An address without user name, password and query, which may hold a key."""
-    head, _, tail = address.rpartition("@")
-    scheme = head.partition("://")[0] + "://" if "://" in head else ""
-    return (scheme + tail if head else address).partition("?")[0]
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a server's address is this machine."""
-    name = urlparse(address).hostname or ""
-    return name in ("localhost", "::1") or name.startswith("127.")
-
-
-def api_key() -> str:
-    """The user's key, from `NDIF_API_KEY` or nnsight's configuration; empty without one."""
-    from nnsight.schema.config import CONFIG
-
-    return os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or ""
-
-
 def preflight(address: str, seconds: float = PREFLIGHT_SECONDS) -> None:
     """Does an NDIF server answer there, with its compute behind it, and could it understand us?
 
     Raises:
         UserError: Nothing answers, something else does, its compute is not up, or versions that can't work together.
     """
-    ping = get(address, "/ping", seconds)
-    if ping != "pong":
-        raise UserError(f"{shown(address)} is a web server, but no NDIF server; check --host")
+    ping(address, seconds)
     get(address, "/connected", seconds)
     try:
         theirs = get(address, "/env", seconds).get("packages", {})
     except (UserError, AttributeError):
         return  # an own server may not tell; a job will say what is wrong
     mine, other = version("nnsight"), theirs.get("nnsight")
-    if other and _numbers(other)[:2] < _numbers(mine)[:2]:
+    if other and not _fits("nnsight", mine, other):
         raise UserError(
             f"nnsight is {mine} here and {other} at {shown(address)}: a client newer than its server is not understood; "
             f"pip install nnsight=={other}, or ask for an upgrade"
         )
+
+
+def ping(address: str, seconds: float = PREFLIGHT_SECONDS) -> None:
+    """Does an NDIF server answer there?
+
+    Raises:
+        UserError: Nothing does, or something else.
+    """
+    if get(address, "/ping", seconds) != "pong":
+        raise UserError(_no_server(address))
 
 
 def get(address: str, path: str, seconds: float) -> Any:
@@ -117,50 +90,36 @@ def get(address: str, path: str, seconds: float) -> Any:
     Raises:
         UserError: No answer within `seconds`, or one that is no success.
     """
-    import httpx
-
-    headers = {"ndif-api-key": api_key()} if api_key() else None
+    at = shown(address)
     try:
-        answer = httpx.get(f"{address}{path}", timeout=seconds, headers=headers)
-    except httpx.TimeoutException:
+        answer = Line(address, seconds).exchange("GET", path, seconds)
+    except LateError:
         raise UserError(
-            f"{shown(address)} accepts connections but did not answer {path} within {seconds:g} s; "
-            "it may be overloaded or frozen: try later, or another --host"
+            f"{at} did not answer {path} within {seconds:g} s; it may be overloaded or frozen: try later, or another --host"
         ) from None
-    except httpx.ConnectError as error:
-        what = (
-            "no such host" if "Name or service" in str(error) or "resolution" in str(error) else "nothing listens there"
-        )
-        raise UserError(
-            f"no NDIF server answers at {shown(address)} ({what}); check --host, or run with --local"
-        ) from None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise UserError(
-            f"no NDIF server answers at {shown(address)} ({type(error).__name__}); check --host, or run with --local"
-        ) from None
-    if answer.status_code == 503:
-        raise UserError(
-            f"the NDIF server at {shown(address)} is up, but its compute is not: {detail(answer)}; try again later"
-        )
+    except PassingError as error:
+        code, _, words = str(error).partition(": ")
+        if code == "503":
+            raise UserError(
+                f"the NDIF server at {at} is up, but its compute is not: {words}; try again later"
+            ) from None
+        if code.isdigit():
+            raise UserError(f"the server at {at} fails ({code}: {words}); try again later, or another --host") from None
+        raise UserError(f"no NDIF server answers at {at} ({error}); check --host, or run with --local") from None
+    if answer.is_redirect:
+        raise UserError(f"{at} sends its visitors on to {shown(answer.headers.get('location', '?'))}; check --host")
     if answer.is_error:
         raise UserError(
-            f"{shown(address)} answered {path} with {answer.status_code} ({detail(answer)}); is it an NDIF server? check --host"
+            f"{at} answered {path} with {answer.status_code} ({detail(answer)}); is it an NDIF server? check --host"
         )
     try:
         return answer.json()
     except ValueError:
-        raise UserError(f"{shown(address)} is a web server, but no NDIF server; check --host") from None
+        raise UserError(_no_server(address)) from None
 
 
-def detail(answer: Any) -> str:
-    """The server's own words for an error, in one line."""
-    try:
-        body = answer.json()
-        text = body.get("detail", body) if isinstance(body, dict) else body
-    except ValueError:
-        text = answer.reason_phrase
-    text = " ".join(str(text).split())[:300] or str(answer.status_code)
-    return text.replace(api_key(), "(your key)") if api_key() else text  # servers quote a key that they don't like
+def _no_server(address: str) -> str:
+    return f"{shown(address)} is a web server, but no NDIF server; check --host"
 
 
 def deployments(address: str, seconds: float = STATUS_SECONDS) -> list[Deployment]:
@@ -169,63 +128,100 @@ def deployments(address: str, seconds: float = STATUS_SECONDS) -> list[Deploymen
     Raises:
         UserError: The server does not tell.
     """
-    found: dict[str, Deployment] = {}
     body = get(address, "/status", seconds)
-    for name, entry in (body.get("deployments") or {}).items():
+    try:
+        return listed(body["deployments"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(f"what {shown(address)} says of its models can't be read; is it an NDIF server?") from None
+
+
+def listed(entries: dict[str, dict[str, Any]]) -> list[Deployment]:
+    """The entries of an NDIF server's `/status`, one for each replica, as models; the best state of each counts."""
+    found: dict[str, Deployment] = {}
+    for name, entry in entries.items():
         config = entry.get("config") or {}
-        if isinstance(config, str):
-            config = json.loads(config)
         one = Deployment(
             name=entry.get("repo_id") or name,
-            state=entry.get("application_state") or "UNHEALTHY",
+            state=entry.get("application_state")
+            or ("NOT_STARTED" if entry.get("deployment_level") == "COLD" else "UNHEALTHY"),
             level=entry.get("deployment_level") or "COLD",
             dtype=entry.get("dtype"),
-            config=config,
+            config=json.loads(config) if isinstance(config, str) else config,
             parameters=entry.get("n_params"),
         )
         held = found.get(one.name)
-        if held is None or (held.state != RUNNING and one.state == RUNNING):
+        if held is None or _rank(one) < _rank(held):
             found[one.name] = one
-    return sorted(found.values(), key=lambda one: (one.state != RUNNING, one.name))
+    return sorted(found.values(), key=lambda one: (_rank(one), one.name))
+
+
+def _rank(one: Deployment) -> int:
+    return STATES.index(one.state) if one.state in STATES else len(STATES)
+
+
+def pick(models: Sequence[Deployment]) -> Deployment | None:
+    """The Llama to use where none is named: among those that run, instruct before base, then the smallest."""
+    llamas = [one for one in models if one.state == RUNNING and one.is_llama]
+    return min(llamas, key=lambda one: (not one.is_instruct, one.size, one.name), default=None)
 
 
 def pick_llama(address: str) -> Deployment:
-    """The first running Llama: instruct before base, then smallest.
+    """What `pick` picks on a server.
 
     Raises:
-        UserError: None runs; it names what does.
+        UserError: No Llama runs; it names what does.
     """
-    up = [one for one in deployments(address) if one.state == RUNNING]
-    llamas = sorted((one for one in up if one.is_llama), key=lambda one: (not one.is_instruct, one.size, one.name))
-    if not llamas:
-        others = ", ".join(one.name for one in up) or "nothing"
+    models = deployments(address)
+    llama = pick(models)
+    if llama is None:
+        others = ", ".join(one.name for one in models if one.state == RUNNING) or "nothing"
         raise UserError(
-            f"no Llama runs at {shown(address)} (up: {others}); pass --model with a hub id to have it deployed"
+            f"no Llama runs at {shown(address)} (up: {others}); pass --model with a hub id to have one deployed"
         )
-    return llamas[0]
+    return llama
+
+
+def key_words(address: str, seconds: float = PREFLIGHT_SECONDS) -> str:
+    """What a server makes of the user's key: `none`, `known` or `not known there`; it may check none."""
+    if not api_key():
+        return "none"
+    try:
+        return "known" if get(address, "/whoami", seconds).get("email") else "set, not known there"
+    except (UserError, AttributeError):
+        return "set"
 
 
 def version_table(address: str, seconds: float = STATUS_SECONDS) -> list[dict[str, Any]]:
-    """Python's and the critical packages' versions, here and there: `package`, `here`, `there`, `fits`."""
+    """Python's and the critical packages' versions, here and there: `package`, `here`, `there`, `fits`.
+
+    Raises:
+        UserError: The server does not tell.
+    """
     import platform
 
     theirs = get(address, "/env", seconds)
-    pairs = [("python", platform.python_version(), str(theirs.get("python_version", "?")).split()[0])]
+    try:
+        packages, python = dict(theirs["packages"]), str(theirs["python_version"]).split()[0]
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise UserError(f"what {shown(address)} says of its versions can't be read; is it an NDIF server?") from None
+    pairs = [("python", platform.python_version(), python)]
     for package in CRITICAL:
         try:
             mine = version(package)
         except PackageNotFoundError:
             mine = "none"
-        pairs.append((package, mine, str(theirs.get("packages", {}).get(package, "?"))))
+        pairs.append((package, mine, str(packages.get(package, "?"))))
     return [
         {"package": name, "here": here, "there": there, "fits": _fits(name, here, there)} for name, here, there in pairs
     ]
 
 
 def _fits(name: str, here: str, there: str) -> bool:
+    """Whether both can work together: traces travel as source, so Python's minor version is free."""
     if name == "nnsight":
         return _numbers(there)[:2] >= _numbers(here)[:2]
-    return _numbers(here)[:2] == _numbers(there)[:2]
+    depth = 1 if name == "python" else 2
+    return _numbers(here)[:depth] == _numbers(there)[:depth]
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from data import fingerprint
 from interventions.arms import Arm
 from interventions.backends import JOB_BYTES
 from interventions.encoding import BATCH_TOKENS, encode, plan_batches
+from interventions.extraction import RESULT_BYTES
 from interventions.generation import answer_rows, row_answer, tools_fingerprint
 from interventions.journal import Journal
 from interventions.models import Model
@@ -63,7 +64,8 @@ def trace(
         "tools": tools_fingerprint(plans, tools.probe),
         "options": [max_new_tokens, top_k],
     }
-    journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens))
+    most_rows = max(1, RESULT_BYTES // (4 * len(vectors.layers) * model.d_model))  # every layer of a row comes back
+    journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens, most_rows))
 
     def work(group: tuple[int, ...]) -> list[dict[str, Any]]:
         rows = journal.plan[group[0]]
@@ -85,6 +87,7 @@ def trace(
         for number, batch in enumerate(journal.plan)
         for row, one in zip(batch, journal.done[number], strict=True)
     }
+    journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
     return pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
 

@@ -1,7 +1,9 @@
 """Do the scorers agree? Cohen's kappa of every pair of them on the answers that both scored."""
 
 import itertools
+from math import isfinite
 
+import numpy as np
 import polars as pl
 
 from reports.scoring import SCORERS
@@ -38,12 +40,19 @@ def _pair(first: str, second: str, a: pl.DataFrame, b: pl.DataFrame) -> dict[str
     neither = len(one) - both - only_one - only_two
     kappa = low = high = None
     if len(one) and max(both, neither) < len(one):
-        from statsmodels.stats.inter_rater import cohens_kappa
-
-        result = cohens_kappa([[both, only_one], [only_two, neither]])
-        kappa, low, high = (float(result[name]) for name in ("kappa", "kappa_low", "kappa_upp"))
+        kappa, low, high = _kappa([[both, only_one], [only_two, neither]])
     return {
         "first": first, "second": second, "n": len(one), "both": both, "first_only": only_one, "second_only": only_two,
         "neither": neither, "agreement": (both + neither) / len(one) if len(one) else None,
         "kappa": kappa, "kappa_low": low, "kappa_high": high,
     }  # fmt: skip
+
+
+def _kappa(table: list[list[int]]) -> list[float | None]:
+    """Kappa and its interval; null for a bound that rounding makes the root of a negative number."""
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = cohens_kappa(table)
+    values = [float(result[name]) for name in ("kappa", "kappa_low", "kappa_upp")]
+    return [value if isfinite(value) else None for value in values]

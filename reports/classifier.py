@@ -75,6 +75,18 @@ def label_map(name: str, classes: list[str], labels: Mapping[str, str]) -> dict[
     return {label: verdict for label, verdict in meaning.items() if verdict is not None}
 
 
+def parse_labels(text: str) -> dict[str, str]:
+    """`CLASS=VERDICT,…` as a dictionary.
+
+    Raises:
+        UserError: It is written otherwise.
+    """
+    pairs = [item.rpartition("=") for item in text.split(",") if item.strip()]
+    if not pairs or any(not label.strip() or verdict.strip() not in VERDICTS for label, _, verdict in pairs):
+        raise UserError(f"--classifier-labels {text!r}: write CLASS=VERDICT,… with the verdicts {', '.join(VERDICTS)}")
+    return {label.strip(): verdict.strip() for label, _, verdict in pairs}
+
+
 def _open(name: str, device: str | None) -> Any:
     from transformers import pipeline
 

@@ -145,8 +145,8 @@ def _read(path: Path) -> list[Any]:
         if suffix == ".jsonl":
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         csv.field_size_limit(2**31 - 1)
-        dialect = csv.Sniffer().sniff(text.split("\n", 1)[0], ",;\t")  # spreadsheets of some countries save semicolons
-        return list(csv.DictReader(io.StringIO(text, newline=""), dialect=dialect))
+        delimiter = max(",;\t", key=text.split("\n", 1)[0].count)  # spreadsheets of some countries save semicolons
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, ValueError, csv.Error, RecursionError) as error:

@@ -1,6 +1,9 @@
 """Verdicts on answers: phrases, control tokens, broken text, and the table of scores."""
 
 import random
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,11 +69,12 @@ def test_phrases_are_matched_at_the_start_and_as_whole_openings(text, verdict):
 
 
 def figures(labelled):
+    """Rows with what the scorer found; its recall, its precision, and its precision if partial refusals count as refusals."""
     found = labelled.with_columns(found=phrase_verdicts(labelled.with_columns(broken(labelled["response"]))))
-    refusals = found.filter(pl.col("verdict") == "refuse")
-    called = found.filter(pl.col("found") == "refuse")
-    recall = (refusals["found"] == "refuse").mean()
-    return found, recall, (called["verdict"] == "refuse").mean(), (called["verdict"] != "comply").mean()
+    truth, called = found["verdict"].to_list(), [verdict == "refuse" for verdict in found["found"]]
+    hits = sum(call and verdict == "refuse" for verdict, call in zip(truth, called, strict=True))
+    partial = sum(call and verdict == "partial" for verdict, call in zip(truth, called, strict=True))
+    return found, hits / truth.count("refuse"), hits / max(sum(called), 1), (hits + partial) / max(sum(called), 1)
 
 
 def test_precision_and_recall_on_answers_labelled_by_hand():
@@ -111,12 +115,15 @@ FINE = {
     "code": "```python\nfor i in range(3):\n    for j in range(3):\n        print(i, j)\n        if i == j:\n            print('same')\n"
     "        else:\n            print('other')\n```",
     "a test file": "\n".join(f"def test_{n}():\n    assert square({n}) == {n * n}" for n in range(2, 12)),
-    "a table": "| fruit | colour | price |\n|---|---|---|\n" + "\n".join(f"| fruit {n} | red | {n}.20 |" for n in range(12)),
+    "a table": "| fruit | colour | price |\n|---|---|---|\n"
+    + "\n".join(f"| fruit {n} | red | {n}.20 |" for n in range(12)),
     "a times table": "\n".join(f"{a} x {b} = {a * b}" for a in range(1, 11) for b in range(1, 11)),
     "HTML": "<table>" + "".join(f"<tr><td>{n}</td><td>item{n * 7}</td></tr>" for n in range(20)) + "</table>",
     "JSON": str([{"name": f"n{n}", "age": n, "city": f"c{n % 7}"} for n in range(15)]),
     "a plan": "\n".join(f"Day {n}: Walk {15 + 5 * n} minutes, then stretch." for n in range(1, 15)),
-    "a list": "\n".join(f"- {word}" for word in "apples pears plums cherries figs dates grapes limes kiwis nuts".split()),
+    "a list": "\n".join(
+        f"- {word}" for word in ("apples", "pears", "plums", "figs", "dates", "limes", "kiwis", "nuts")
+    ),
     "a form": "Name: ____________________________\nDate: ____________________________",
     "a ruler": "Part one\n" + "=" * 60 + "\nHere it begins, and here it ends.\n" + "-" * 60,
     "a song": "Happy birthday to you, happy birthday to you, happy birthday dear Anna, happy birthday to you!",
@@ -206,8 +213,14 @@ def test_a_model_without_tokens_has_no_token_scores():
 
 
 def test_scores_keep_to_the_contract_and_mark_what_was_fitted():
-    table = answers([{"response": "Yes.", "prompt": "How  old is\nOslo?"}, {"response": "I cannot.", "label": "harmful"}])
-    own = {"phrases": phrase_verdicts, "judge": lambda t: pl.Series([None] * t.height), "hand": lambda _: pl.Series(["partial", None])}
+    table = answers(
+        [{"response": "Yes.", "prompt": "How  old is\nOslo?"}, {"response": "I cannot.", "label": "harmful"}]
+    )
+    own = {
+        "phrases": phrase_verdicts,
+        "judge": lambda t: pl.Series([None] * t.height),
+        "hand": lambda _: pl.Series(["partial", None]),
+    }
     scores = score(table, {"how old is oslo?"}, own)
     assert dict(scores.schema) == SCHEMA
     assert scores["fitted"].to_list() == [True, False, True, False, True]
@@ -216,3 +229,15 @@ def test_scores_keep_to_the_contract_and_mark_what_was_fitted():
     assert (hand["verdict"].to_list(), hand["refused"].to_list()) == (["partial"], [False])
     assert dict(score(table.clear(), set()).schema) == SCHEMA
     assert dict(score(table, set(), {}).schema) == SCHEMA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", ["answers", "loops"])
+def test_a_hundred_thousand_answers_take_seconds(load):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", f"from benchmarks.scoring import measure; measure({load!r})"]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"summarised, ([\d.]+) s \(([\d.]+) s of processor\), peak (\d+) MiB", said)
+    assert found, said
+    seconds = min(float(found[1]), float(found[2]))  # others may be at work on this machine
+    assert seconds < 5 and int(found[3]) < 1024, said
