@@ -7,7 +7,7 @@ import click
 from commands.framework import MAKERS, Session, command
 from commands.output import emit_progress
 from commands.prompts import fingerprint_of, load_prompts
-from commands.records import ACTIVATIONS, missing, model_key, note, unchanged
+from commands.records import ACTIVATIONS, contradiction, missing, model_key, note, unchanged
 from commands.settings import Layers, Settings
 
 
@@ -54,8 +54,7 @@ def need_activations(session: Session, s: Settings, *, own_data: bool) -> dict[s
     made = (s.run / f"{ACTIVATIONS}.safetensors").exists() and record is not None
     reason = "there are none"
     if made and record is not None:
-        reason = next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
-                       if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
+        reason = contradiction(s, record)
         if not reason and own_data and (s.get("data") or s.get("limit") or s.get("benign")):
             same = fingerprint_of(load_prompts(s, limited=True)) == record["key"]["fingerprint"]
             reason = "" if same else "the prompts changed"

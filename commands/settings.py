@@ -37,6 +37,20 @@ class Layers(click.ParamType):
         return tuple(numbers)
 
 
+class LayerOrAuto(click.ParamType):
+    """A block number, or `auto`."""
+
+    name = "layer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Parse, or fail as a usage error."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a layer such as 17 nor auto", param, ctx)
+        return int(value)
+
+
 class Finite(click.ParamType):
     """A number that is one."""
 

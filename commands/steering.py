@@ -9,7 +9,7 @@ from commands.fitting import need_lowrank, need_probe
 from commands.framework import Session, command
 from commands.output import emit_progress
 from commands.prompts import fingerprint_of, load_prompts, traced_prompts
-from commands.records import GENERATIONS, VECTORS, missing, model_key, note, unchanged
+from commands.records import GENERATIONS, VECTORS, contradiction, missing, model_key, note, unchanged
 from commands.settings import Finite, Settings
 from commands.vectors import need_vectors
 from data.errors import UserError
@@ -152,8 +152,7 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
     elif below is not None and record["key"]["vectors"] != below["id"]:
         reason = "the vectors are newer"
     else:
-        reason = next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
-                       if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
+        reason = contradiction(s, record)
         if not reason and (s.get("data") or s.get("limit")):
             from data import for_split
 

@@ -7,7 +7,7 @@ import click
 from commands.activations import need_activations
 from commands.framework import Session, command
 from commands.output import emit_progress
-from commands.records import ACTIVATIONS, VECTORS, missing, note, unchanged
+from commands.records import ACTIVATIONS, VECTORS, contradiction, missing, note, unchanged
 from commands.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def need_vectors(session: Session, s: Settings) -> tuple["SteeringVectors", dict
     elif below is not None and record["key"]["activations"] != below["id"]:
         reason = "the activations are newer"
     else:
-        reason = next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
-                       if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
+        reason = contradiction(s, record)
     if reason:
         missing(s, "vectors", "vectors", reason)
         emit_progress(make_vectors(session, s.for_missing(own_data=False), own_data=False))

@@ -22,7 +22,7 @@ def choose_threshold(harmful: np.ndarray, score: np.ndarray, fpr: float | None =
 
     false, true, scores = roc_curve(harmful, score, drop_intermediate=False)
     gain = true - false if fpr is None else np.where(false <= fpr, true, -1)
-    at = int(np.argmax(gain))
+    at = int(np.argmax(gain >= gain.max() - 1e-12))  # the first of equals, whatever rounding did to them
     above = np.float32(scores[at]) if at else np.nextafter(np.float32(1), np.float32(2))
     if at == len(scores) - 1:
         return float(above)

@@ -94,7 +94,7 @@ def compare(
             for layer in one.layers:
                 x, y = _rows(one, layer, contrast), _rows(two, layer, contrast)
                 found.append(row | {"layer": layer} | measure(weights, x, y))
-                bar.update()
+                bar.update(1)
     return pl.DataFrame(found, SCHEMA).fill_nan(None)
 
 
@@ -112,7 +112,7 @@ def draw(contrast: Contrast, draws: int, rng: np.random.Generator) -> Draws:
     return Draws(whole, np.concatenate(resampled, axis=1), permuted, _halves(sides, rng))
 
 
-def measure(weights: Draws, x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
+def measure(weights: Draws, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Cosine, interval, ceiling and floor of two models' rows, each (rows, d_model); no number where a vector is 0."""
     cosine = float(cosines(weights.whole @ x, weights.whole @ y)[0])
     resampled, point = (np.arctanh(np.clip(value, -1 + 1e-15, 1 - 1e-15))
@@ -120,8 +120,8 @@ def measure(weights: Draws, x: np.ndarray, y: np.ndarray) -> dict[str, float | N
     reach = Z * resampled.std(ddof=1)
     low, high = (float(np.tanh(point + side * reach)) for side in (-1, 1))
     floor_low, floor_high = np.quantile(cosines(weights.permuted @ x, weights.permuted @ y), [0.025, 0.975])
-    found: dict[str, float | None] = {"cosine": cosine, "low": min(low, cosine), "high": max(high, cosine)}
-    found |= {"floor_low": float(floor_low), "floor_high": float(floor_high), "ceiling": None, "halves": None}
+    found = {"cosine": cosine, "low": min(low, cosine), "high": max(high, cosine)}
+    found |= {"floor_low": float(floor_low), "floor_high": float(floor_high), "ceiling": np.nan, "halves": np.nan}
     if weights.halves is not None:
         first, second = weights.halves
         halves = float(np.mean([cosines(first @ rows, second @ rows).mean() for rows in (x, y)]))

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nnsight
@@ -12,7 +13,16 @@ import torch
 from data import fingerprint
 from data.errors import UserError
 from interventions.activations import SITE
-from interventions.encoding import BATCH_TOKENS, Encoded, encode, pad_batch, pad_id, plan_batches
+from interventions.encoding import (
+    BATCH_TOKENS,
+    Encoded,
+    encode,
+    pack_batch,
+    pad_batch,
+    pad_id,
+    plan_batches,
+    suffix_ids,
+)
 from interventions.journal import Journal
 from interventions.models import Model
 from interventions.progress import progress
@@ -54,7 +64,9 @@ def extract(
     if (position == "suffix") != bool(suffixes):
         raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
     name = "pairs" if suffixes else "prompts"
-    encoded = encode(model.tokenizer, prompts["prompt"].to_list(), suffixes)
+    texts = prompts["prompt"].to_list()
+    lengths = [len(row) for row in encode(model.tokenizer, texts, suffixes).ids]
+    source = _Source.of(model, texts, suffixes, position)
     key = {
         "model": model.name,
         "revision": model.revision,
@@ -65,7 +77,7 @@ def extract(
         "position": position,
         "suffixes": list(suffixes),
     }
-    shape = (len(encoded), len(layers), model.d_model)
+    shape = (len(lengths), len(layers), model.d_model)
     metadata = {
         "model": model.name,
         "revision": model.revision,
@@ -79,12 +91,11 @@ def extract(
     journal_path, unfinished = folder / f".{name}.journal", folder / f".{name}.safetensors"
     if not unfinished.exists():
         journal_path.unlink(missing_ok=True)
-    lengths = [len(row) for row in encoded.ids]
-    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2]))
-    journal = Journal(journal_path, key, plan_batches(lengths, batch_tokens, most_rows))
+    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
+    journal = Journal(journal_path, key, plan_batches(source.lengths, batch_tokens, most_rows))
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
-    _run(model, encoded, layers, position, journal, unfinished, shape)
+    _run(model, source, layers, journal, unfinished, shape)
     with replacing(folder / f"{name}.parquet") as path:
         _row_table(prompts, suffixes, lengths).write_parquet(path)
     unfinished.replace(folder / f"{name}.safetensors")
@@ -111,6 +122,7 @@ def read_residual(
     batches: Sequence[dict[str, torch.Tensor]],
     layers: Sequence[int],
     weights: Sequence[torch.Tensor] | None = None,
+    ends: Sequence[Sequence[int]] | None = None,
 ) -> list[torch.Tensor]:
     """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
 
@@ -119,23 +131,28 @@ def read_residual(
         batches: Left-padded batches of `encoding.pad_batch`.
         layers: Ascending block numbers.
         weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+        ends: For each batch, of `encoding.pack_batch`, the positions to read instead.
 
     Returns:
-        For each batch float32 (rows, layers, d_model), on the CPU.
+        For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
+        of a row adjacent.
     """
     blocks = [model.layers[layer] for layer in layers]
     network = model.nnsight
-    pairs = list(zip(batches, weights or [None] * len(batches), strict=True))
+    nothing = [None] * len(batches)
+    parts = list(zip(batches, weights or nothing, ends or nothing, strict=True))
     with network.session(backend=model.door.backend(network)):
         kept = nnsight.save([])
         with torch.no_grad():
-            for batch, mean in pairs:
+            for batch, mean, places in parts:
                 with network.trace(batch) as tracer:
                     states = []
                     for block in blocks:
                         output = block.output
                         hidden = output[0] if isinstance(output, tuple) else output
-                        if mean is None:
+                        if places is not None:
+                            states.append(hidden[:, places, :].flatten(0, 1).cpu())
+                        elif mean is None:
                             states.append(hidden[:, -1, :].cpu())
                         else:
                             mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
@@ -156,34 +173,68 @@ def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
     return weights
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What is read, unit by unit: a row, or a prompt with all its suffixes behind it.
+
+    Attributes:
+        encoded: Token ids of each unit.
+        endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
+        position: `last`, `mean` or `suffix`.
+    """
+
+    encoded: Encoded
+    endings: list[list[int]]
+    position: str
+
+    @classmethod
+    def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], position: str) -> "_Source":
+        """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out."""
+        if suffixes and model.takes_masks:
+            return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
+        return cls(encode(model.tokenizer, texts, suffixes), [], position)
+
+    @property
+    def rows_each(self) -> int:
+        """Rows of the artefact that come of one unit."""
+        return max(1, len(self.endings))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each unit."""
+        tail = sum(map(len, self.endings))
+        return [len(ids) + tail for ids in self.encoded.ids]
+
+    def read(self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:
+        """Residuals of batches of units: for each (rows, layers, d_model)."""
+        padding = pad_id(model.tokenizer)
+        rows = [[self.encoded.ids[unit] for unit in units] for units in plan]
+        if self.endings:
+            packed = [pack_batch(ids, self.endings, padding, model.device) for ids in rows]
+            return read_residual(model, [batch for batch, _ in packed], layers, ends=[ends for _, ends in packed])
+        weights = [mean_weights(self.encoded, units) for units in plan] if self.position == "mean" else None
+        return read_residual(model, [pad_batch(ids, padding, model.device) for ids in rows], layers, weights)
+
+
 def _run(
-    model: Model,
-    encoded: Encoded,
-    layers: list[int],
-    position: str,
-    journal: Journal,
-    path: Path,
-    shape: tuple[int, int, int],
+    model: Model, source: _Source, layers: list[int], journal: Journal, path: Path, shape: tuple[int, int, int]
 ) -> None:
-    padding = pad_id(model.tokenizer)
-    row_bytes = shape[1] * shape[2] * 4
-    start = path.stat().st_size - shape[0] * row_bytes
-    left = sum(len(rows) for _, rows in journal.todo())
+    unit_bytes = source.rows_each * shape[1] * shape[2] * 4
+    start = path.stat().st_size - shape[0] * shape[1] * shape[2] * 4
+    left = sum(len(units) for _, units in journal.todo()) * source.rows_each
 
     def read(group: tuple[int, ...]) -> list[torch.Tensor]:
-        plan = [journal.plan[number] for number in group]
-        batches = [pad_batch([encoded.ids[row] for row in rows], padding, model.device) for rows in plan]
-        weights = [mean_weights(encoded, rows) for rows in plan] if position == "mean" else None
-        return read_residual(model, batches, layers, weights)
+        return source.read(model, [journal.plan[number] for number in group], layers)
 
     with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.door.watch) as bar:
-        for group, results in model.door.each(journal, read, row_bytes * max(map(len, journal.plan), default=1)):
+        for group, results in model.door.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
             for number, result in zip(group, results, strict=True):
-                values = result.numpy()
+                values = result.numpy().astype("<f4")
                 if not (values == values).all():
                     raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
-                for row, value in zip(journal.plan[number], values, strict=True):
-                    os.pwrite(file.fileno(), value.astype("<f4").tobytes(), start + row * row_bytes)
+                units = journal.plan[number]
+                for unit, value in zip(units, values.reshape(len(units), -1), strict=True):
+                    os.pwrite(file.fileno(), value.tobytes(), start + unit * unit_bytes)
                 bar.update(len(values))
             journal.finish(dict.fromkeys(group))
 

@@ -156,7 +156,7 @@ def _along(activations: Activations, chosen: list[Contrast], differences: np.nda
             sides = [(x[np.searchsorted(used, c.positive)], x[np.searchsorted(used, c.negative)]) for c in chosen]
             units = _directions(sides, method, chosen[0].paired)
             vectors[:, at] = units * (units * differences[:, at]).sum(-1, keepdims=True)
-            bar.update()
+            bar.update(1)
     return vectors
 
 

@@ -72,6 +72,11 @@ class Model:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def takes_masks(self) -> bool:
+        """Whether its attention takes a mask of who sees whom, so that suffixes can share their prompt."""
+        return getattr(self.module.config, "_attn_implementation", None) == "sdpa"
+
+    @property
     def template_hash(self) -> str:
         """SHA-256 of the chat template; of the empty text where there is none."""
         return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()

@@ -272,7 +272,7 @@ def _by_layer(activations: Activations, known: _Rows, held: _Rows, seed: int) ->
             bare = _probe(*fit_logistic(_x(activations, layer, known), known.harmful))
             score = _held_out(activations, layer, bare, fit_logistic, known, held, seed)
             found.append((layer, float(roc_auc_score(held.harmful, score)), tpr_at(held.harmful, score, 0.01)))
-            bar.update()
+            bar.update(1)
     return pl.DataFrame(found, {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64}, orient="row")
 
 

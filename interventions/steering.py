@@ -94,9 +94,12 @@ def answer(
     rows, width = batch["input_ids"].shape
     groups = _groups(plans, rows, width + max_new_tokens, together)
     look = bool(refusal_ids) or gate is not None or bool(read_layers) or top_k > 0
-    wanted = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
+    wanted: list[int] = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
     readers = [(number, path[number]) for number in wanted]
-    editors = [[(at, path[at]) for at in sorted({int(plans[arm]["layer"]) for arm in group})] for group in groups]
+    editors = [
+        [(at, block) for at, block in enumerate(path) if at in {plans[arm]["layer"] for arm in group}]
+        for group in groups
+    ]
     gating = None if gate is None else vars(gate)
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     refusing, ending = torch.tensor(list(refusal_ids), dtype=torch.long), torch.tensor(list(stops), dtype=torch.long)
@@ -223,7 +226,8 @@ def chosen(
         vector = plan["of_token"].to(seen["tokens"].device)[seen["tokens"].argmax(-1)]
     if plan["gated"] and gate is not None:
         looks_harmful = seen["score"] >= gate["threshold"].to(seen["score"].device)
-        strength = torch.where(looks_harmful, float(plan["harmful"]), float(plan["benign"]))
+        both = torch.tensor([plan["benign"], plan["harmful"]], dtype=torch.float64, device=looks_harmful.device)
+        strength = both[looks_harmful.long()]
     return vector, strength
 
 
@@ -236,7 +240,7 @@ def prepared(
     """
     picks = [chosen(arm, seen, gate) for arm in arms]
     vector = torch.stack([pick[0].to(device) for pick in picks], dim=1)
-    strength = torch.stack([pick[1].to(device).float() for pick in picks], dim=1)
+    strength = torch.stack([pick[1].to(device) for pick in picks], dim=1)
     changes: dict[Any, Any] = {"vector": vector.flatten(), "strength": strength.flatten()}
     for layer in layers:
         add, unit, low = [], [], []
@@ -251,12 +255,12 @@ def prepared(
             direction = rows / torch.where(length == 0, torch.ones_like(length), length)
             gone = torch.zeros_like(rows)
             if arm["operation"] in ("add", "clamp"):
-                gone = strength[:, at, None] * rows
+                gone = strength[:, at, None].float() * rows
             add.append(gone)
             unit.append(direction if arm["operation"] in ("ablate", "clamp") else torch.zeros_like(rows))
             if mine and arm["lowrank"] is not None:
-                share = torch.zeros_like(strength)
-                share[:, at] = strength[:, at]
+                share = torch.zeros_like(strength, dtype=torch.float32)
+                share[:, at] = strength[:, at].float()
                 low.append((arm["lowrank"], share.flatten()))
         projecting = any(arm["operation"] in ("ablate", "clamp") and arm["layer"] == layer for arm in arms)
         changes[layer] = {

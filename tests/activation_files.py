@@ -1,7 +1,9 @@
 """Activation files written by hand, so that tests of what is computed from them need no model."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +14,7 @@ from data import PROMPT_COLUMNS
 CATEGORIES = ("feelings", "weapons")
 
 
-def prompt_rows(n: int, split: str | None = None, categories: tuple[str, ...] = CATEGORIES) -> list[dict[str, object]]:
+def prompt_rows(n: int, split: str | None = None, categories: tuple[str, ...] = CATEGORIES) -> list[dict[str, Any]]:
     """n rows in turn: each category harmful, plain benign, near-miss benign."""
     kinds = [(name, "harmful") for name in categories] + [(None, "benign"), (categories[0], "benign")]
     return [
@@ -31,7 +33,7 @@ def prompt_rows(n: int, split: str | None = None, categories: tuple[str, ...] = 
 def write(
     folder: Path,
     values: np.ndarray,
-    rows: list[dict[str, object]],
+    rows: Sequence[Mapping[str, Any]],
     *,
     suffixes: tuple[str, ...] = (),
     layers: list[int] | None = None,
@@ -49,7 +51,7 @@ def write(
         "backend": "local",
     }
     save_file({"activations": np.ascontiguousarray(values, np.float32)}, path, noted | metadata)
-    table = [row | {"n_tokens": 7, "suffix": suffix} for row in rows for suffix in (suffixes or (None,))]
+    table = [{**row, "n_tokens": 7, "suffix": suffix} for row in rows for suffix in (suffixes or (None,))]
     schema = dict.fromkeys(PROMPT_COLUMNS, pl.String) | {"n_tokens": pl.Int64, "suffix": pl.String}
     pl.DataFrame(table, schema).write_parquet(path.with_suffix(".parquet"))
     return path

@@ -12,24 +12,6 @@ import cli
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*words, **environment):
-        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, words)])
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        for name in environment:
-            monkeypatch.delenv(name)
-        return stop.value.code, out.out, out.err
-
-    return call
-
-
-@pytest.fixture
 def chain(run, tiny_folder, prompts_file, tmp_path):
     """The group's options for a run on the tiny model and the user's prompts."""
     return ["--run", tmp_path / "run", "--model", tiny_folder, "--data", prompts_file]

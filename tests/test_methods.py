@@ -100,7 +100,7 @@ def test_pca_is_scikit_learns_on_differences_and_their_negatives(prompts, pairs)
                 else:
                     own = sides(values[SUFFIXES.index(f"[{name}]") :: 3], rows, name, layer)[0]
                     differences = own - sides(values[1::3], rows, name, layer)[0]
-                wanted = PCA(1).fit(np.concatenate([differences, -differences])).components_[0]
+                wanted = np.asarray(PCA(1).fit(np.concatenate([differences, -differences])).components_)[0]
                 check_projection(vectors.tensors[name][layer], wanted, differences.mean(0))
 
 
@@ -165,7 +165,7 @@ def test_random_is_as_long_as_the_mean_and_points_elsewhere(prompts):
         for name in CATEGORIES:
             assert torch.allclose(mean.tensors[name].norm(dim=1), random.tensors[name].norm(dim=1), rtol=1e-5)
             assert cosine(mean.at(1, name).numpy(), random.at(1, name).numpy()) < 0.9
-            assert not torch.allclose(random.at(0, name), random.at(1, name))
+            assert abs(cosine(random.at(0, name).numpy(), random.at(1, name).numpy())) < 0.9
 
 
 def test_shuffled_is_the_mean_under_some_other_labels(prompts):

@@ -161,12 +161,11 @@ def test_the_unsteered_last_position_is_read_by_a_plain_hook(tiny, texts):
     assert found.residual is not None
     for row, ids in enumerate(encoded.ids):
         kept = []
-        handles = [
-            tiny.module.get_submodule("model.layers")[at].register_forward_hook(
-                lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1].clone())
-            )
-            for at in (0, 3)
-        ]
+
+        def keep(_module, _inputs, output, kept=kept):
+            kept.append((output[0] if isinstance(output, tuple) else output)[0, -1].clone())
+
+        handles = [tiny.module.get_submodule("model.layers")[at].register_forward_hook(keep) for at in (0, 3)]
         with torch.no_grad():
             tiny.module(input_ids=torch.tensor([ids]))
         for handle in handles:
