@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
 
-.PHONY: setup demo test test-all check clean
+.PHONY: setup demo test test-all test-browser test-ndif ndif ndif-down check clean
 
 setup: .venv/done
 
@@ -21,8 +21,21 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"
 
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
+
+test-ndif: setup
+	$(BIN)/python -m pytest -m ndif
+
 test-all: setup
 	$(BIN)/python -m pytest
+
+ndif: setup
+	$(BIN)/python tests/ndif/server.py install
+	$(BIN)/python tests/ndif/server.py up
+
+ndif-down:
+	$(BIN)/python tests/ndif/server.py down
 
 check: setup
 	$(BIN)/ruff check .

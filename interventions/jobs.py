@@ -148,6 +148,8 @@ class Job(RemoteBackend):
 
     def _send(self, blob: bytes) -> None:
         """Journal the intent, send, journal the id."""
+        if self._stop.is_set():
+            raise AbandonedError
         self._noted |= {"sent": time.time()}
         self._note(dict(self._noted))
         request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
@@ -192,7 +194,11 @@ class Job(RemoteBackend):
         """The server knows no such job: it has not come to it yet, or has forgotten it."""
         if self._forgotten or time.time() - self._heard < FORGOTTEN_SECONDS:
             return
-        self._ask("GET", "/connected")  # while its compute reconnects, its queue stands still, but nothing is lost
+        try:
+            self._ask("GET", "/connected")
+        except PassingError as error:  # while its compute reconnects its queue stands still, but nothing is lost
+            self._heard, self._words = time.time(), str(error)
+            return
         self._forgotten = True
         raise PassingError("the server says nothing of it: sent anew", lost=True)
 
