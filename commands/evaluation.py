@@ -8,7 +8,7 @@ import click
 
 from commands.framework import Session, command
 from commands.output import warn
-from commands.records import ACTIVATIONS, VECTORS, note, unchanged
+from commands.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS, note, unchanged
 from commands.settings import Settings
 from commands.steering import need_generations
 from data.errors import UserError
@@ -49,7 +49,7 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     if not failed(s) and unchanged(s, "scores", key, s.run / "scores.parquet") and unchanged(s, "summary", key, path):
         summary = pl.read_parquet(path)
     else:
-        scores = score(generations, fitted_texts(s), scorers)
+        scores = score(generations, fitted_texts(s, record), scorers)
         summary = summarise(scores, key["seed"], clusters(generations, s), key["difference"] / 100)
         for name, table in (("scores", scores), ("summary", summary)):
             with replacing(s.run / f"{name}.parquet") as unfinished:
@@ -150,18 +150,27 @@ def clusters(generations: "pl.DataFrame", s: Settings) -> "pl.DataFrame | None":
     return found if found["theme"].drop_nulls().len() else None
 
 
-def fitted_texts(s: Settings) -> set[str]:
-    """Texts of the prompts that the vectors rest on."""
+def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:
+    """Texts of the prompts that anything behind the answers was fitted to or chosen on."""
     import polars as pl
 
     from data import for_split
     from interventions.rundir import records
     from reports.scoring import same_text
 
-    record = records(s.run).get(VECTORS)
-    path = s.run / f"{(record or {}).get('key', {}).get('source', ACTIVATIONS)}.parquet"
-    if record is None or not path.exists():
-        return set()
-    rows = for_split(pl.read_parquet(path), record["key"]["split"])
-    benign, harmful = pl.col("label") == "benign", (pl.col("label") == "harmful") & pl.col("category").is_not_null()
-    return {same_text(text) for text in rows.filter(benign | harmful)["prompt"]}
+    known, used = records(s.run), generations["key"]
+    harmful, benign = (pl.col("label") == "harmful") & pl.col("category").is_not_null(), pl.col("label") == "benign"
+    labelled = pl.col("label").is_not_null()
+    bases = [(VECTORS, ("split",), harmful | benign), (PROBE, ("split", "threshold_split"), labelled),
+             (LOWRANK, ("split",), labelled)]  # fmt: skip
+    texts: set[str] = set()
+    for artefact, splits, rows in bases:
+        key = known.get(artefact, {}).get("key", {})
+        path = s.run / f"{key.get('source', ACTIVATIONS)}.parquet"
+        if artefact in used and key and path.exists():
+            table = pl.read_parquet(path)
+            for split in splits:
+                texts |= {same_text(text) for text in for_split(table, key[split]).filter(rows)["prompt"]}
+    if SWEEP in used and (s.run / "sweep_prompts.parquet").exists():
+        texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
+    return texts

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
 ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
-VECTORS, LENS, PROBE, LOWRANK, GENERATIONS = "vectors", "logit_lens", "probe", "lowrank", "generations"
+VECTORS, LENS, PROBE, LOWRANK, SWEEP, GENERATIONS = "vectors", "logit_lens", "probe", "lowrank", "sweep", "generations"
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:

@@ -67,6 +67,18 @@ class Finite(click.ParamType):
         return number
 
 
+class Numbers(click.ParamType):
+    """Numbers with commas between them: `-0.1,-0.3`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse, or fail as a usage error."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(Finite().convert(part, param, ctx) for part in str(value).split(","))
+
+
 SHARED: list[Callable[[Any], Any]] = [
     click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [default: runs/default]"),
     click.option("--model", help="Hub id, folder or alias (refusal-smollm2, smollm2).  [default: refusal-smollm2]"),

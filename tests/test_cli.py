@@ -275,3 +275,11 @@ def test_answers_are_written_to_label_by_hand_and_read_back(run, chain, tmp_path
     assert code == 0, err
     scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
     assert scores.filter((pl.col("scorer") == "hand") & (pl.col("verdict") == "comply")).height == table.height
+
+
+def test_the_tables_say_what_was_done(run, chain, tmp_path):
+    words = ["--layer", 1, "--strength", -2, "--strength-unit", "unit", "--scope", "all", "--category", "weapons"]
+    assert run(*chain, "generate", "--arm", "fixed", "--max-new-tokens", 1, *words)[0] == 0
+    row = pl.read_parquet(tmp_path / "run" / "generations.parquet").row(0, named=True)
+    told = {"layer": 1, "strength": -2.0, "strength_unit": "unit", "scope": "all", "vector": "weapons"}
+    assert told.items() <= row.items()

@@ -137,3 +137,77 @@ def test_contrastive_needs_refusal_tokens(run, tiny_folder, split_file, tmp_path
     code, _, err = run(*words, "vectors", "--method", "pca")
     assert code == 0, err
     assert not (tmp_path / "run" / "activations" / "pairs.safetensors").exists()
+
+
+def sweep_table(tmp_path):
+    return pl.read_parquet(tmp_path / "run" / "sweep.parquet")
+
+
+def choose(tmp_path, layer, strength):
+    """Put a choice into the table, as a sweep of a model that can be steered would."""
+    path = tmp_path / "run" / "sweep.parquet"
+    here = (pl.col("layer") == layer) & (pl.col("strength") == strength)
+    sweep_table(tmp_path).with_columns(here.fill_null(False).alias("chosen")).write_parquet(path)
+
+
+SWEPT = ["sweep", "--layers", "1,2", "--strengths", "-0.2,-0.4", "--arm", "fixed", "--max-new-tokens", 3]
+
+
+def test_sweep_runs_validation_rows_and_is_made_once(run, chain, tmp_path):
+    code, out, err = run(*chain, *SWEPT)
+    assert code == 0, err
+    table = sweep_table(tmp_path)
+    assert table.height == 2 * (1 + 4) and set(table["n"]) == {14}
+    assert set(pl.read_parquet(tmp_path / "run" / "sweep_prompts.parquet")["split"]) == {"validation"}
+    check_contract(tmp_path / "run")
+    stamp = (tmp_path / "run" / "sweep.parquet").stat().st_mtime_ns
+    code, out, _ = run(*chain, "--json", *SWEPT)
+    assert code == 0 and (tmp_path / "run" / "sweep.parquet").stat().st_mtime_ns == stamp
+    assert json.loads(out)["settings"] == 4
+    code, _, err = run(*chain, *SWEPT, "--best", 1)
+    assert code == 0 and "sweep is made again: best changed" in err
+    tried = sweep_table(tmp_path).filter(pl.col("refused").is_not_null())
+    assert tried.height == 2 * 2
+
+
+def test_sweeps_default_arm_is_gated_where_there_is_a_probe(run, chain, tmp_path):
+    assert run(*chain, "probe")[0] == 0
+    code, _, err = run(*chain, *[word for word in SWEPT if word not in ("--arm", "fixed")])
+    assert code == 0, err
+    assert set(sweep_table(tmp_path)["kind"]) == {"baseline", "gated"}
+    assert sweep_table(tmp_path).filter(kind="gated")["harmful"].null_count() == 0
+
+
+def test_generate_takes_the_chosen_setting_unless_told_otherwise(run, chain, tmp_path):
+    def settings(*words, **environment):
+        code, _, err = run(*chain, "generate", "--max-new-tokens", 1, *words, **environment)
+        assert code == 0, err
+        table = pl.read_parquet(tmp_path / "run" / "generations.parquet").filter(kind="fixed")
+        return table["layer"][0], table["strength"][0], err
+
+    assert run(*chain, *SWEPT)[0] == 0
+    choose(tmp_path, 1, -0.4)
+    layer, strength, err = settings()
+    assert (layer, strength) == (1, -0.4) and "setting of" in err and "fixed, strength -0.4 residual at layer 1" in err
+    assert records(tmp_path)["generations"]["key"]["sweep"] == records(tmp_path)["sweep"]["id"]
+    assert settings("--strength", "2")[:2] == (2, 2.0)
+    assert settings(REFUSAL_GENERATE_LAYER="3")[:2] == (3, -0.3)
+    assert settings()[:2] == (1, -0.4)
+    code, _, err = run(*chain, *SWEPT, "--best", 1, "evaluate")
+    assert code == 0 and "evaluate needs generations (the sweep is newer)" in err
+    choose(tmp_path, 1, -0.4)
+    assert run(*chain, "vectors", "--tau", "0.01")[0] == 0
+    layer, strength, err = settings()
+    assert (layer, strength) == (2, -0.3) and "of other vectors and not used" in err
+
+
+def test_rows_that_anything_was_chosen_on_are_marked(run, chain, tmp_path):
+    assert run(*chain, "probe", *SWEPT)[0] == 0
+    choose(tmp_path, 1, -0.4)
+    words = ["generate", "--split", "validation", "--max-new-tokens", 1]
+    assert run(*chain, *words, "evaluate", "--split", "validation")[0] == 0
+    scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
+    assert scores["fitted"].all()
+    assert run(*chain, "generate", "--split", "validation", "--max-new-tokens", 1, "--strength", "-0.4", "--arm", "baseline",
+               "--arm", "fixed", "evaluate", "--split", "validation")[0] == 0  # fmt: skip
+    assert not pl.read_parquet(tmp_path / "run" / "scores.parquet")["fitted"].any()
