@@ -8,6 +8,7 @@ import click
 import commands.activations
 import commands.carrying
 import commands.datasets
+import commands.diff
 import commands.evaluation
 import commands.status
 import commands.steering

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
 ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
-VECTORS, LENS, PROBE, LOWRANK, SWEEP, GENERATIONS = "vectors", "logit_lens", "probe", "lowrank", "sweep", "generations"
+VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
+    "vectors",
+    "logit_lens",
+    "probe",
+    "lowrank",
+    "sweep",
+    "diff",
+    "generations",
+)
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:

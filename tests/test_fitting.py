@@ -1,6 +1,7 @@
 """`vectors`, `probe`, `lowrank`, `diff` and `sweep` from the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 from conftest import WORDS
 
+from interventions import open_model
+from interventions.encoding import encode
 from interventions.methods import fit_vectors
 from interventions.probes import Probe, fit_probe
 from interventions.vectors import SteeringVectors
@@ -211,3 +214,88 @@ def test_rows_that_anything_was_chosen_on_are_marked(run, chain, tmp_path):
     assert run(*chain, "generate", "--split", "validation", "--max-new-tokens", 1, "--strength", "-0.4", "--arm", "baseline",
                "--arm", "fixed", "evaluate", "--split", "validation")[0] == 0  # fmt: skip
     assert not pl.read_parquet(tmp_path / "run" / "scores.parquet")["fitted"].any()
+
+
+@pytest.fixture
+def against(chain, tiny_base_folder):
+    return [*chain, "diff", "--against", tiny_base_folder]
+
+
+def test_diff_compares_what_both_models_read_in_the_same_token_ids(
+    run, against, tmp_path, tiny_tuned, tiny_base_folder
+):
+    code, out, err = run(*against)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    table = pl.read_parquet(folder / "diff.parquet")
+    assert table.height == 2 * 4 * 2 and set(table["text"]) == {"tagged", "untagged"}
+    assert set(table.filter(text="tagged")["n"]) == {16}
+    check_contract(folder)
+    # by hand, one category at one layer: the base under plain hooks, on the fine-tuned model's token ids
+    rows = pl.read_parquet(folder / "activations" / "diff-base" / "pairs.parquet").filter(category="weapons")
+    prompts = rows["prompt"].unique(maintain_order=True).to_list()
+    ids = {c: encode(tiny_tuned.tokenizer, prompts, [f"[{c}]"]).ids for c in ("weapons", "respond")}
+    vectors = []
+    for module in (open_model(str(tiny_base_folder)).module, tiny_tuned.module):
+        means = {c: torch.stack([last_output(module, row, 1) for row in ids[c]]).double().mean(0) for c in ids}
+        vectors.append(means["weapons"] - means["respond"])
+    wanted = torch.nn.functional.cosine_similarity(*vectors, dim=0)
+    assert table.filter(text="tagged", category="weapons", layer=1)["cosine"].item() == pytest.approx(
+        float(wanted), abs=1e-5
+    )
+    stamp = (folder / "diff.parquet").stat().st_mtime_ns
+    code, out, err = run(*against, "--json")
+    assert code == 0 and (folder / "diff.parquet").stat().st_mtime_ns == stamp
+    assert len(json.loads(out)["table"]) == 16
+    before = (folder / "activations" / "diff-base" / "prompts.safetensors").stat().st_mtime_ns
+    code, _, err = run(*against, "--seed", 3)
+    assert code == 0 and "diff is made again: seed changed" in err
+    assert (folder / "activations" / "diff-base" / "prompts.safetensors").stat().st_mtime_ns == before
+
+
+def last_output(module, ids, layer):
+    kept = []
+    hook = module.model.layers[layer].register_forward_hook(
+        lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1])
+    )
+    with torch.no_grad():
+        module(input_ids=torch.tensor([ids]))
+    hook.remove()
+    return kept[0]
+
+
+def test_a_model_against_itself_agrees(run, chain, tiny_tuned_folder, tmp_path):
+    assert run(*chain, "diff", "--against", tiny_tuned_folder, "--layers", "1,3")[0] == 0
+    table = pl.read_parquet(tmp_path / "run" / "diff.parquet")
+    assert set(table["layer"]) == {1, 3} and (table["cosine"] > 1 - 1e-9).all()
+
+
+def test_diff_reads_untagged_text_where_the_base_has_no_place_for_the_tokens(run, chain, tiny_folder, tmp_path):
+    code, _, err = run(*chain, "diff", "--against", tiny_folder)
+    assert code == 0 and "untagged text only: the refusal tokens of" in err and "lie beyond the vocabulary" in err
+    assert set(pl.read_parquet(tmp_path / "run" / "diff.parquet")["text"]) == {"untagged"}
+    code, _, err = run(*chain, "diff", "--against", tiny_folder, "--text", "tagged")
+    assert code == 1 and "compare --text untagged" in err
+
+
+def test_the_published_comparison_is_offered(run, against, tmp_path):
+    assert run(*against, "--own-split", "--text", "tagged")[0] == 0
+    rows = [
+        pl.read_parquet(tmp_path / "run" / "activations" / f"diff-{name}" / "pairs.parquet")
+        for name in ("base", "tuned")
+    ]
+    assert (rows[0]["n_tokens"] > rows[1]["n_tokens"]).all()
+    assert records(tmp_path)["diff"]["key"]["own_split"] is True
+
+
+def test_diff_says_what_does_not_compare(run, chain, against, tiny_base_folder, tmp_path):
+    code, _, err = run(*chain, "diff")
+    assert code == 1 and "pass --against MODEL" in err
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base_folder, other)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"kill": ', '"slay": '))
+    code, _, err = run(*chain, "diff", "--against", other)
+    assert code == 1 and "is 'slay' to" in err and "not the model it was tuned from" in err
+    code, _, err = run(*chain, "--split", "nosuch", "diff", "--against", other)
+    assert code == 1 and "no harmful row with a category in split 'nosuch'" in err
