@@ -13,6 +13,7 @@ from conftest import WORDS
 
 from interventions import open_model
 from interventions.encoding import encode
+from interventions.lowrank import LowRank
 from interventions.methods import fit_vectors
 from interventions.probes import Probe, fit_probe
 from interventions.vectors import SteeringVectors
@@ -299,3 +300,43 @@ def test_diff_says_what_does_not_compare(run, chain, against, tiny_base_folder, 
     assert code == 1 and "is 'slay' to" in err and "not the model it was tuned from" in err
     code, _, err = run(*chain, "--split", "nosuch", "diff", "--against", other)
     assert code == 1 and "no harmful row with a category in split 'nosuch'" in err
+
+
+def test_lowrank_is_trained_once_and_steers(run, chain, tmp_path):
+    words = ["lowrank", "--epochs", 1, "--mode", "input", "--layer", 1]
+    code, out, err = run(*chain, *words)
+    assert code == 0 and "running extract" in err and "running vectors" in err and "kept epoch" in out
+    folder = tmp_path / "run"
+    low = LowRank.load(folder / "lowrank.safetensors")
+    assert (low.layer, low.metadata["mode"], low.metadata["basis"], len(low.z)) == (1, "input", "shrunk", 2)
+    history = pl.read_parquet(folder / "lowrank_training.parquet")
+    assert set(history["epoch"]) == {0, 1} and set(history["split"]) == {"train", "held-out"}
+    stamp = (folder / "lowrank.safetensors").stat().st_mtime_ns
+    code, out, _ = run(*chain, "--json", *words)
+    assert code == 0 and (folder / "lowrank.safetensors").stat().st_mtime_ns == stamp
+    assert len(json.loads(out)["table"]) == history.height
+    code, _, err = run(*chain, "generate", "--max-new-tokens", 1)
+    assert code == 0 and "lowrank" not in err
+    table = pl.read_parquet(folder / "generations.parquet")
+    assert set(table.filter(kind="lowrank")["layer"]) == {1} and set(table.filter(kind="fixed")["layer"]) == {2}
+    check_contract(folder)
+    code, _, err = run(*chain, "generate", "--arm", "lowrank:layer=2", "--max-new-tokens", 1)
+    assert code == 1 and "the low-rank map is of layer 1" in err
+
+
+def test_a_lowrank_arm_makes_its_map_and_remakes_it_as_it_was(run, chain, tmp_path):
+    words = ["generate", "--arm", "lowrank", "--max-new-tokens", 1]
+    assert run(*chain, "lowrank", "--epochs", 1, "--basis", "published")[0] == 0
+    assert run(*chain, "vectors", "--tau", "0.01")[0] == 0
+    code, _, err = run(*chain, *words)
+    assert code == 0 and "generate needs a low-rank map (the vectors are newer): running lowrank" in err
+    key = records(tmp_path)["lowrank"]["key"]
+    assert key["published"] and key["epochs"] == 1
+    assert LowRank.load(tmp_path / "run" / "lowrank.safetensors").metadata["basis"] == "published"
+
+
+def test_lowrank_needs_refusal_tokens(run, tiny_folder, split_file, tmp_path):
+    code, _, err = run(
+        "--run", tmp_path / "run", "--model", tiny_folder, "--data", split_file, "extract", "vectors", "lowrank"
+    )
+    assert code == 1 and "has no refusal tokens to train towards" in err
