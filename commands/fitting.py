@@ -98,7 +98,7 @@ def need_probe(session: Session, s: Settings) -> tuple["Probe", str]:
                  "input: U Vᵀ(h − mean), which depends on the row.  [default: fixed]"),
     click.option("--basis", type=click.Choice(["shrunk", "published"]), help="Where U and V start: whitened with a shrunk "
                  "covariance and mapped back; or as published, flaws included.  [default: shrunk]"),
-    click.option("--epochs", type=click.IntRange(min=1), help="Passes through the prompts.  [default: 5]"),
+    click.option("--epochs", type=click.IntRange(min=1), help="Passes through the prompts.  [default: 3]"),
     click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate, as a share of each parameter's "
                  "size.  [default: 0.03]"),
 )  # fmt: skip
@@ -119,7 +119,7 @@ def make_lowrank(session: Session, s: Settings, *, own_data: bool) -> dict[str, 
     activations = need_activations(session, s, own_data=own_data)
     steering, record = need_vectors(session, s)
     options = {"mode": s.get("mode", "fixed"), "split": s.get("split", "train"), "seed": s.get("seed", 0)}
-    training = {"epochs": s.get("epochs", 5), "rate": s.get("rate", 0.03)}
+    training = {"epochs": s.get("epochs", 3), "rate": s.get("rate", 0.03)}
     layer, published = s.get("layer", default_layer(activations)), s.get("basis", "shrunk") == "published"
     key = {"activations": activations["id"], "vectors": record["id"], "layer": layer, "published": published}
     key |= options | training

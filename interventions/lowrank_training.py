@@ -81,7 +81,7 @@ def train_lowrank(
     prompts: pl.DataFrame,
     folder: Path,
     *,
-    epochs: int = 5,
+    epochs: int = 3,
     rate: float = 0.03,
     batch_tokens: int = BATCH_TOKENS,
     split: str = "train",
