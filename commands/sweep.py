@@ -29,8 +29,8 @@ CATEGORY, UNIT, SCOPE = STEERING[1], STEERING[3], STEERING[4]
     UNIT,
     SCOPE,
     click.option("--arm", multiple=True, help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; "
-                 "repeatable, one setting is chosen of all.  [default: gated if there is a probe and the model has refusal "
-                 "tokens, else fixed]"),
+                 "repeatable, one setting is chosen of all.  [default: gated and gated:harmful=0 if there is a probe and the "
+                 "model has refusal tokens, else fixed]"),
     click.option("--best", type=click.IntRange(min=1), help="Settings that generate, shortlisted by the first token.  "
                  "[default: 5]"),
     click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: 32]"),
@@ -86,7 +86,9 @@ def default_arm(s: Settings, model: "Model") -> tuple[str, ...]:
     """What is swept if nothing else was said."""
     from interventions.routes import refusals
 
-    return ("gated",) if refusals(model).ids and (s.run / "probe.safetensors").exists() else ("fixed",)
+    return (
+        ("gated", "gated:harmful=0") if refusals(model).ids and (s.run / "probe.safetensors").exists() else ("fixed",)
+    )
 
 
 def shown_settings(table: "pl.DataFrame") -> "pl.DataFrame":

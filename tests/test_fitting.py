@@ -179,7 +179,12 @@ def test_sweeps_default_arm_is_gated_where_there_is_a_probe(run, chain, tmp_path
     code, _, err = run(*chain, *[word for word in SWEPT if word not in ("--arm", "fixed")])
     assert code == 0, err
     assert set(sweep_table(tmp_path)["kind"]) == {"baseline", "gated"}
-    assert sweep_table(tmp_path).filter(kind="gated")["harmful"].null_count() == 0
+    gated = sweep_table(tmp_path).filter(kind="gated")
+    assert set(gated["arm"]) == {"gated", "gated:harmful=0"} and set(gated["harmful"].round(6)) == {
+        0,
+        0.133333,
+        0.266667,
+    }
 
 
 def test_generate_takes_the_chosen_setting_unless_told_otherwise(run, chain, tmp_path):
