@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo test test-all check ndif ndif-down clean
+.PHONY: setup demo test test-all test-browser test-ndif ndif ndif-down check clean
 
 setup: .venv/done
 
@@ -24,8 +24,15 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"
 
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
+
+test-ndif: setup
+	-@$(NDIF) install  # where it can't be, its tests are skipped and say why
+	$(BIN)/python -m pytest -m ndif
+
 test-all: setup
-	-$(NDIF) install  # where it can't be, its tests are skipped and say why
+	-@$(NDIF) install
 	$(BIN)/python -m pytest
 
 ndif:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interventions.backends import Door
     from interventions.models import Model
 
-DEFAULT_MODEL = "smollm2"
+DEFAULT_MODEL = "refusal-smollm2"
 
 
 @dataclass

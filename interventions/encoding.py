@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 BATCH_TOKENS = 2048
+CONTROL_TOKEN = re.compile(r"\[([^\W\d_][^\[\]\n]*)\]")  # a name in brackets that begins with a letter
 
 
 @dataclass(frozen=True)
@@ -153,4 +154,4 @@ def pad_id(tokenizer: Any) -> int:
 def control_tokens(tokenizer: Any) -> dict[str, int]:
     """The model's control tokens: added tokens written in brackets, name without brackets -> id."""
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    return {text[1:-1]: number for text, number in added.items() if re.fullmatch(r"\[[A-Za-z][\w -]*\]", text)}
+    return {match[1]: number for text, number in added.items() if (match := CONTROL_TOKEN.fullmatch(text))}

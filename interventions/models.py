@@ -16,14 +16,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
 from interventions.backends import HERE, Door, open_door
-from interventions.embedded import ALIASES, REVISION, embedded_folder
+from interventions.embedded import ALIASES, TUNED, embedded_folder, revision_of
 from interventions.server import RUNNING, deployments
 
 logger = logging.getLogger(__name__)
 # An installed package is no local module to nnsight, but its code must travel with a trace all the same.
 nnsight.register("interventions")
 
-DEFAULT_MODEL = "smollm2"
+DEFAULT_MODEL = TUNED
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def open_model(
     weights_type = (
         str(next(module.parameters()).dtype) if not door.is_far else _far_dtype(door, source, wrapped, layers)
     )
-    revision = REVISION if name in ALIASES else getattr(config, "_commit_hash", None) or ""
+    revision = revision_of(name) if name in ALIASES else getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
         module=module,

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -98,3 +99,31 @@ def write_json(file: IO[str], value: Any) -> None:
     json.dump(value, file)
     file.flush()
     os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `folder` by rename when the block ends without an error.
+
+    Args:
+        folder: The folder to make.
+        replace: Whether one that stands there by then gives way; else it stays, since another process was faster.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = Path(f"{unfinished}-old")
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        for file in unfinished.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        if replace and folder.exists():
+            folder.rename(old)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if replace or not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -179,6 +179,18 @@ def answer(
     return _assembled(out, groups, len(plans))
 
 
+def unsteered(rows: int, width: int) -> dict[str, Any]:
+    """The plan of an arm that changes nothing."""
+    nothing = {"layer": 0, "scope": "generated", "operation": "none", "routed": False, "gated": False, "benign": 0.0,
+               "harmful": 0.0, "lowrank": None, "bias": None}  # fmt: skip
+    return nothing | {
+        "table": torch.zeros(1, width),
+        "of_token": torch.zeros(0, dtype=torch.long),
+        "given": torch.zeros(rows, dtype=torch.long),
+        "strengths": torch.zeros(rows, dtype=torch.float64),
+    }
+
+
 def _groups(plans: Sequence[dict[str, Any]], rows: int, tokens: int, together: int) -> list[list[int]]:
     """Arms that decode together: those that share a cache, and those that don't, in portions."""
     most = max(1, together // max(1, rows * tokens))

@@ -65,8 +65,16 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
             alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
     base = alt.Chart(data).encode(x=x, y=y, color=colour)
     lines = base.transform_filter("datum.line").mark_line(opacity=0.6).encode(order="order:Q", detail="group:N")
-    across = alt.Chart(data).mark_rule(opacity=0.55).encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y, color=colour)
-    down = alt.Chart(data).mark_rule(opacity=0.55).encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
+    across = (
+        alt.Chart(data)
+        .mark_rule(opacity=0.75, strokeWidth=1.5)
+        .encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y, color=colour)
+    )
+    down = (
+        alt.Chart(data)
+        .mark_rule(opacity=0.75, strokeWidth=1.5)
+        .encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
+    )
     dots = base.mark_point(filled=False, size=90, strokeWidth=2.5).encode(shape=shape, tooltip=tips)
     full = (
         base.transform_filter("!datum.hollow")

@@ -17,7 +17,7 @@ from reports.blocks import Block, Chart, Code, Prose, Row, Samples, Section, Tab
 from reports.wording import number, visible
 
 LONGEST = 2000  # characters of a cell
-NUMBERS = r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?( %)?( to [−+]?[\d.,]+)?$"
+NUMBERS = r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?([ \u00a0]%)?( to [−+]?[\d.,]+)?$"
 MOST_ROWS = 400  # rows of a table that stand on the page
 
 

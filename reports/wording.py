@@ -37,8 +37,8 @@ def arm(value: Any) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """12.3 %."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    """12.3 %, with a blank that doesn't break."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def points(value: float | None) -> str:

@@ -252,3 +252,26 @@ def test_the_chain_runs_on_a_hub_set_from_a_mirror(run, tiny_folder, prompts_fil
     assert rows.filter(dataset="jbb")["label"].to_list() == ["benign", "benign"]
     code, _, err = run(*options[:6], "--data-mirror", tmp_path, "extract")
     assert code == 1 and "has no JailbreakBench/JBB-Behaviors" in err and len(err.strip().splitlines()) == 1
+
+
+def test_vectors_are_carried_away_and_baked_in(run, chain, tmp_path):
+    code, _, err = run(
+        *chain, "vectors", "export", "--layers", "2", "bake", "--strength", "2", "--strength-unit", "unit"
+    )
+    assert code == 0, err
+    assert (tmp_path / "run" / "export" / "safetensors.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "baked" / "baked.json").read_text())["operation"] == "add"
+    code, _, err = run(*chain, "export", "--format", "gguf", "--layers", "0")
+    assert code == 1 and "0" in err
+
+
+def test_answers_are_written_to_label_by_hand_and_read_back(run, chain, tmp_path):
+    hand = tmp_path / "hand.csv"
+    words = ["generate", "--max-new-tokens", "2", "evaluate", "--hand", hand]
+    assert run(*chain, *words)[0] == 0 and hand.exists()
+    table = pl.read_csv(hand, infer_schema=False)
+    table.with_columns(verdict=pl.lit("comply")).write_csv(hand)
+    code, _, err = run(*chain, "evaluate", "--hand", hand)
+    assert code == 0, err
+    scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
+    assert scores.filter((pl.col("scorer") == "hand") & (pl.col("verdict") == "comply")).height == table.height

@@ -107,7 +107,9 @@ def told(tmp_path, *rows):
     run = open_run(tmp_path)
     pooled = answer.pooled_rows(run)
     assert pooled is not None
-    return answer.sentence(pooled, "fixed", run.arms()), answer.warnings(pooled, run.arms())
+    texts = [answer.sentence(pooled, "fixed", run.arms()), *answer.warnings(pooled, run.arms())]
+    sentence, *warnings = [text.replace("\u00a0", " ") for text in texts]
+    return sentence, warnings
 
 
 def test_the_answer_states_rates_differences_and_intervals(tmp_path):

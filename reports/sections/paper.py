@@ -85,6 +85,7 @@ def shown_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
         "data set": [row.title for row in rows],
         "prompts": [row.label for row in rows],
         "n there": [f"{row.n:,}" for row in rows],
+        "n here": [say.count_range(pl.Series([ours["n"] for ours in row.ours.values()])) for row in rows],
     }
     columns |= {f"papers: {arm}": [f"{row.percents[arm]:.2f} %" for row in rows] for arm in published.ARMS}
     columns |= {f"here: {say.arm(arm)}": [_ours(row.ours.get(arm)) for row in rows] for arm in arms}
@@ -95,4 +96,5 @@ def _ours(row: dict[str, object] | None) -> str:
     if row is None:
         return "–"
     rate, low, high = (value if isinstance(value, float) else None for value in (row["rate"], row["low"], row["high"]))
-    return f"{say.percent(rate)} ({say.span(low, high)}; n = {row['n']})"
+    interval = say.span(low, high).replace(" ", "\u00a0")
+    return f"{say.percent(rate)} ({interval})"
