@@ -1,7 +1,10 @@
 # make demo: environment, embedded model, the whole chain, a report.  make test: every quick test.
+# make ndif: a real NDIF server on this machine's CPU.  make test-all: every test, those against that server too.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
+
+NDIF := $(PYTHON) tests/ndif/server.py
 
 .PHONY: setup demo test test-all test-browser test-ndif ndif ndif-down check clean
 
@@ -25,17 +28,20 @@ test-browser: setup
 	$(BIN)/python -m pytest -m browser
 
 test-ndif: setup
+	-@$(NDIF) install  # where it can't be, its tests are skipped and say why
 	$(BIN)/python -m pytest -m ndif
 
 test-all: setup
+	-@$(NDIF) install
 	$(BIN)/python -m pytest
 
-ndif: setup
-	$(BIN)/python tests/ndif/server.py install
-	$(BIN)/python tests/ndif/server.py up
+ndif:
+	@$(NDIF) install
+	@url=$$($(NDIF) up $(if $(PORT),--port $(PORT))) && echo "NDIF is up at $$url; stop it with: make ndif-down" && \
+	  echo "try it: $(BIN)/python cli.py --remote --host $$url extract --limit 60 vectors trace"
 
 ndif-down:
-	$(BIN)/python tests/ndif/server.py down
+	@$(NDIF) down
 
 check: setup
 	$(BIN)/ruff check .

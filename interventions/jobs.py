@@ -74,7 +74,7 @@ class Job(RemoteBackend):
             self._noted |= known
         self._collecting = self._noted["id"] is not None
         self._forgotten = False
-        self._heard = float(self._noted["sent"])
+        self._heard = time.time()
         self._words = "not heard of"
         self._deadline = time.monotonic() + line.timeout
 
@@ -107,6 +107,9 @@ class Job(RemoteBackend):
 
             content = zstandard.ZstdDecompressor().decompress(content)
         return loaded(content)
+
+    def _log(self, message: str) -> None:
+        """Not onto stdout, as nnsight does in its debug mode: results stand there."""
 
     def _bring(self, blob: bytes) -> bytes:
         """Send, unless an earlier process did, and poll until the result is here."""

@@ -11,7 +11,6 @@ import nnsight
 import pytest
 import torch
 from nnsight.modeling.huggingface import _ID_CACHE
-from stand_in import LISTING, packed, says, standing_in
 
 from data.errors import UserError
 from interventions import jobs
@@ -21,6 +20,7 @@ from interventions.journal import Journal
 from interventions.line import LateError, Line, PassingError, address_of, is_loopback, shown
 from interventions.progress import Watch
 from interventions.server import deployments, listed, pick, pick_llama, preflight
+from tests.stand_in import LISTING, packed, says, standing_in
 
 CANARY = "0f5c1d3e-canary-4b7a-9e21-d15ea5ed0000"
 
@@ -198,7 +198,7 @@ def test_a_job_the_server_has_forgotten_is_sent_again_once(tiny, monkeypatch):
     monkeypatch.setattr(jobs, "FORGOTTEN_SECONDS", 0.2)
     with standing_in(on_poll=lambda name, _: (404, {}) if name == "early" else None) as server:
         line, notes = Line(server.address, 10), []
-        known = {"server": line.mark, "id": "early", "sent": time.time() - 9, "again": 0}
+        known = {"server": line.mark, "id": "early", "sent": time.time(), "again": 0}
         assert ask(tiny, line, known, notes.append).tolist() == [0, 1, 2]
         assert server.submitted == 1 and notes[-1]["id"] == "job0"
     with standing_in(on_poll=lambda *_: (404, {})) as server:
