@@ -261,10 +261,16 @@ def _rate_tips(suffix: str, title: str) -> list[alt.Tooltip]:
     ]
 
 
-def _cycled(values: Sequence[Any], names: Sequence[str], grey: Any) -> list[Any]:
-    """A value a name; the baseline has its own and the others keep theirs whether it is there or not."""
-    others = [name for name in names if name != "baseline"]
-    return [grey if name == "baseline" else values[others.index(name) % len(values)] for name in names]
+def _cycled(values: Sequence[Any], names: Sequence[str], grey: Any, step: int = 0) -> list[Any]:
+    """A value a name; the baseline has its own and the others keep theirs whether it is there or not.
+
+    With `step` the values are moved on after each round, so that two cycles meet again only after all their pairs.
+    """
+    others = {name: at for at, name in enumerate(name for name in names if name != "baseline")}
+    size = len(values)
+    return [
+        grey if name == "baseline" else values[(others[name] + step * (others[name] // size)) % size] for name in names
+    ]
 
 
 def _colour(field: str, names: Sequence[str]) -> alt.Color:
@@ -273,10 +279,10 @@ def _colour(field: str, names: Sequence[str]) -> alt.Color:
 
 
 def _shape(field: str, names: Sequence[str]) -> alt.Shape:
-    scale = alt.Scale(domain=list(names), range=_cycled(SHAPES, names, "cross"))
+    scale = alt.Scale(domain=list(names), range=_cycled(SHAPES, names, "cross", 1))
     return alt.Shape(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)
 
 
 def _dash(field: str, names: Sequence[str]) -> alt.StrokeDash:
-    scale = alt.Scale(domain=list(names), range=_cycled(DASHES, names, [1, 0]))
+    scale = alt.Scale(domain=list(names), range=_cycled(DASHES, names, [1, 0], 1))
     return alt.StrokeDash(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)

@@ -241,6 +241,11 @@ def test_the_map_of_activations_is_a_pca_of_the_steered_layer(run, folder):
     assert say.number(float(silhouette_score(whole, groups)), 2) in there(activations.section(run)).charts()[0].caption
 
 
+def test_t_sne_is_an_option(run):
+    section = there(activations.section(run, how="tsne"))
+    assert "t-SNE" in section.charts()[0].caption and "mean little" in section.charts()[0].caption
+
+
 def test_few_rows_are_read_of_a_large_file_and_said_so(folder):
     values, rows = there(read_activations(folder, 4, 25))
     assert len(values) == rows.height == 25 and rows["id"].n_unique() == 25
@@ -451,4 +456,9 @@ def test_every_colour_stands_out_on_both_pages(colour, paper):
 
 
 def test_series_differ_in_more_than_colour():
+    names = ["baseline", *map(str, range(60))]
+    pairs = zip(
+        charts._cycled(charts.COLOURS, names, "grey"), charts._cycled(charts.SHAPES, names, "cross", 1), strict=True
+    )
+    assert len(set(pairs)) == len(names)
     assert len(set(charts.COLOURS)) == len(set(charts.SHAPES)) == len({str(dash) for dash in charts.DASHES}) == 8
