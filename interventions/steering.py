@@ -139,16 +139,18 @@ def answer(
                 arms = [plans[at] for at in group]
                 many, wide = len(arms), arms[0]["scope"] in WIDE
                 changes = prepared(arms, seen, gating, [number for number, _ in blocks], device)
+                twin = twins(arms, changes)
+                alive = twin.unique()
+                whose = alive // many
                 if wide or width == 1:
                     past = DynamicCache()
-                    now, places = ids.repeat_interleave(many, 0), positions.repeat_interleave(many, 0)
+                    now, places = ids[whose], positions[whose]
                 else:
                     past = DynamicCache([pair[:2] for pair in cache])
-                    past.batch_repeat_interleave(many)
-                    now, places = ids[:, -1:].repeat_interleave(many, 0), positions[:, -1:].repeat_interleave(many, 0)
-                whole = mask.repeat_interleave(many, 0)
-                alive = torch.arange(rows * many, device=device)
-                over = torch.zeros(rows * many, dtype=torch.bool, device=device)
+                    past.batch_select_indices(whose)
+                    now, places = ids[whose, -1:], positions[whose, -1:]
+                whole = mask[whose]
+                over = torch.zeros(len(alive), dtype=torch.bool, device=device)
                 tokens = torch.zeros(rows * many, steps, dtype=torch.long, device=device)
                 for step in range(steps):
                     inputs = {"input_ids": now, "attention_mask": whole, "position_ids": places}
@@ -159,8 +161,9 @@ def answer(
                             change(hidden, changes[number], alive, step == 0, wide)
                         logits = network.output.logits[:, -1, :].float()
                     if step == 0:
-                        logits = biased(logits, arms, seen, gating)
-                        found.append(first_position(logits, seen, refusing, many, top_k))
+                        every = biased(logits[torch.searchsorted(alive, twin)], arms, seen, gating)
+                        found.append(first_position(every, seen, refusing, many, top_k))
+                        logits = every[alive]
                     picked = logits.argmax(-1)
                     tokens[alive, step] = picked
                     over = over | torch.isin(picked, ending)
@@ -173,7 +176,7 @@ def answer(
                         stay = (~over).nonzero()[:, 0]
                         past.batch_select_indices(stay)
                         now, places, whole, alive, over = (t[stay] for t in (now, places, whole, alive, over))
-                found[-1] |= {"tokens": tokens.view(rows, many, steps).cpu()}
+                found[-1] |= {"tokens": tokens[twin].view(rows, many, steps).cpu()}
                 found[-1] |= {name: changes[name].view(rows, many).cpu() for name in ("vector", "strength")}
             out["found"] = found
     return _assembled(out, groups, len(plans))
@@ -284,6 +287,45 @@ def prepared(
             ),
         }
     return changes
+
+
+def twins(arms: list[dict[str, Any]], changes: dict[Any, Any]) -> torch.Tensor:
+    """For each of rows × arms the first of its row that does the very same to it, so that it is computed once.
+
+    Under a gate many rows are left as they are, and arms that differ in one of the gate's strengths alone are the same
+    for half of the rows.
+
+    Args:
+        arms: A plans.
+        changes: Of `prepared` for them.
+    """
+    many = len(arms)
+    layers = [name for name in changes if isinstance(name, int)]
+    parts = [
+        {
+            name: changes[layer][name].unflatten(0, (-1, many))
+            for name in ("add", "unit")
+            if changes[layer][name] is not None
+        }
+        for layer in layers
+    ]
+    rows = len(changes["vector"]) // many
+    first = torch.arange(many, device=changes["vector"].device).repeat(rows, 1)
+    plain = [arm["lowrank"] is None and arm["bias"] is None for arm in arms]
+    idle = [
+        torch.stack([(part[:, at] == 0).all(-1) for kinds in parts for part in kinds.values()]).all(0)
+        for at in range(many)
+    ]
+    for at in range(many):
+        for before in reversed(range(at)):
+            if not (plain[at] and plain[before]):
+                continue
+            same = idle[at] & idle[before]
+            if all(arms[at][name] == arms[before][name] for name in ("layer", "scope", "operation")):
+                equal = [(part[:, at] == part[:, before]).all(-1) for kinds in parts for part in kinds.values()]
+                same = same | torch.stack(equal).all(0)
+            first[:, at] = torch.where(same, before, first[:, at])
+    return (first + torch.arange(rows, device=first.device)[:, None] * many).flatten()
 
 
 def change(hidden: torch.Tensor, edit: dict[str, Any], alive: torch.Tensor, first: bool, wide: bool) -> None:
