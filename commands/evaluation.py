@@ -24,7 +24,8 @@ if TYPE_CHECKING:
                  "REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY.  [default: none]"),
     click.option("--judge-url", help="The endpoint.  [default: OPENAI_BASE_URL, else OpenAI]"),
     click.option("--judge-concurrency", type=click.IntRange(1, 256), help="Questions at once.  [default: 8]"),
-    click.option("--classifier", help="Folder or hub id of a text classifier.  [default: none]"),
+    click.option("--classifier", help="Folder or hub id of a text classifier, or embedded: a small one for "
+                 "refusal-smollm2.  [default: embedded for refusal-smollm2, else none]"),
     click.option("--classifier-labels", help="CLASS=VERDICT,… where its names don't say it.  [default: none]"),
     click.option("--hand", type=click.Path(dir_okay=False, path_type=Path), help="CSV or JSONL of 100 answers to label by "
                  "hand: written if it is missing, else read.  [default: none]"),
@@ -105,6 +106,7 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
     from reports.classifier import parse_labels
     from reports.hand import write_sample
     from reports.judge import Judge, shown
+    from reports.lexical import NAME, TAUGHT
     from reports.scorers import assemble
 
     judge = None
@@ -117,12 +119,14 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
         hand = None
     labels = parse_labels(s.get("classifier_labels")) if s.get("classifier_labels") else None
     names = list(s.get("scorer", ()))
-    scorers = assemble(generations, names, cache=s.run / "judge.jsonl", judge=judge, classifier=s.get("classifier"),
+    taught = not generations.is_empty() and set(generations["model"]) <= set(TAUGHT)
+    classifier = s.get("classifier", NAME if taught else None)
+    scorers = assemble(generations, names, cache=s.run / "judge.jsonl", judge=judge, classifier=classifier,
                        labels=labels, device=s.get("device"), hand=hand)  # fmt: skip
     asked = {
         "scorers": sorted(scorers),
         "judge": [s.get("judge_model"), shown(s.get("judge_url")) if s.get("judge_url") else None] if judge else None,
-        "classifier": [s.get("classifier"), s.get("classifier_labels")],
+        "classifier": [classifier, s.get("classifier_labels")],
         "hand": hashlib.sha256(hand.read_bytes()).hexdigest() if hand else None,
     }
     return scorers, asked
