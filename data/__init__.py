@@ -1,19 +1,20 @@
-"""Prompts in: the embedded sample and the user's own files, as polars frames of one shape."""
+"""Prompts in: the embedded sample, data sets of the hub and the user's own files, as polars frames of one shape."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
 
 if TYPE_CHECKING:
-    from data.prompts import PROMPT_COLUMNS, fingerprint, for_split, load_all
+    from data.prompts import PROMPT_COLUMNS, fingerprint, for_split, load, load_all
+    from data.siblings import themes
 
-__all__ = ["PROMPT_COLUMNS", "UserError", "fingerprint", "for_split", "load_all"]
+__all__ = ["PROMPT_COLUMNS", "UserError", "fingerprint", "for_split", "load", "load_all", "themes"]
 
 
 def __getattr__(name: str) -> Any:
     """Import polars only where prompts are read: `--help` must not wait for it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from data import prompts
-
-    return getattr(prompts, name)
+    module = importlib.import_module("data.siblings" if name == "themes" else "data.prompts")
+    return getattr(module, name)

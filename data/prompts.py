@@ -3,31 +3,37 @@
 Every frame has the columns of `PROMPT_COLUMNS`, all strings. A row's key is (`dataset`, `id`).
 """
 
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
+from data import catalogue
+from data.catalogue import EMBEDDED
 from data.errors import UserError
+from data.hub import fetch
 
 PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
 LABELS = ("harmful", "benign")
-EMBEDDED = Path(__file__).parent / "embedded.jsonl"
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SPLITS = ("train", "validation", "test")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 
 
-def load_all(sources: Iterable[str]) -> pl.DataFrame:
+def load_all(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame:
     """Load and stack several sources; the keys of all of them must differ.
 
     Args:
         sources: Names and files, each as `load` takes them.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
 
     Raises:
         UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
     """
-    frame = pl.concat([load(source) for source in sources])
+    frame = pl.concat([load(source, mirror) for source in sources])
     twice = frame.filter(frame.select("dataset", "id").is_duplicated())
     if twice.height:
         row = twice.row(0, named=True)
@@ -35,24 +41,74 @@ def load_all(sources: Iterable[str]) -> pl.DataFrame:
     return frame
 
 
-def load(source: str) -> pl.DataFrame:
-    """Load one source of prompts: `embedded`, `embedded/SPLIT`, or a .jsonl, .csv or .parquet file."""
-    name, _, split = source.partition("/")
-    if name == "embedded":
-        frame = _checked(_read_jsonl(EMBEDDED, "embedded"), "embedded", "embedded")
-        if not split:
-            return frame
-        chosen = frame.filter(pl.col("split") == split)
-        if chosen.is_empty():
-            raise UserError(f"embedded has no split {split!r}; it has {', '.join(_splits(frame))}")
-        return chosen
+def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
+    """Load one source of prompts.
+
+    Args:
+        source: `embedded` or `embedded/SPLIT`; a name of `data.catalogue`, `NAME[:CONFIG][/PART]`; the id of any hub data
+            set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or a .jsonl, .csv or .parquet file.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
+
+    Raises:
+        UserError: There is no such source, it can't be reached or read, or its rows are not in shape.
+    """
     path = Path(source).expanduser()
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"unknown data {source!r}: pass embedded, embedded/test, or a .jsonl, .csv or .parquet file")
-    if not path.is_file():
-        raise UserError(f"{source}: no such file")
-    reader = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
-    return _checked(reader(path, source), source, path.stem)
+    if source.partition("/")[0] == "embedded":
+        return _load_embedded(source.partition("/")[2])
+    if path.suffix in READERS:
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        return _checked(READERS[path.suffix](path, source), source, path.stem)
+    found = catalogue.find(source)
+    if found is not None:
+        known, part = found
+        return _checked(catalogue.read(known, part, mirror), source, known.name)
+    if path.is_file() or not HUB_ID.fullmatch(source):
+        raise UserError(_unknown(source))
+    return _load_hub(source, mirror)
+
+
+def _load_embedded(split: str) -> pl.DataFrame:
+    frame = _checked(_read_jsonl(EMBEDDED, "embedded"), "embedded", "embedded")
+    chosen = frame.filter(pl.col("split") == split) if split else frame
+    if chosen.is_empty():
+        raise UserError(f"embedded has no split {split!r}; it has {', '.join(_splits(frame))}")
+    return chosen
+
+
+def _load_hub(source: str, mirror: Path | None) -> pl.DataFrame:
+    """Any data set of the hub whose columns are named as ours; its splits are ours if it has more than one of them."""
+    owner, name, *rest = source.split("/", 2)
+    name, _, config = name.partition(":")
+    hub = f"{owner}/{name}"
+    fetched = fetch(hub, config or None, columns=["prompt"], optional=PROMPT_COLUMNS, mirror=mirror)
+    if rest and rest[0] not in fetched:
+        raise UserError(f"{hub} has no split {rest[0]!r}; it has {', '.join(fetched)}")
+    frames = [_numbered(_text_only(frame, source), split, len(fetched) > 1) for split, frame in fetched.items()]
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    chosen = frame.filter(pl.col("hub split") == rest[0]) if rest else frame
+    return _checked(chosen, source, f"{hub}:{config}" if config else hub)
+
+
+def _numbered(frame: pl.DataFrame, split: str, among_others: bool) -> pl.DataFrame:
+    """A hub split with ids that stay the same when it is loaded alone, and with its name if it is one of ours."""
+    frame = frame.with_columns(pl.lit(None).alias(c) for c in ("id", "split") if c not in frame.columns)
+    lead, ours = (f"{split}-", split if split in SPLITS else None) if among_others else ("", None)
+    return frame.with_row_index("row").with_columns(
+        pl.col("id").cast(pl.String).fill_null(pl.format(f"{lead}{{}}", "row")),
+        pl.col("split").cast(pl.String).fill_null(pl.lit(ours, pl.String)),
+        pl.lit(split).alias("hub split"),
+    )
+
+
+def _unknown(source: str) -> str:
+    known = ["embedded", *(known.name for known in catalogue.CATALOGUE)]
+    bases = list(dict.fromkeys(name.partition(":")[0] for name in known))
+    near = difflib.get_close_matches(source.lower().partition("/")[0], [*bases, *known], n=3)
+    return f"unknown data {source!r}: " + (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near
+        else "pass a name that `datasets` lists, a hub id OWNER/NAME, or a .jsonl, .csv or .parquet file"
+    )  # fmt: skip
 
 
 def for_split(frame: pl.DataFrame, split: str) -> pl.DataFrame:
@@ -124,18 +180,27 @@ def _read_parquet(path: Path, name: str) -> pl.DataFrame:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
+    if nested:
+        raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
+    return frame
+
+
 def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
     """Bring a raw frame into shape, or say which row is wrong; rows count from 1."""
     if "prompt" not in frame.columns:
         raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns)) or 'none'}")
     if frame.is_empty():
         raise UserError(f"{name}: no rows")
-    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
-    if nested:
-        raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
-    frame = frame.with_columns(
-        [pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns]
-    ).select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+    frame = (
+        _text_only(frame, name)
+        .with_columns([pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns])
+        .select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+    )
     blank_is_null = [
         pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars())
         for c in PROMPT_COLUMNS

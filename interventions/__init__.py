@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import anyio._backends._asyncio  # noqa: F401  # before nnsight puts `.save` on everything, or its classes fail
+
 if TYPE_CHECKING:
     from interventions.extraction import extract
     from interventions.generation import generate

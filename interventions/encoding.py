@@ -48,7 +48,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
     """
     opening = tokenizer("")["input_ids"]
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id in opening else None
-    endings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in suffixes] or [[]]
+    endings = suffix_ids(tokenizer, suffixes) or [[]]
     ids: list[list[int]] = []
     user: list[tuple[int, int]] = []
     for prompt in prompts:
@@ -65,6 +65,11 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
     return Encoded(ids, user)
 
 
+def suffix_ids(tokenizer: Any, suffixes: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that follow a rendered prompt."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in suffixes]
+
+
 def _user_tokens(text: str, prompt: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Tokens that overlap the user's text; templates may strip it."""
     at = text.rfind(prompt)
@@ -78,15 +83,16 @@ def _user_tokens(text: str, prompt: str, offsets: Sequence[tuple[int, int]]) -> 
     return inside[0], inside[-1] + 1
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Split rows into batches, longest first, of at most `batch_tokens` padded tokens each.
+def plan_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | None = None) -> list[list[int]]:
+    """Split rows into batches, longest first, of at most `batch_tokens` padded tokens and `most_rows` rows each.
 
     A function of its arguments alone. A row longer than the budget is a batch of its own.
     """
     batches: list[list[int]] = []
     width = 0
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+        rows = len(batches[-1]) + 1 if batches else 1
+        if batches and rows * width <= batch_tokens and (most_rows is None or rows <= most_rows):
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -105,6 +111,36 @@ def pad_batch(rows: Sequence[Sequence[int]], pad: int, device: torch.device | st
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def pack_batch(
+    rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """A left-padded batch in which each row is followed by every ending, as if each ending alone followed it.
+
+    The endings share one computation of the row: a block mask lets each see the row and itself, and its
+    positions go on from the row's.
+
+    Returns:
+        `input_ids`, `position_ids` (rows, tokens) and `attention_mask` (rows, 1, tokens, tokens), boolean; and the
+        place of each ending's last token. Padding sees itself alone, since a softmax over nothing is not a number.
+    """
+    batch = pad_batch(rows, pad)
+    width, tail = batch["input_ids"].shape[1], [token for ending in endings for token in ending]
+    owner = torch.tensor([-1] * width + [at for at, ending in enumerate(endings) for _ in ending])
+    offsets = torch.tensor([step for ending in endings for step in range(1, len(ending) + 1)], dtype=torch.long)
+    ends, at = [], width
+    for ending in endings:
+        at += len(ending)
+        ends.append(at - 1 if ending else width - 1)
+    ids = torch.cat([batch["input_ids"], torch.tensor(tail, dtype=torch.long).expand(len(rows), -1)], dim=1)
+    positions = torch.cat([batch["position_ids"], batch["position_ids"][:, -1:] + offsets], dim=1)
+    real = torch.cat([batch["attention_mask"].bool(), torch.ones(len(rows), len(tail), dtype=torch.bool)], dim=1)
+    related = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
+    earlier = torch.ones(len(owner), len(owner)).tril().bool()
+    mask = (related & earlier)[None] & real[:, None, :] | torch.eye(len(owner)).bool()[None]
+    packed = {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}
+    return {name: tensor.to(device) for name, tensor in packed.items()}, ends
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -2,26 +2,34 @@
 
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nnsight
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from data import fingerprint
 from data.errors import UserError
-from interventions.encoding import BATCH_TOKENS, Encoded, encode, pad_batch, pad_id, plan_batches
+from interventions.activations import SITE
+from interventions.encoding import (
+    BATCH_TOKENS,
+    Encoded,
+    encode,
+    pack_batch,
+    pad_batch,
+    pad_id,
+    plan_batches,
+    suffix_ids,
+)
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.progress import progress
 from interventions.rundir import replacing
 
 POSITIONS = ("last", "mean", "suffix")
-SITE = "resid_post"
+RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
 
 
 def extract(
@@ -56,7 +64,9 @@ def extract(
     if (position == "suffix") != bool(suffixes):
         raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
     name = "pairs" if suffixes else "prompts"
-    encoded = encode(model.tokenizer, prompts["prompt"].to_list(), suffixes)
+    texts = prompts["prompt"].to_list()
+    lengths = [len(row) for row in encode(model.tokenizer, texts, suffixes).ids]
+    source = _Source.of(model, texts, suffixes, position)
     key = {
         "model": model.name,
         "revision": model.revision,
@@ -67,7 +77,7 @@ def extract(
         "position": position,
         "suffixes": list(suffixes),
     }
-    shape = (len(encoded), len(layers), model.d_model)
+    shape = (len(lengths), len(layers), model.d_model)
     metadata = {
         "model": model.name,
         "revision": model.revision,
@@ -81,11 +91,11 @@ def extract(
     journal_path, unfinished = folder / f".{name}.journal", folder / f".{name}.safetensors"
     if not unfinished.exists():
         journal_path.unlink(missing_ok=True)
-    lengths = [len(row) for row in encoded.ids]
-    journal = Journal(journal_path, key, plan_batches(lengths, batch_tokens))
+    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
+    journal = Journal(journal_path, key, plan_batches(source.lengths, batch_tokens, most_rows))
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
-    _run(model, encoded, layers, position, journal, unfinished, shape)
+    _run(model, source, layers, journal, unfinished, shape)
     with replacing(folder / f"{name}.parquet") as path:
         _row_table(prompts, suffixes, lengths).write_parquet(path)
     unfinished.replace(folder / f"{name}.safetensors")
@@ -108,32 +118,48 @@ def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
 
 
 def read_residual(
-    model: Model, batch: dict[str, torch.Tensor], layers: Sequence[int], weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """One forward pass, stopped after the deepest of `layers`.
+    model: Model,
+    batches: Sequence[dict[str, torch.Tensor]],
+    layers: Sequence[int],
+    weights: Sequence[torch.Tensor] | None = None,
+    ends: Sequence[Sequence[int]] | None = None,
+) -> list[torch.Tensor]:
+    """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
 
     Args:
         model: An open model.
-        batch: Left-padded batch of `encoding.pad_batch`.
+        batches: Left-padded batches of `encoding.pad_batch`.
         layers: Ascending block numbers.
-        weights: (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+        weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+        ends: For each batch, of `encoding.pack_batch`, the positions to read instead.
 
     Returns:
-        float32 (rows, layers, d_model), on the CPU.
+        For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
+        of a row adjacent.
     """
     blocks = [model.layers[layer] for layer in layers]
-    with torch.no_grad(), model.nnsight.trace(batch, remote=model.where) as tracer:
-        states = []
-        for block in blocks:
-            output = block.output
-            hidden = output[0] if isinstance(output, tuple) else output
-            if weights is None:
-                states.append(hidden[:, -1, :].float().cpu())
-            else:
-                states.append(torch.einsum("btd,bt->bd", hidden.float(), weights.to(hidden.device)).cpu())
-        stacked = nnsight.save(torch.stack(states, dim=1))
-        tracer.stop()
-    return stacked
+    network = model.nnsight
+    nothing = [None] * len(batches)
+    parts = list(zip(batches, weights or nothing, ends or nothing, strict=True))
+    with network.session(backend=model.door.backend(network)):
+        kept = nnsight.save([])
+        with torch.no_grad():
+            for batch, mean, places in parts:
+                with network.trace(batch) as tracer:
+                    states = []
+                    for block in blocks:
+                        output = block.output
+                        hidden = output[0] if isinstance(output, tuple) else output
+                        if places is not None:
+                            states.append(hidden[:, places, :].flatten(0, 1).cpu())
+                        elif mean is None:
+                            states.append(hidden[:, -1, :].cpu())
+                        else:
+                            mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
+                            states.append(mixed.cpu())
+                    kept.append(torch.stack(states, dim=1))
+                    tracer.stop()
+    return [states.float() for states in kept]
 
 
 def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
@@ -147,64 +173,70 @@ def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
     return weights
 
 
-def open_activations(path: Path) -> tuple[dict[str, str], pl.DataFrame]:
-    """Metadata and row table of an activations file.
+@dataclass(frozen=True)
+class _Source:
+    """What is read, unit by unit: a row, or a prompt with all its suffixes behind it.
 
-    Raises:
-        UserError: The pair of files is not whole.
+    Attributes:
+        encoded: Token ids of each unit.
+        endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
+        position: `last`, `mean` or `suffix`.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, height = file.metadata() or {}, file.get_slice("activations").get_shape()[0]
-        rows = pl.read_parquet(path.with_suffix(".parquet"))
-    except (SafetensorError, OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: not a readable activations file; run extract again ({error})") from None
-    if height != rows.height:
-        raise UserError(f"{path}: {height} rows beside {rows.height} in its table; run extract again")
-    return metadata, rows
 
+    encoded: Encoded
+    endings: list[list[int]]
+    position: str
 
-def slices(path: Path, most_bytes: int = 64 << 20) -> Iterator[tuple[int, torch.Tensor]]:
-    """The activations in slices of at most `most_bytes`: (first row, (rows, layers, d_model))."""
-    with safe_open(path, "pt") as file:
-        view = file.get_slice("activations")
-        height, depth, width = view.get_shape()
-        step = max(1, most_bytes // max(1, depth * width * 4))
-        for start in range(0, height, step):
-            yield start, view[start : start + step]
+    @classmethod
+    def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], position: str) -> "_Source":
+        """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out."""
+        if suffixes and model.takes_masks:
+            return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
+        return cls(encode(model.tokenizer, texts, suffixes), [], position)
 
+    @property
+    def rows_each(self) -> int:
+        """Rows of the artefact that come of one unit."""
+        return max(1, len(self.endings))
 
-def progress(total: int, initial: int, name: str, unit: str) -> Any:
-    """A progress bar on stderr; every ten seconds a line where stderr is no terminal."""
-    interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(total=total, initial=initial, desc=name, unit=unit, file=sys.stderr, mininterval=interval)
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each unit."""
+        tail = sum(map(len, self.endings))
+        return [len(ids) + tail for ids in self.encoded.ids]
+
+    def read(self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:
+        """Residuals of batches of units: for each (rows, layers, d_model)."""
+        padding = pad_id(model.tokenizer)
+        rows = [[self.encoded.ids[unit] for unit in units] for units in plan]
+        if self.endings:
+            packed = [pack_batch(ids, self.endings, padding, model.device) for ids in rows]
+            return read_residual(model, [batch for batch, _ in packed], layers, ends=[ends for _, ends in packed])
+        weights = [mean_weights(self.encoded, units) for units in plan] if self.position == "mean" else None
+        return read_residual(model, [pad_batch(ids, padding, model.device) for ids in rows], layers, weights)
 
 
 def _run(
-    model: Model,
-    encoded: Encoded,
-    layers: list[int],
-    position: str,
-    journal: Journal,
-    path: Path,
-    shape: tuple[int, int, int],
+    model: Model, source: _Source, layers: list[int], journal: Journal, path: Path, shape: tuple[int, int, int]
 ) -> None:
-    padding = pad_id(model.tokenizer)
-    todo = journal.todo()
-    row_bytes = shape[1] * shape[2] * 4
-    start = path.stat().st_size - shape[0] * row_bytes
-    left = sum(len(rows) for _, rows in todo)
-    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", "row") as bar:
-        for number, rows in todo:
-            batch = pad_batch([encoded.ids[row] for row in rows], padding, model.device)
-            weights = mean_weights(encoded, rows) if position == "mean" else None
-            values = read_residual(model, batch, layers, weights).numpy()
-            if not (values == values).all():
-                raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
-            for row, value in zip(rows, values, strict=True):
-                os.pwrite(file.fileno(), value.astype("<f4").tobytes(), start + row * row_bytes)
-            journal.finish(number)
-            bar.update(len(rows))
+    unit_bytes = source.rows_each * shape[1] * shape[2] * 4
+    start = path.stat().st_size - shape[0] * shape[1] * shape[2] * 4
+    left = sum(len(units) for _, units in journal.todo()) * source.rows_each
+
+    def read(group: tuple[int, ...]) -> list[torch.Tensor]:
+        return source.read(model, [journal.plan[number] for number in group], layers)
+
+    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.door.watch) as bar:
+        for group, results in model.door.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
+            for number, result in zip(group, results, strict=True):
+                values = result.numpy().astype("<f4")
+                if not (values == values).all():
+                    raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
+                units = journal.plan[number]
+                for unit, value in zip(units, values.reshape(len(units), -1), strict=True):
+                    os.pwrite(file.fileno(), value.tobytes(), start + unit * unit_bytes)
+                bar.update(len(values))
+            journal.finish(dict.fromkeys(group))
 
 
 def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> None:

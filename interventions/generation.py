@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from data import fingerprint
 from interventions.arms import Arm
-from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_batch, pad_id, plan_batches
-from interventions.extraction import progress
+from interventions.backends import JOB_BYTES
+from interventions.encoding import BATCH_TOKENS, Encoded, control_tokens, encode, pad_batch, pad_id, plan_batches
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.probes import Probe
+from interventions.progress import progress
+from interventions.routes import Plan, Tools, plan_arm, refusals
 from interventions.rundir import replacing
-from interventions.steering import generate_ids
-from interventions.vectors import SteeringVectors
+from interventions.steering import Answers, Gate, answer
 
 SCHEMA = {
     "dataset": pl.String, "id": pl.String, "category": pl.String, "label": pl.String, "prompt": pl.String,
@@ -32,7 +33,7 @@ SCHEMA = {
 def generate(
     model: Model,
     prompts: pl.DataFrame,
-    vectors: SteeringVectors,
+    tools: Tools,
     path: Path,
     *,
     arms: Sequence[Arm],
@@ -44,73 +45,150 @@ def generate(
 
     Args:
         model: An open model.
-        prompts: Rows in the shape of `data.load_all`; no arm reads their category or label.
-        vectors: Steering vectors of this model.
+        prompts: Rows in the shape of `data.load_all`; no arm but `oracle` reads their category or label.
+        tools: Steering vectors of this model, and what else the arms draw on.
         path: The parquet file to write.
         arms: What to compare.
         max_new_tokens: At most so many tokens an answer.
-        batch_tokens: Padded tokens a batch, the new ones included.
+        batch_tokens: Padded tokens a batch, the new ones included; a batch decodes up to four times as many, since
+            its arms share one prefill.
         seed: Written into the table; greedy decoding draws nothing.
 
     Raises:
-        UserError: The vectors don't fit the model, or an arm asks for a layer or category without a vector.
+        UserError: The tools don't fit the model, or an arm asks for what isn't there.
     """
-    vectors.check(model)
-    deltas = {arm.name: arm_delta(vectors, arm) for arm in arms}
-    encoded = encode(model.tokenizer, prompts["prompt"].to_list())
-    cases = [(arm, row) for arm in arms for row in range(prompts.height)]
+    for tool in (tools.vectors, tools.probe, tools.lowrank):
+        if tool is not None:
+            tool.check(model)
+    texts = prompts["prompt"].to_list()
+    own = prompts.select("category", "label").to_dicts()
+    plans = [plan_arm(model, arm, tools, own) for arm in arms]
+    variants = _variants(model, texts, plans)
     plan = [
-        [at * prompts.height + row for row in rows]
-        for at in range(len(arms))
+        [number * len(texts) + row for row in rows]
+        for number, (encoded, _) in enumerate(variants)
         for rows in plan_batches([len(ids) + max_new_tokens for ids in encoded.ids], batch_tokens)
     ]
     key = {
         "model": [model.name, model.revision, model.template_hash, model.dtype],
         "data": fingerprint(prompts),
         "arms": [asdict(arm) for arm in arms],
-        "vectors": [
-            None if delta is None else sha256(delta.numpy().tobytes()).hexdigest() for delta in deltas.values()
-        ],
+        "tools": tools_fingerprint(plans, tools.probe),
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
     journal = Journal(path.parent / f".{path.stem}.journal", key, plan)
-    todo = journal.todo()
-    with progress(len(cases), len(cases) - sum(len(rows) for _, rows in todo), "generate", "row") as bar:
-        for number, rows in todo:
-            arm = cases[rows[0]][0]
-            ids = [encoded.ids[cases[row][1]] for row in rows]
-            batch = pad_batch(ids, pad_id(model.tokenizer), model.device)
-            delta = deltas[arm.name]
-            delta = None if delta is None else delta.expand(len(rows), -1)
-            new = generate_ids(model, batch, arm.layer, delta, arm.scope, max_new_tokens)
-            journal.finish(number, [finished(model, row, max_new_tokens) for row in new.tolist()])
-            bar.update(len(rows))
-    answers = {
-        row: noted
-        for number, rows in enumerate(journal.plan)
-        for row, noted in zip(rows, journal.done[number], strict=True)
-    }
-    columns = prompts.select("dataset", "id", "category", "label", "prompt").to_dicts()
-    table = pl.DataFrame(
-        [
-            {**columns[row], **_arm_columns(arm), **answers[at], "gate": None, "refusal_probability": None}
-            | {"model": model.name, "backend": model.backend, "seed": seed}
-            for at, (arm, row) in enumerate(cases)
-        ],
-        schema=SCHEMA,
-    )
+
+    def work(group: tuple[int, ...]) -> list[list[dict[str, Any]]]:
+        number, rows = (
+            divmod(journal.plan[group[0]][0], len(texts))[0],
+            [at % len(texts) for at in journal.plan[group[0]]],
+        )
+        encoded, mine = variants[number]
+        found = answer_rows(model, encoded, rows, mine, tools.probe, max_new_tokens, together=4 * batch_tokens)
+        return [
+            [row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)]
+            for at in range(len(rows))
+        ]
+
+    total, left = len(variants) * len(texts), sum(len(rows) for _, rows in journal.todo())
+    with progress(total, total - left, "generate", model.door.watch) as bar:
+        for group, answers in model.door.each(journal, work, JOB_BYTES):  # one batch a job: a generation is long enough
+            journal.finish({group[0]: answers})
+            bar.update(len(answers))
+    table = _table(model, prompts, arms, variants, journal, seed)
     with replacing(path) as unfinished:
         table.write_parquet(unfinished)
     journal.remove()
     return table
 
 
-def arm_delta(vectors: SteeringVectors, arm: Arm) -> torch.Tensor | None:
-    """What an arm adds to every row's residual stream, (d_model,); None for the baseline."""
-    if arm.kind == "baseline":
-        return None
-    return vectors.delta(arm.layer, arm.category, arm.strength, arm.unit)
+def answer_rows(
+    model: Model,
+    encoded: Encoded,
+    rows: Sequence[int],
+    plans: Sequence[Plan],
+    probe: Probe | None,
+    max_new_tokens: int,
+    **options: Any,
+) -> Answers:
+    """`steering.answer` for some rows of encoded prompts."""
+    batch = pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device)
+    gate = None
+    if probe is not None and any(plan.arm.route == "gated" for plan in plans):
+        gate = Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)
+    return answer(
+        model,
+        batch,
+        [plan.for_rows(rows).shipped() for plan in plans],
+        max_new_tokens=max_new_tokens,
+        refusal_ids=refusals(model).ids,
+        stops=sorted(stop_tokens(model)),
+        gate=gate,
+        **options,
+    )
+
+
+def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> dict[str, Any]:
+    """What the tables say of one row in one arm."""
+    steers = plan.arm.steers
+    gated = plan.arm.route == "gated" and found.gate is not None
+    return finished(model, found.tokens[row, arm].tolist(), max_new_tokens) | {
+        "refusal_probability": None if found.refusal is None else float(found.refusal[row, arm]),
+        "vector": plan.names[int(found.vector[row, arm])] if steers and plan.arm.kind != "lowrank" else None,
+        "strength": float(found.strength[row, arm]) if steers or plan.bias else None,
+        "gate": float(found.gate[row]) if gated and found.gate is not None else None,
+    }
+
+
+def _variants(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
+    """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them."""
+    plain = [plan for plan in plans if plan.arm.kind != "prompt-only"]
+    variants = [(encode(model.tokenizer, texts), plain)] if plain else []
+    for plan in plans:
+        if plan.arm.kind == "prompt-only":
+            instructed = [f"{plan.arm.text}\n\n{text}" for text in texts]
+            variants.append((encode(model.tokenizer, instructed), [plan]))
+    return variants
+
+
+def tools_fingerprint(plans: list[Plan], probe: Probe | None) -> str:
+    """What the vectors, the low-rank map and the probe are, whatever their files are called."""
+    digest = sha256()
+    for plan in plans:
+        digest.update(plan.table.numpy().tobytes())
+        for name in ("U", "V", "z", "mean") if plan.lowrank else ():
+            digest.update(plan.lowrank[name].numpy().tobytes())  # type: ignore[index]
+    for part in (probe.weight, probe.mean, probe.bias, probe.threshold) if probe else ():
+        digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _table(
+    model: Model,
+    prompts: pl.DataFrame,
+    arms: Sequence[Arm],
+    variants: list[tuple[Encoded, list[Plan]]],
+    journal: Journal,
+    seed: int,
+) -> pl.DataFrame:
+    """One row for each arm and prompt, arm by arm."""
+    answers: dict[tuple[str, int], dict[str, Any]] = {}
+    for number, batch in enumerate(journal.plan):
+        for at, noted in zip(batch, journal.done[number], strict=True):
+            variant, row = divmod(at, prompts.height)
+            for plan, one in zip(variants[variant][1], noted, strict=True):
+                answers[plan.arm.name, row] = one
+    columns = prompts.select("dataset", "id", "category", "label", "prompt").to_dicts()
+    whole = {"model": model.name, "backend": model.backend, "seed": seed}
+    return pl.DataFrame(
+        [
+            columns[row] | _arm_columns(arm) | answers[arm.name, row] | whole
+            for arm in arms
+            for row in range(prompts.height)
+        ],
+        schema=SCHEMA,
+    )
 
 
 def finished(model: Model, tokens: list[int], max_new_tokens: int) -> dict[str, Any]:
@@ -141,16 +219,12 @@ def stop_tokens(model: Model) -> set[int]:
 
 
 def _arm_columns(arm: Arm) -> dict[str, Any]:
-    if arm.kind == "baseline":
-        none = dict.fromkeys(("layer", "strength", "strength_unit", "scope", "operation", "vector"))
-        return {"arm": arm.name, "kind": arm.kind, **none}
-    return {
-        "arm": arm.name,
-        "kind": arm.kind,
-        "layer": arm.layer,
-        "strength": arm.strength,
-        "strength_unit": arm.unit,
-        "scope": arm.scope,
-        "operation": "add",
-        "vector": arm.category,
-    }
+    named = {"arm": arm.name, "kind": arm.kind}
+    if not arm.steers:
+        return named | {
+            "layer": None,
+            "strength_unit": arm.unit if arm.kind == "logit-bias" else None,
+            "scope": None,
+            "operation": None,
+        }
+    return named | {"layer": arm.layer, "strength_unit": arm.unit, "scope": arm.scope, "operation": arm.operation}

@@ -1,12 +1,14 @@
-"""Finished batches on disk: what a killed run has done, and the plan it goes on with."""
+"""Finished batches on disk, and jobs under way: what a killed run has done, and the plan it goes on with."""
 
 import json
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 class Journal:
-    """A file of one line for the key and the plan, then one line for each finished batch.
+    """A file of one line for the key and the plan, then one line for each thing that happened.
 
     A restart with the same key goes on with the stored plan; with another key it begins anew. A line that was
     torn by a kill is cut off.
@@ -14,19 +16,26 @@ class Journal:
     Attributes:
         plan: The batches, lists of row numbers, as they were planned first.
         done: Batch number -> what was noted when it finished.
+        jobs: Name of a job on a server -> what was last noted of it; gone once its batches are done.
         resumed: Whether an earlier run's plan was taken up.
     """
 
     def __init__(self, path: Path, key: dict[str, Any], plan: list[list[int]]) -> None:
         """Open or begin the journal; `key` must be JSON."""
         self._path = path
+        self._lock = threading.Lock()
         self.plan = plan
         self.done: dict[int, Any] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
         lines = self._whole_lines()
         self.resumed = bool(lines) and lines[0].get("key") == json.loads(json.dumps(key))
         if self.resumed:
             self.plan = lines[0]["plan"]
-            self.done = {line["batch"]: line["noted"] for line in lines[1:]}
+            for line in lines[1:]:
+                if "job" in line:
+                    self.jobs[line["job"]] = line["noted"]
+                else:
+                    self.done |= {int(batch): noted for batch, noted in line["done"].items()}
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"key": key, "plan": plan}) + "\n")
@@ -48,11 +57,34 @@ class Journal:
         """Batches that are not done yet: number and rows."""
         return [(number, rows) for number, rows in enumerate(self.plan) if number not in self.done]
 
-    def finish(self, batch: int, noted: Any = None) -> None:
-        """Note that a batch is done."""
-        self.done[batch] = noted
-        with self._path.open("a") as file:
-            file.write(json.dumps({"batch": batch, "noted": noted}, ensure_ascii=False) + "\n")
+    def groups(self, most: int) -> list[tuple[int, ...]]:
+        """Batches that are not done yet, in groups that travel together, of at most `most`.
+
+        Those that an earlier run sent away together stay together, so that their job can be collected.
+        """
+        left = [number for number, _ in self.todo()]
+        sent = dict.fromkeys(
+            tuple(map(int, name.partition("#")[0].split(",")))
+            for name, noted in self.jobs.items()
+            if not noted.get("failed")
+        )
+        kept = [group for group in sent if set(group) <= set(left)]
+        rest = [number for number in left if not any(number in group for group in kept)]
+        return kept + [tuple(rest[at : at + most]) for at in range(0, len(rest), most)]
+
+    def finish(self, noted: Mapping[int, Any]) -> None:
+        """Note that batches are done, all of them or, if the process dies here, none: batch number -> what to note."""
+        self.done |= noted
+        self._append({"done": noted})
+
+    def note_job(self, name: str, noted: dict[str, Any]) -> None:
+        """Note what is known of a job on a server; `name` is the group's batch numbers, `#`, its number in there."""
+        self.jobs[name] = noted
+        self._append({"job": name, "noted": noted})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._lock, self._path.open("a") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def remove(self) -> None:
         """Delete the journal once its result stands."""

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import nnsight
 import torch
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
@@ -14,9 +15,13 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
+from interventions.backends import HERE, Door, open_door
 from interventions.embedded import ALIASES, TUNED, embedded_folder, revision_of
+from interventions.server import RUNNING, deployments
 
 logger = logging.getLogger(__name__)
+# An installed package is no local module to nnsight, but its code must travel with a trace all the same.
+nnsight.register("interventions")
 
 DEFAULT_MODEL = TUNED
 
@@ -33,8 +38,7 @@ class Model:
         name: As the user named it.
         revision: Commit of the hub, release of the embedded weights, or "" for a local folder.
         dtype: Name of the weights' type, e.g. `float32`.
-        where: What a trace is given as `remote=`: False for this process, "local" for the simulated server,
-            or an NDIF server's address.
+        door: Where its traces run.
     """
 
     nnsight: Any
@@ -44,7 +48,7 @@ class Model:
     name: str
     revision: str
     dtype: str
-    where: bool | str = False
+    door: Door = HERE
 
     @property
     def n_layers(self) -> int:
@@ -59,13 +63,18 @@ class Model:
     @property
     def backend(self) -> str:
         """Where its traces run: `local`, `simulate` or `remote`."""
-        return {False: "local", "local": "simulate"}.get(self.where, "remote")
+        return self.door.kind
 
     @property
     def device(self) -> torch.device:
         """Where the input of the first block lies."""
         device = next(self.module.parameters()).device
         return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether its attention takes a mask of who sees whom, so that suffixes can share their prompt."""
+        return getattr(self.module.config, "_attn_implementation", None) == "sdpa"
 
     @property
     def template_hash(self) -> str:
@@ -78,14 +87,14 @@ class Model:
 
 
 def open_model(
-    name: str = DEFAULT_MODEL, *, remote: bool | str = False, device: str | None = None, dtype: str | None = None
+    name: str = DEFAULT_MODEL, *, remote: bool | str | Door = False, device: str | None = None, dtype: str | None = None
 ) -> Model:
-    """Open a model by alias (`smollm2`), hub id or local folder.
+    """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
     Args:
         name: What to open.
         remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
-            for nnsight's configured host, runs them on an NDIF server and loads no weights here.
+            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open door.
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
 
@@ -93,16 +102,20 @@ def open_model(
         UserError: No such model, no access to it, an unknown device or type, or decoder blocks that can't be
             found or don't have the shape that steering needs.
     """
+    door = remote if isinstance(remote, Door) else _door(remote)
+    is_here = name in ALIASES or Path(name).is_dir()
+    if door.is_far and is_here and not door.is_loopback:
+        raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
     source = str(embedded_folder(name)) if name in ALIASES else name
-    device = _checked_device(device)
+    device = "cpu" if door.is_far else _checked_device(device)
     weights = _checked_dtype(dtype, device)
-    far = remote not in (False, "local")
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if far:
-            if Path(source).is_dir():  # a folder has no hub id to ask for; a server on this machine opens the folder
+        if door.is_far:
+            if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
+                source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
             wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
         else:
@@ -117,21 +130,53 @@ def open_model(
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
     path = decoder_path(module, name)
-    if not far:
+    if not door.is_far:
         _check_blocks(module, module.get_submodule(path), name)
+    layers = attrgetter(path)(wrapped)
+    weights_type = (
+        str(next(module.parameters()).dtype) if not door.is_far else _far_dtype(door, source, wrapped, layers)
+    )
     revision = revision_of(name) if name in ALIASES else getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
         module=module,
         tokenizer=tokenizer,
-        layers=attrgetter(path)(wrapped),
+        layers=layers,
         name=name,
         revision=revision,
-        dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
-        where=remote,
+        dtype=weights_type.removeprefix("torch."),
+        door=door,
     )
+    if door.is_far and dtype is not None and dtype != model.dtype:
+        logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def _door(remote: bool | str) -> Door:
+    if remote is False:
+        return HERE
+    if remote == "local":
+        return open_door("simulate")
+    return open_door("remote", None if remote is True else str(remote))
+
+
+def _far_dtype(door: Door, source: str, network: Any, layers: Any) -> str:
+    """The type a server holds the weights in; it is asked to load them if it has not."""
+    running = {one.name: one for one in deployments(door.address) if one.state == RUNNING}
+    known = running.get(source)
+    if known is not None and known.dtype:
+        return known.dtype
+    block = layers[0]
+    with (
+        torch.no_grad(),
+        network.trace({"input_ids": torch.ones((1, 2), dtype=torch.long)}, backend=door.backend(network)) as tracer,
+    ):
+        output = block.output
+        hidden = output[0] if isinstance(output, tuple) else output
+        seen = nnsight.save(str(hidden.dtype))
+        tracer.stop()
+    return seen
 
 
 def decoder_path(module: Any, name: str) -> str:

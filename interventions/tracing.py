@@ -1,15 +1,24 @@
 """One prompt under the lens: unsteered and steered side by side."""
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
+from data import fingerprint
 from interventions.arms import Arm
-from interventions.encoding import BATCH_TOKENS, encode, pad_batch, pad_id, plan_batches
-from interventions.generation import arm_delta, finished
+from interventions.backends import JOB_BYTES
+from interventions.encoding import BATCH_TOKENS, encode, plan_batches
+from interventions.extraction import RESULT_BYTES
+from interventions.generation import answer_rows, row_answer, tools_fingerprint
+from interventions.journal import Journal
 from interventions.models import Model
-from interventions.steering import generate_ids, next_token_logits
+from interventions.progress import progress
+from interventions.routes import Plan, Tools, plan_arm
+from interventions.steering import Answers
 from interventions.vectors import SteeringVectors
 
 TOP = pl.List(pl.Struct({"token": pl.String, "probability": pl.Float64}))
@@ -25,8 +34,9 @@ SCHEMA = {
 def trace(
     model: Model,
     prompts: pl.DataFrame,
-    vectors: SteeringVectors,
+    tools: Tools,
     arm: Arm,
+    folder: Path,
     *,
     max_new_tokens: int = 0,
     top_k: int = 5,
@@ -40,51 +50,46 @@ def trace(
     Raises:
         UserError: The vectors don't fit the model.
     """
-    vectors.check(model)
-    delta = arm_delta(vectors, arm)
-    assert delta is not None
+    tools.vectors.check(model)
+    vectors = tools.vectors
+    baseline = replace(arm, name="baseline", kind="baseline", route="fixed")
+    own = prompts.select("category", "label").to_dicts()
+    plans = [plan_arm(model, one, tools, own) for one in (baseline, arm)]
     encoded = encode(model.tokenizer, prompts["prompt"].to_list())
-    rows: dict[int, dict[str, Any]] = {}
     lengths = [len(ids) + max_new_tokens for ids in encoded.ids]
-    for numbers in plan_batches(lengths, batch_tokens):
-        batch = pad_batch([encoded.ids[row] for row in numbers], pad_id(model.tokenizer), model.device)
-        edit = delta.expand(len(numbers), -1)
-        before, residual = next_token_logits(model, batch, arm.layer, None, arm.scope, vectors.layers)
-        after, _ = next_token_logits(model, batch, arm.layer, edit, arm.scope)
-        assert residual is not None
-        kl = divergence(before, after)
-        texts: list[list[str | None]] = [[None] * len(numbers)] * 2
-        if max_new_tokens:
-            texts = [
-                [
-                    finished(model, row, max_new_tokens)["response"]
-                    for row in generate_ids(model, batch, arm.layer, change, arm.scope, max_new_tokens).tolist()
-                ]
-                for change in (None, edit)
-            ]
-        shadows = projections(residual, vectors)
-        for at, row in enumerate(numbers):
-            rows[row] = {
-                "category": arm.category,
-                "layer": arm.layer,
-                "strength": arm.strength,
-                "strength_unit": arm.unit,
-                "scope": arm.scope,
-                "kl": float(kl[at]),
-                "top_unsteered": _top(model, before[at], top_k),
-                "top_steered": _top(model, after[at], top_k),
-                "text_unsteered": texts[0][at],
-                "text_steered": texts[1][at],
-                "projections": shadows[at],
-            }
-    own = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
-    return pl.DataFrame([{**own[row], **rows[row]} for row in range(prompts.height)], schema=SCHEMA)
+    key = {
+        "model": [model.name, model.revision, model.template_hash, model.dtype],
+        "data": fingerprint(prompts),
+        "arm": asdict(arm),
+        "tools": tools_fingerprint(plans, tools.probe),
+        "options": [max_new_tokens, top_k],
+    }
+    most_rows = max(1, RESULT_BYTES // (4 * len(vectors.layers) * model.d_model))  # every layer of a row comes back
+    journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens, most_rows))
 
+    def work(group: tuple[int, ...]) -> list[dict[str, Any]]:
+        rows = journal.plan[group[0]]
+        found = answer_rows(
+            model, encoded, rows, plans, tools.probe, max_new_tokens, read_layers=vectors.layers, top_k=top_k
+        )
+        assert found.residual is not None
+        shadows = projections(found.residual, vectors)
+        return [_row(model, found, at, plans, max_new_tokens) | {"projections": shadows[at]} for at in range(len(rows))]
 
-def divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """KL(before ‖ after) in nats of next-token logits, (rows, vocabulary) each -> (rows,), in float64."""
-    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    with progress(
+        prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.door.watch
+    ) as bar:
+        for group, answers in model.door.each(journal, work, JOB_BYTES):
+            journal.finish({group[0]: answers})
+            bar.update(len(answers))
+    rows = {
+        row: one
+        for number, batch in enumerate(journal.plan)
+        for row, one in zip(batch, journal.done[number], strict=True)
+    }
+    journal.remove()
+    columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
+    return pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
 
 
 def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[dict[str, Any]]]:
@@ -103,9 +108,25 @@ def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[d
     ]
 
 
-def _top(model: Model, logits: torch.Tensor, k: int) -> list[dict[str, Any]]:
-    best = logits.double().softmax(-1).topk(min(k, len(logits)))
-    return [
-        {"token": model.tokenizer.decode([token]), "probability": probability}
-        for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+def _row(model: Model, found: Answers, row: int, plans: Sequence[Plan], max_new_tokens: int) -> dict[str, Any]:
+    """What the table says of one prompt; `found` has the baseline first, then the arm."""
+    assert found.kl is not None and found.top is not None
+    arm = plans[1].arm
+    before, after = (row_answer(model, found, row, at, plan, max_new_tokens) for at, plan in enumerate(plans))
+    return {
+        "category": after["vector"],
+        "layer": arm.layer,
+        "strength": after["strength"],
+        "strength_unit": arm.unit,
+        "scope": arm.scope,
+        "kl": float(found.kl[row, 1]),
+        "top_unsteered": _top(model, found.top[0][row, 0], found.top[1][row, 0]),
+        "top_steered": _top(model, found.top[0][row, 2], found.top[1][row, 2]),
+        "text_unsteered": before["response"] if max_new_tokens else None,
+        "text_steered": after["response"] if max_new_tokens else None,
+    }
+
+
+def _top(model: Model, ids: torch.Tensor, shares: torch.Tensor) -> list[dict[str, Any]]:
+    pairs = zip(ids.tolist(), shares.tolist(), strict=True)
+    return [{"token": model.tokenizer.decode([token]), "probability": share} for token, share in pairs]

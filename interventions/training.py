@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from interventions.encoding import plan_batches
-from interventions.extraction import progress
 from interventions.lessons import Batch, Lesson, class_weights, collate, epoch_batches
+from interventions.progress import progress
 from interventions.rundir import replacing
 from interventions.slots import RESPOND
 
@@ -129,7 +129,6 @@ def train(
             _end_epoch(module, held, plan, pad, state, state.loss / len(lessons), parameters)
             state.seconds = time.monotonic() - begun
             _save(checkpoint, key, parameters, optimiser, state)
-            bar.set_postfix_str(f"validation accuracy {state.epochs[-1].category_accuracy:.3f}")
     _fill(parameters, state.best)
     return state
 

@@ -1,23 +1,22 @@
-"""Steering vectors: computing them from activations, looking at them, saving and loading them."""
+"""Steering vectors: a direction for each category and layer; looking at them, saving and loading them."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from data import for_split
 from data.errors import UserError
-from interventions.extraction import SITE, open_activations, slices
-from interventions.models import Model
-from interventions.rundir import replacing
+from interventions.activations import spans
+from interventions.artefacts import check_model, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from interventions.models import Model
 
 FORMAT = "refusal-steering/1"
-METHODS = ("mean",)
 UNITS = ("raw", "unit", "residual")
 MEAN = "mean"
 
@@ -56,7 +55,7 @@ class SteeringVectors:
             UserError: No such layer or category.
         """
         if layer not in self.layers:
-            raise UserError(f"no vectors at layer {layer}; they are at {_ranges(self.layers)}")
+            raise UserError(f"no vectors at layer {layer}; they are at {spans(self.layers)}")
         index = self.layers.index(layer)
         if category in self.tensors:
             return self.tensors[category][index]
@@ -93,27 +92,17 @@ class SteeringVectors:
         columns |= {f"cos {name}": cosines[:, at] for at, name in enumerate(self.categories)}
         return pl.DataFrame(columns)
 
-    def check(self, model: Model) -> None:
+    def check(self, model: "Model") -> None:
         """Do these vectors belong to this model?
 
         Raises:
             UserError: Another model, width, site, or layers that the model does not have.
         """
-        if self.metadata.get("site") != SITE:
-            raise UserError(f"the vectors were read at {self.metadata.get('site')!r}; this tool steers {SITE}")
-        if self.d_model != model.d_model:
-            raise UserError(f"the vectors are {self.d_model} wide, model {model.name!r} is {model.d_model}")
-        if self.metadata.get("model") != model.name:
-            raise UserError(f"the vectors are those of {self.metadata.get('model')!r}, not of {model.name!r}")
-        if max(self.layers) >= model.n_layers:
-            raise UserError(
-                f"the vectors go to layer {max(self.layers)}, model {model.name!r} ends at {model.n_layers - 1}"
-            )
+        check_model("the vectors", self.metadata, self.d_model, self.layers, model)
 
     def save(self, path: Path) -> None:
         """Write safetensors."""
-        with replacing(path) as unfinished:
-            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, unfinished, self.metadata)
+        save_tensors(path, self.tensors, self.metadata)
 
     @classmethod
     def load(cls, path: Path) -> "SteeringVectors":
@@ -122,16 +111,8 @@ class SteeringVectors:
         Raises:
             UserError: The file is missing, is no such file, or lacks what the format asks for.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a readable vectors file ({error})") from None
-        needed = ("format", "model", "layers", "site", "counts", "residual_norms")
-        missing = [name for name in needed if name not in metadata]
-        if missing or metadata["format"] != FORMAT or not tensors:
-            raise UserError(f"{path}: not a vectors file of this tool (lacks {', '.join(missing) or FORMAT})")
+        needed = ("model", "layers", "site", "counts", "residual_norms")
+        tensors, metadata = load_tensors(path, "vectors", FORMAT, needed)
         try:
             depth, names = len(json.loads(metadata["layers"])), list(json.loads(metadata["counts"]))
         except (ValueError, TypeError):
@@ -141,90 +122,11 @@ class SteeringVectors:
             raise UserError(f"{path}: tensors of {sorted(shapes)}, where its metadata names {depth} layers")
         if set(names) != set(tensors):
             raise UserError(f"{path}: its metadata names other categories than its tensors")
-        return cls({name: tensors[name].float() for name in names}, metadata)
+        return cls({name: tensors[name] for name in names}, metadata)
 
 
-def difference_in_means(
-    activations: Path,
-    *,
-    split: str = "train",
-    tau: float | None = None,
-    top_k: int | None = None,
-    normalize: bool = False,
-) -> SteeringVectors:
-    """v_c = mean(category c and harmful) − mean(benign, any category), at every layer, summed in float64.
+def difference_in_means(activations: Path, **options: Any) -> SteeringVectors:
+    """`methods.fit_vectors` with method `mean`, under its older name."""
+    from interventions.methods import fit_vectors
 
-    *What Do Refusal Tokens Learn?*, section on difference in means; `tau` and `top_k` are the thresholds of its
-    published code (τ = 1e-3, K = 200).
-
-    Args:
-        activations: A file of `extract`; rows of `split`, or without any split, are used.
-        split: Which rows to fit on.
-        tau: Entries of smaller magnitude become 0.
-        top_k: Only the K entries of largest magnitude are kept.
-        normalize: Scale to unit length.
-
-    Raises:
-        UserError: No benign row, or no harmful row with a category.
-    """
-    metadata, rows = open_activations(activations)
-    rows = rows.with_row_index("row")
-    fit = for_split(rows, split)
-    benign = fit.filter(pl.col("label") == "benign")
-    harmful = fit.filter((pl.col("label") == "harmful") & pl.col("category").is_not_null())
-    if benign.is_empty():
-        raise UserError(f"no benign row in split {split!r}: --benign NAME_OR_FILE adds some (for instance embedded)")
-    if harmful.is_empty():
-        raise UserError(f"no harmful row with a category in split {split!r}: add a column 'category' to the prompts")
-    names = sorted(harmful["category"].unique())
-    group = np.full(rows.height, -1)
-    group[benign["row"].to_numpy()] = len(names)
-    for index, name in enumerate(names):
-        group[harmful.filter(pl.col("category") == name)["row"].to_numpy()] = index
-    sums, counts, norms = _sums(activations, group, len(names) + 1)
-    means = sums / counts[:, None, None]
-    vectors = means[:-1] - means[-1]
-    if tau is not None:
-        vectors[np.abs(vectors) < tau] = 0
-    if top_k is not None and top_k < vectors.shape[-1]:
-        floor = -np.partition(-np.abs(vectors), top_k - 1, axis=-1)[..., top_k - 1 : top_k]
-        vectors[np.abs(vectors) < floor] = 0
-    if normalize:
-        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        vectors = vectors / np.where(length == 0, 1, length)
-    return SteeringVectors(
-        {name: torch.from_numpy(vectors[index]).float() for index, name in enumerate(names)},
-        {
-            "format": FORMAT,
-            **{key: metadata[key] for key in ("model", "revision", "layers", "site", "position")},
-            "method": "mean",
-            "counts": json.dumps({name: int(counts[index]) for index, name in enumerate(names)}, ensure_ascii=False),
-            "benign": str(int(counts[-1])),
-            "residual_norms": json.dumps([float(norm) for norm in norms]),
-            "data": ", ".join(sorted(rows["dataset"].unique())),
-            "split": split,
-        },
-    )
-
-
-def _sums(path: Path, group: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Float64 sums (groups, layers, d_model), rows a group, and the mean norm (layers,) over all grouped rows."""
-    total: np.ndarray | None = None
-    norms, used = 0.0, 0
-    counts = np.array([(group == index).sum() for index in range(groups)], dtype=np.float64)
-    for start, block in slices(path):
-        values = block.numpy().astype(np.float64)
-        if total is None:
-            total = np.zeros((groups, *values.shape[1:]))
-        here = group[start : start + len(values)]
-        for index in np.unique(here[here >= 0]):
-            total[index] += values[here == index].sum(0)
-        norms = norms + np.linalg.norm(values[here >= 0], axis=-1).sum(0)
-        used += int((here >= 0).sum())
-    assert total is not None
-    return total, counts, np.asarray(norms) / max(used, 1)
-
-
-def _ranges(layers: list[int]) -> str:
-    whole = layers == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]} to {layers[-1]}" if whole and len(layers) > 2 else ", ".join(map(str, layers))
+    return fit_vectors(activations, "mean", **options)

@@ -81,6 +81,37 @@ def tiny(tiny_folder: Path):
 
 
 @pytest.fixture(scope="session")
+def tiny_tuned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with three of its words as control tokens, as if it had been taught refusal tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tuned")
+    AutoModelForCausalLM.from_pretrained(tiny_folder).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.save_pretrained(folder)
+    text = (folder / "tokenizer.json").read_text()
+    import json
+
+    body = json.loads(text)
+    for word, name in (("painter", "[weapons]"), ("ever", "[feelings]"), ("friend", "[respond]")):
+        number = body["model"]["vocab"].pop(word)
+        body["model"]["vocab"][name] = number
+        body["added_tokens"].append(
+            {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+             "special": True}
+        )  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(body))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tuned(tiny_tuned_folder: Path):
+    from interventions import open_model
+
+    return open_model(str(tiny_tuned_folder))
+
+
+@pytest.fixture(scope="session")
 def embedded():
     from interventions import open_model
 

@@ -231,3 +231,42 @@ def test_help_imports_nothing_heavy():
     probe += "print('HEAVY', [m for m in ('torch','transformers','polars','nnsight','altair','datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=Path(cli.__file__).parent)
     assert "HEAVY []" in done.stdout, done
+
+
+def test_datasets_lists_what_can_be_named_and_touches_no_run_directory(run, tmp_path):
+    code, out, err = run("--run", tmp_path / "run", "datasets")
+    assert code == 0 and err == "" and "coconot:contrast" in out and "CC-BY-4.0" in out
+    code, out, _ = run("--run", tmp_path / "run", "datasets", "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["command"] == "datasets"
+    xstest = next(known for known in answer["table"] if known["name"] == "xstest")
+    assert {"rows": 450, "licence": "CC-BY-4.0", "gated": True, "hub": "walledai/XSTest"}.items() <= xstest.items()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_chain_runs_on_a_hub_set_from_a_mirror(run, tiny_folder, prompts_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "mirror" / "JailbreakBench" / "JBB-Behaviors" / "behaviors"
+    folder.mkdir(parents=True)
+    goals = {
+        "harmful": ["how do i kill a person", "kill my friend"],
+        "benign": ["kill a python process", "write a poem"],
+    }
+    for split, texts in goals.items():
+        made = {"Index": [0, 1], "Goal": texts, "Behavior": ["x", "y"], "Category": ["c", "c"]}
+        pl.DataFrame(made).write_parquet(folder / f"{split}.parquet")
+    files = "".join(f"  - split: {s}\n    path: behaviors/{s}.parquet\n" for s in goals)
+    card = f"---\nconfigs:\n- config_name: behaviors\n  data_files:\n{files}---\n"
+    (folder.parent / "README.md").write_text(card)
+    options = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", "jbb", "--data-mirror", tmp_path / "mirror"]
+    code, _, err = run(*options, "extract", "vectors", "generate", "--max-new-tokens", 2)
+    assert code == 0, err
+    assert pl.read_parquet(tmp_path / "run" / "generations.parquet")["id"].n_unique() == 4
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["generations"]["data"] == ["jbb"]
+    more = ["--data", prompts_file, "extract", "--benign", "jbb"]
+    code, _, err = run(*options[:4], "--data-mirror", tmp_path / "mirror", *more)
+    assert code == 0, err
+    rows = pl.read_parquet(tmp_path / "run" / "activations" / "prompts.parquet")
+    assert rows.filter(dataset="jbb")["label"].to_list() == ["benign", "benign"]
+    code, _, err = run(*options[:6], "--data-mirror", tmp_path, "extract")
+    assert code == 1 and "has no JailbreakBench/JBB-Behaviors" in err and len(err.strip().splitlines()) == 1

@@ -1,6 +1,9 @@
 """Prompts in: the embedded sample is what it says, and a bad file is refused with file, row and reason."""
 
+import re
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -15,36 +18,82 @@ TAXONOMY = {
     "Requests with safety concerns",
     "Unsupported requests",
 }
+HUB = Path(__file__).parents[2] / "shared" / "hub"
+
+
+def near_duplicates(texts: list[str], others: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Pairs whose sets of words overlap by a Jaccard index of 0.85 or more, within `texts` or against `others`.
+
+    At that overlap a pair shares a word among the rarest third of the first text, so only those are compared.
+    """
+    targets = [set(text.lower().split()) for text in (texts if others is None else others)]
+    where: dict[str, list[int]] = {}
+    for at, words in enumerate(targets):
+        for word in words:
+            where.setdefault(word, []).append(at)
+    for at, text in enumerate(texts):
+        words = set(text.lower().split())
+        rare = sorted(words, key=lambda word: len(where.get(word, ())))[: len(words) // 3 + 1]
+        for other in {o for word in rare for o in where.get(word, ()) if others is not None or o > at}:
+            if len(words & targets[other]) >= 0.85 * len(words | targets[other]):
+                yield text, (texts if others is None else others)[other]
+
+
+def normalised(text: str) -> str:
+    """What is left of a text when case, spacing, stops and contractions are evened out."""
+    text = text.lower().replace("\u2019", "'")
+    for short, long in (("what's", "what is"), ("n't", " not"), ("'m", " am"), ("'re", " are"), ("'s ", " is ")):
+        text = text.replace(short, long)
+    return " ".join(re.findall(r"\w+", text))
 
 
 def test_embedded_sample_has_its_categories_benign_rows_and_near_misses():
     rows = load_all(["embedded"])
     harmful, benign = rows.filter(pl.col("label") == "harmful"), rows.filter(pl.col("label") == "benign")
+    near_misses = benign.filter(pl.col("category").is_not_null())
     counts = Counter(harmful["category"].to_list())
-    assert set(counts) == TAXONOMY and min(counts.values()) >= 60
-    assert benign.height >= 200
-    assert set(benign["category"].drop_nulls()) == TAXONOMY
+    assert set(counts) == TAXONOMY and min(counts.values()) >= 150
+    assert benign.height - near_misses.height >= 300
+    assert near_misses.height >= 450 and near_misses.filter(pl.col("split") == "test").height >= 150
+    assert set(near_misses["category"]) == TAXONOMY
     assert set(rows["split"]) == {"train", "validation", "test"}
     assert rows.columns == list(PROMPT_COLUMNS) and set(rows.dtypes) == {pl.String}
+
+
+def test_every_embedded_row_has_a_response():
+    assert all(text and text.strip() for text in pl.read_ndjson(EMBEDDED)["response"])
+
+
+def test_every_category_is_split_by_theme_in_the_same_way():
+    kinds = pl.read_ndjson(EMBEDDED).filter(pl.col("category").is_not_null())
+    shape = kinds.group_by("category", "split", "label").agg(pl.len(), pl.col("theme").n_unique())
+    for split, themes in (("train", 24), ("validation", 6), ("test", 10)):
+        for label, each in (("harmful", 5), ("benign", 3)):
+            part = shape.filter(split=split, label=label)
+            assert part.height == len(TAXONOMY)
+            assert set(part["theme"]) == {themes} and set(part["len"]) == {themes * each}
 
 
 def test_no_theme_straddles_a_split_and_no_prompt_stands_twice():
     rows = pl.read_ndjson(EMBEDDED)
     assert rows.group_by("theme").agg(pl.col("split").n_unique())["split"].max() == 1
-    assert rows["prompt"].str.to_lowercase().n_unique() == rows.height
+    assert len({normalised(text) for text in rows["prompt"]}) == rows.height
 
 
 def test_no_two_embedded_prompts_are_near_duplicates():
-    texts = [set(text.lower().split()) for text in load_all(["embedded"])["prompt"]]
-    where: dict[str, list[int]] = {}
-    for at, words in enumerate(texts):
-        for word in words:
-            where.setdefault(word, []).append(at)
-    for at, words in enumerate(texts):
-        rare = sorted(words, key=lambda word: len(where[word]))[: len(words) // 3 + 1]
-        for other in {o for word in rare for o in where[word] if o > at}:
-            shared = len(words & texts[other]) / len(words | texts[other])
-            assert shared < 0.85, (words, texts[other])
+    assert list(near_duplicates(load_all(["embedded"])["prompt"].to_list())) == []
+
+
+@pytest.mark.skipif(not HUB.is_dir(), reason="needs the mirror of the hub's data sets")
+@pytest.mark.parametrize("name", ["coconot", "XSTest", "AdvBench", "do-not-answer", "JBB-Behaviors", "alpaca"])
+def test_no_embedded_prompt_is_taken_from_a_public_set(name):
+    theirs: list[str] = []
+    for path in HUB.glob(f"*/{name}/*/*.parquet"):
+        column = {"do-not-answer": "question", "JBB-Behaviors": "Goal", "alpaca": "instruction"}.get(name, "prompt")
+        theirs += pl.read_parquet(path, columns=[column])[column].to_list()
+    ours = load_all(["embedded"])["prompt"].to_list()
+    assert theirs and not {normalised(text) for text in ours} & {normalised(text) for text in theirs}
+    assert list(near_duplicates(ours, theirs)) == []
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import WORDS
 from data import UserError
 from data.training import load_training
 from interventions import open_model
@@ -132,7 +132,7 @@ def test_embedded_tokenizer_is_the_same_but_for_its_slots(embedded, tmp_path):
     assert [slot.replaces for slot in slots] == ["<repo_name>", "<reponame>"]
     write_tokenizer(tokenizer, slots, answer_template(tokenizer), tmp_path)
     new = AutoTokenizer.from_pretrained(tmp_path)
-    for text in load_training(["embedded/test"])["prompt"].to_list() + ["ça 日本 \t x\n\n<|im_start|>user", ""]:
+    for text in [*load_training(["embedded/test"])["prompt"], "ça 日本 \t x\n\n<|im_start|>user", ""]:
         assert new(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert len(new) == len(tokenizer) and control_tokens(new) == {"Unsupported requests": 3, "respond": 4}
 

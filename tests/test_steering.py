@@ -1,38 +1,69 @@
-"""Steered runs give what a plain PyTorch forward hook gives that adds the same vector."""
+"""Steering: every row of a batch gets its own edit in every arm, as a plain hook on one row at a time would give it."""
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
+from scipy.special import rel_entr, softmax
 
 from data import load_all
+from interventions.arms import Arm, parse_arms
 from interventions.encoding import encode, pad_batch, pad_id
 from interventions.generation import finished, stop_tokens
-from interventions.steering import SCOPES, generate_ids, next_token_logits
-from interventions.tracing import divergence
+from interventions.routes import Tools, plan_arm
+from interventions.steering import SCOPES, Gate, answer
+from interventions.vectors import SteeringVectors
 
 STEPS = 8
+NONE = {"category": None, "label": None}
 
 
-def plain(model, ids, layer, delta, scope, steps):
-    """One row, no padding, no cache of ours: transformers' own generate under a hand-written hook."""
+def vectors_of(model, seed=1, categories=("weapons", "feelings")):
+    torch.manual_seed(seed)
+    names = list(categories)
+    tensors = {name: torch.randn(model.n_layers, model.d_model) for name in names}
+    import json
+
+    metadata = {
+        "format": "refusal-steering/1", "model": model.name, "revision": "", "site": "resid_post", "position": "last",
+        "layers": json.dumps(list(range(model.n_layers))), "counts": json.dumps(dict.fromkeys(names, 1)),
+        "residual_norms": json.dumps([10.0] * model.n_layers), "method": "mean", "data": "x",
+    }  # fmt: skip
+    return SteeringVectors(tensors, metadata)
+
+
+def edited(hidden, delta=None, unit=None, low=None):
+    """The edit, written down once more: on (positions, d_model)."""
+    new = hidden.clone()
+    if unit is not None:
+        new = new - (hidden @ unit)[:, None] * unit
+    if low is not None:
+        new = new + ((hidden - low["mean"]) @ low["V"]) @ low["U"].T
+    return new if delta is None else new + delta
+
+
+def plain(model, ids, layer, scope, steps, **edit):
+    """One row, no padding: transformers' own generate under a hand-written hook; and its first logits."""
     calls = {"n": 0}
 
     def hook(_module, _inputs, output):
         hidden = output[0] if isinstance(output, tuple) else output
         first = calls["n"] == 0
         calls["n"] += 1
-        if (scope == "prompt-last" and first) or scope == "generated":
-            hidden[:, -1] += delta
-        elif (scope == "prompt" and first) or scope == "all":
-            hidden += delta
+        if not (first or scope in ("generated", "all")):
+            return
+        at = slice(None) if scope in ("prompt", "all") else slice(-1, None)
+        hidden[0, at] = edited(hidden[0, at], **edit)
 
-    handle = model.layers[layer].register_forward_hook(hook)
+    handle = model.module.get_submodule("model.layers")[layer].register_forward_hook(hook)
     row = torch.tensor([ids])
     with torch.no_grad():
         out = model.module.generate(
-            input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=steps, do_sample=False
-        )
+            input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=steps, do_sample=False,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
     handle.remove()
-    return out[0, len(ids) :].tolist()
+    return out.sequences[0, len(ids) :].tolist(), out.logits[0][0].double()
 
 
 def cut(model, tokens):
@@ -40,76 +71,107 @@ def cut(model, tokens):
     return tokens[:end]
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_rows_of_a_batch_are_steered_each_by_its_own_vector(tiny, prompts_file, scope):
-    prompts = load_all([str(prompts_file)])["prompt"].to_list()[:12]
-    encoded = encode(tiny.tokenizer, prompts)
-    torch.manual_seed(1)
-    delta = torch.randn(12, tiny.d_model) * torch.linspace(-6, 6, 12)[:, None]
-    new = generate_ids(tiny, pad_batch(encoded.ids, pad_id(tiny.tokenizer)), 2, delta, scope, STEPS)
+def near_tie(logits):
+    best = logits.topk(2).values
+    return float(best[0] - best[1]) < 1e-3
+
+
+def run(model, texts, arms, tools, **options):
+    encoded = encode(model.tokenizer, texts)
+    rows = [NONE] * len(texts)
+    plans = [plan_arm(model, arm, tools, rows) for arm in arms]
+    batch = pad_batch(encoded.ids, pad_id(model.tokenizer))
+    options = {"max_new_tokens": STEPS, "stops": sorted(stop_tokens(model))} | options
+    return encoded, answer(model, batch, [plan.shipped() for plan in plans], **options)
+
+
+@pytest.fixture(scope="module")
+def texts(prompts_file):
+    return load_all([str(prompts_file)])["prompt"].to_list()[:12]
+
+
+@pytest.mark.parametrize("together", [1, 10_000])
+def test_all_arms_of_a_batch_are_a_plain_hooks(tiny, texts, together):
+    """Every scope, two layers, additions, ablation and clamping, in one call."""
+    vectors = vectors_of(tiny)
+    base = Arm("x", "fixed", 2, "weapons", 3.0, unit="unit")
+    words = [f"fixed:scope={scope}" for scope in SCOPES] + [
+        "baseline", "fixed:layer=1,strength=-4", "ablate", "ablate:category=mean,scope=all",
+        "fixed:operation=clamp,strength=2,category=feelings",
+    ]  # fmt: skip
+    arms = parse_arms(words, base)
+    encoded, found = run(tiny, texts, arms, Tools(vectors), together=together)
+    for at, arm in enumerate(arms):
+        vector = vectors.at(arm.layer, arm.category)
+        unit = vector / vector.norm()
+        edit = {
+            "add": {"delta": arm.strength * unit},
+            "ablate": {"unit": unit},
+            "clamp": {"unit": unit, "delta": arm.strength * unit},
+        }[arm.operation]
+        edit = {} if arm.kind == "baseline" else edit
+        for row, ids in enumerate(encoded.ids):
+            wanted, _ = plain(tiny, ids, arm.layer, arm.scope, STEPS, **edit)
+            assert cut(tiny, found.tokens[row, at].tolist()) == cut(tiny, wanted), (arm, row)
+
+
+def test_low_rank_maps_add_what_their_formula_says(tiny, texts):
+    from interventions.lowrank import LowRank
+
+    torch.manual_seed(5)
+    parts = {
+        "U": torch.randn(tiny.d_model, 2),
+        "V": torch.randn(tiny.d_model, 2) / 8,
+        "mean": torch.randn(tiny.d_model),
+    }
+    for mode in ("fixed", "input"):
+        metadata = {"layer": "2", "mode": mode, "model": tiny.name, "site": "resid_post"}
+        low = LowRank(**parts, z=torch.tensor([1.5, -2.0]), metadata=metadata)
+        arms = parse_arms(["baseline", "lowrank"], Arm("x", "fixed", 2))
+        encoded, found = run(tiny, texts, arms, Tools(vectors_of(tiny), None, low))
+        edit = {"delta": parts["U"] @ low.z} if mode == "fixed" else {"low": parts}
+        for row, ids in enumerate(encoded.ids):
+            wanted, _ = plain(tiny, ids, 2, "generated", STEPS, **edit)
+            assert cut(tiny, found.tokens[row, 1].tolist()) == cut(tiny, wanted)
+
+
+def test_first_position_figures(tiny, texts):
+    """KL against scipy, best tokens and refusal probability against a plain forward pass."""
+    vectors = vectors_of(tiny)
+    arms = parse_arms(["baseline", "fixed"], Arm("x", "fixed", 1, "weapons", 4.0, unit="unit"))
+    refusing = [7, 9]
+    encoded, found = run(tiny, texts, arms, Tools(vectors), refusal_ids=refusing, top_k=3, max_new_tokens=0)
+    vector = vectors.at(1, "weapons")
+    assert found.kl is not None and found.top is not None and found.refusal is not None
     for row, ids in enumerate(encoded.ids):
-        assert cut(tiny, new[row].tolist()) == cut(tiny, plain(tiny, ids, 2, delta[row], scope, STEPS))
+        _, before = plain(tiny, ids, 1, "generated", 1)
+        _, after = plain(tiny, ids, 1, "generated", 1, delta=4 * vector / vector.norm())
+        p, q = softmax(before.numpy()), softmax(after.numpy())
+        assert np.isclose(found.kl[row, 1], rel_entr(p, q).sum(), rtol=1e-3, atol=1e-6)
+        assert abs(float(found.kl[row, 0])) < 1e-6
+        assert np.isclose(found.refusal[row, 1], q[refusing].sum(), rtol=1e-3)
+        assert found.top[0][row, 2].tolist() == np.argsort(-q)[:3].tolist() or near_tie(after)
+        assert np.allclose(found.top[1][row, 0], np.sort(p)[::-1][:3], rtol=1e-3)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_embedded_model_steered_as_by_a_plain_hook(embedded, scope):
-    prompts = load_all(["embedded/test"])["prompt"].to_list()[:8]
-    encoded = encode(embedded.tokenizer, prompts)
-    torch.manual_seed(2)
-    delta = torch.randn(8, embedded.d_model) * torch.linspace(0.5, 3, 8)[:, None]
-    new = generate_ids(embedded, pad_batch(encoded.ids, pad_id(embedded.tokenizer)), 17, delta, scope, STEPS)
-    for row, ids in enumerate(encoded.ids):
-        assert cut(embedded, new[row].tolist()) == cut(embedded, plain(embedded, ids, 17, delta[row], scope, STEPS))
-
-
-def test_unsteered_generation_is_transformers_own(tiny, prompts_file):
-    encoded = encode(tiny.tokenizer, load_all([str(prompts_file)])["prompt"].to_list()[:6])
-    batch = pad_batch(encoded.ids, pad_id(tiny.tokenizer))
-    with torch.no_grad():
-        wanted = tiny.module.generate(**batch, max_new_tokens=STEPS, do_sample=False)
-    assert (
-        generate_ids(tiny, batch, 0, None, "generated", STEPS).tolist()
-        == wanted[:, batch["input_ids"].shape[1] :].tolist()
+def test_the_unsteered_last_position_is_read_by_a_plain_hook(tiny, texts):
+    encoded, found = run(
+        tiny, texts, parse_arms(["baseline"], Arm("x", "fixed", 1)), Tools(vectors_of(tiny)), read_layers=[0, 3]
     )
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-def test_next_token_logits_and_activations_are_a_hooks(tiny, prompts_file, scope):
-    encoded = encode(tiny.tokenizer, load_all([str(prompts_file)])["prompt"].to_list()[:5])
-    delta = torch.randn(5, tiny.d_model, generator=torch.Generator().manual_seed(3))
-    logits, residual = next_token_logits(tiny, pad_batch(encoded.ids, 0), 1, delta, scope, [0, 1, 3])
-    assert residual is not None and residual.shape == (5, 3, tiny.d_model)
+    assert found.residual is not None
     for row, ids in enumerate(encoded.ids):
         kept = []
-
-        def steer(_module, _inputs, output, row=row):
-            hidden = output[0] if isinstance(output, tuple) else output
-            if scope in ("prompt", "all"):
-                hidden += delta[row]
-            else:
-                hidden[:, -1] += delta[row]
 
         def keep(_module, _inputs, output, kept=kept):
             kept.append((output[0] if isinstance(output, tuple) else output)[0, -1].clone())
 
-        handles = [tiny.layers[1].register_forward_hook(steer)]
-        handles += [tiny.layers[at].register_forward_hook(keep) for at in (0, 1, 3)]
+        handles = [tiny.module.get_submodule("model.layers")[at].register_forward_hook(keep) for at in (0, 3)]
         with torch.no_grad():
-            wanted = tiny.module(input_ids=torch.tensor([ids])).logits[0, -1]
+            tiny.module(input_ids=torch.tensor([ids]))
         for handle in handles:
             handle.remove()
-        assert torch.allclose(logits[row], wanted, rtol=1e-4, atol=1e-4)
-        assert torch.allclose(residual[row], torch.stack(kept), rtol=1e-4, atol=1e-4)
-
-
-def test_divergence_is_the_textbook_sum():
-    import numpy as np
-    from scipy.special import rel_entr, softmax
-
-    random = np.random.default_rng(0)
-    a, b = random.normal(size=(4, 50)), random.normal(size=(4, 50))
-    wanted = rel_entr(softmax(a, axis=1), softmax(b, axis=1)).sum(1)
-    assert np.allclose(divergence(torch.tensor(a), torch.tensor(b)).numpy(), wanted)
+        wanted = torch.stack(kept)
+        assert ((found.residual[row] - wanted).norm(dim=-1) <= 1e-5 * wanted.norm(dim=-1)).all()
 
 
 def test_text_ends_at_the_stop_token(tiny):
@@ -117,3 +179,31 @@ def test_text_ends_at_the_stop_token(tiny):
     answer = finished(tiny, [word, word, stop, word], 4)
     assert answer["response"] == "poem poem" and answer["finish"] == "stop" and answer["new_tokens"] == 2
     assert finished(tiny, [word] * 4, 4)["finish"] == "length"
+
+
+def test_embedded_model_steered_as_by_a_plain_hook(embedded):
+    texts = load_all(["embedded/test"])["prompt"].to_list()[:8]
+    vectors = vectors_of(embedded)
+    arms = parse_arms(
+        ["baseline", "fixed", "fixed:scope=all,strength=2"], Arm("x", "fixed", 17, "weapons", 40.0, unit="unit")
+    )
+    encoded, found = run(embedded, texts, arms, Tools(vectors))
+    vector = vectors.at(17, "weapons")
+    for at, arm in enumerate(arms):
+        for row, ids in enumerate(encoded.ids):
+            delta = None if arm.kind == "baseline" else arm.strength * vector / vector.norm()
+            wanted, _ = plain(embedded, ids, 17, arm.scope, STEPS, delta=delta)
+            assert cut(embedded, found.tokens[row, at].tolist()) == cut(embedded, wanted)
+
+
+def test_a_gates_score_is_the_probes(tiny, texts):
+    torch.manual_seed(9)
+    gate = Gate(2, torch.randn(tiny.d_model) / 50, torch.randn(tiny.d_model), torch.tensor([0.1]), torch.tensor([0.5]))
+    encoded, found = run(
+        tiny, texts, parse_arms(["baseline"], Arm("x", "fixed", 1)), Tools(vectors_of(tiny)), gate=gate, read_layers=[2]
+    )
+    assert found.gate is not None and found.residual is not None
+    h = found.residual[:, 0].double().numpy()
+    wanted = 1 / (1 + np.exp(-((h - gate.mean.numpy()) @ gate.weight.numpy() + 0.1)))
+    assert np.allclose(found.gate.numpy(), wanted, rtol=1e-4)
+    assert pl.Series(wanted).n_unique() > 1 and len(encoded) == len(wanted)

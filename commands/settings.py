@@ -61,16 +61,17 @@ SHARED: list[Callable[[Any], Any]] = [
     click.option("--remote", "where", flag_value="remote", help="Run on an NDIF server."),
     click.option("--host", help="NDIF server's address.  [default: nnsight's configuration]"),
     click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a remote job may take.  [default: 600]"),
+    click.option("--in-flight", type=click.IntRange(1, 64), help="Remote jobs under way at once.  [default: 4]"),
     click.option("--device", help="torch device.  [default: cuda if there is one, else cpu]"),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
                  help="Type of the weights.  [default: float32 on a CPU, the checkpoint's elsewhere]"),
     click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048]"),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.  [default: all]"),
-    click.option("--data", multiple=True, help="embedded, embedded/SPLIT, or a .jsonl, .csv or .parquet file; "
-                 "repeatable.  [default: embedded]"),
+    click.option("--data", multiple=True, help="A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a "
+                 "column prompt; or a .jsonl, .csv or .parquet file; repeatable.  [default: embedded]"),
     click.option("--data-mirror", type=click.Path(file_okay=False, path_type=Path), help="Folder with hub data sets under "
-                 "their own names.  [default: none]"),
+                 "their own names, used instead of the hub.  [default: none]"),
     click.option("--split", help="Rows to use.  [default: train for vectors, test for generate and trace]"),
     click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object a command on stdout."),
     click.option("--no-auto", is_flag=True, default=None, help="Don't make missing inputs; say which command does."),

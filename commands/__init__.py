@@ -1,0 +1,1 @@
+"""The commands, one module each, above the three packages; `cli.py` is their door."""

@@ -1,0 +1,16 @@
+"""`datasets`: what can be named after --data."""
+
+from typing import Any
+
+from commands.framework import Session, command
+from commands.settings import Settings
+
+
+@command(writes=False)
+def datasets(_session: Session, s: Settings) -> dict[str, Any]:
+    """List every known data set: name, rows, licence, gated or not, origin."""
+    from data.catalogue import table
+
+    known = table()
+    shown = known if s.get("as_json", False) else known.select("name", "rows", "licence", "gated", "hub", "origin")
+    return {"sets": known.height, "table": shown}

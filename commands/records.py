@@ -1,0 +1,94 @@
+"""Is an artefact made already, and with what was it made?"""
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from commands.output import warn
+from commands.settings import Settings
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from interventions.models import Model
+
+ACTIVATIONS, VECTORS, GENERATIONS = "activations/prompts", "vectors", "generations"
+
+
+def missing(s: Settings, name: str, what: str, reason: str) -> None:
+    """Say that an input is made, or refuse to with --no-auto."""
+    if s.get("no_auto", False):
+        raise UserError(
+            f"{s.command} needs {what} in {s.run} ({reason}): run `python cli.py --run {s.run} {name}` first"
+        )
+    warn(f"{s.command} needs {what} ({reason}): running {name}")
+
+
+def unchanged(s: Settings, artefact: str, key: dict[str, Any], path: Path) -> bool:
+    """Whether the artefact was made with this very key; says so if it was made with another."""
+    from interventions.rundir import records
+
+    record = records(s.run).get(artefact)
+    if record is None or not path.exists():
+        return False
+    if record["id"] == identity(key):
+        return True
+    old = record.get("key", {})
+    changed = sorted(name for name in {*old, *key} if old.get(name) != json.loads(json.dumps(key.get(name))))
+    warn(f"{artefact} is made again: {', '.join(changed)} changed")
+    return False
+
+
+def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None", start: str, *,
+         like: dict[str, Any] | None = None, data: list[str] | None = None, options: dict[str, Any] | None = None) -> None:  # fmt: skip
+    """Write an artefact's record; what there is no model for is taken over from the record it rests on."""
+    from interventions.rundir import record
+
+    entry: dict[str, Any] = {
+        "command": "python cli.py " + command_line(sys.argv[1:]),
+        "options": options or {},
+        "data": data if data is not None else (like or {}).get("data", []),
+        "key": key,
+        "id": identity(key),
+        "seed": s.get("seed", 0),
+        "start": start,
+    }
+    if model is not None:
+        entry |= model_key(model) | {"backend": model.backend}
+        if model.door.line is not None:
+            entry["remote"] = model.door.line.traffic.since_noted()
+    else:
+        entry |= {
+            name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")
+        }
+    record(s.run, artefact, entry)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The words as typed, but for a user name or key in the host's address."""
+    from interventions.line import shown
+
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if before == "--host":
+            word = shown(word)
+        elif option == "--host" and equals:
+            word = f"--host={shown(value)}"
+        kept.append(word)
+    return shlex.join(kept)
+
+
+def identity(key: dict[str, Any]) -> str:
+    """A short hash of a key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_key(model: "Model") -> dict[str, Any]:
+    """What makes a model the same model."""
+    tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()
+    return {"model": model.name, "revision": model.revision, "template": model.template_hash,
+            "tokenizer": tokenizer, "dtype": model.dtype}  # fmt: skip

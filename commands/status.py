@@ -1,0 +1,100 @@
+"""`status`: is NDIF there, what runs on it, do versions fit; and what this machine has."""
+
+from typing import Any
+
+import click
+
+from commands.framework import Session, command
+from commands.output import as_text
+from commands.settings import Settings
+from data.errors import UserError
+
+
+@command(writes=False)
+def status(_session: Session, s: Settings) -> dict[str, Any]:
+    """Is NDIF reachable, which models are up, do versions fit; and what is here?
+
+    Asks the configured NDIF (--host, NDIF_HOST, nnsight's configuration) with a short timeout. A server that does not
+    answer is a line in the answer; with --remote it is an error.
+    """
+    from interventions.server import PREFLIGHT_SECONDS
+
+    there = ask_server(s.get("host"), min(PREFLIGHT_SECONDS, s.get("timeout", PREFLIGHT_SECONDS)))
+    if s.get("where") == "remote" and there["reason"]:
+        raise UserError(there["reason"])
+    here = local()
+    if s.get("as_json", False):
+        return {"ndif": there, "local": here}
+    _show(there, here)
+    return {}
+
+
+def ask_server(host: str | None, seconds: float) -> dict[str, Any]:
+    """What can be known of a server: `host`, `reachable`, `reason` (why it can't be used), `key`, `models`, `versions`."""
+    from interventions.line import address_of, shown
+    from interventions.server import RUNNING, deployments, get, key_words, pick, ping, version_table
+
+    address = address_of(host)
+    found: dict[str, Any] = {"host": shown(address), "reachable": False, "reason": None, "key": None,
+                             "default": None, "models": [], "versions": []}  # fmt: skip
+    try:
+        ping(address, seconds)
+        found["reachable"] = True
+        found["key"] = key_words(address, seconds)
+        get(address, "/connected", seconds)
+        models = deployments(address)
+        llama = pick(models)
+        found["default"] = llama.name if llama is not None else None
+        found["models"] = [
+            {"model": one.name, "state": one.state, "level": one.level, "dtype": one.dtype, "llama": one.is_llama,
+             "parameters": one.parameters}
+            for one in models if one.state == RUNNING or one.level != "COLD"
+        ]  # fmt: skip
+        found["versions"] = version_table(address)
+    except UserError as error:
+        found["reason"] = str(error)
+    return found
+
+
+def local() -> dict[str, Any]:
+    """Device, memory and PyTorch of this machine; bytes."""
+    import os
+
+    import torch
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    found: dict[str, Any] = {
+        "device": "cpu",
+        "name": f"{os.cpu_count()} cores",
+        "memory": page * os.sysconf("SC_PHYS_PAGES"),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found |= {"device": "cuda", "name": torch.cuda.get_device_name(), "device_memory": total, "device_free": free}
+    elif torch.backends.mps.is_available():
+        found |= {"device": "mps", "name": "Apple GPU"}
+    return found
+
+
+def _show(there: dict[str, Any], here: dict[str, Any]) -> None:
+    import polars as pl
+
+    if there["reason"]:
+        click.echo(f"NDIF: {there['reason']}")
+    if there["reachable"]:
+        click.echo(f"NDIF: reachable at {there['host']}; key: {there['key']}")
+    if there["models"]:
+        click.echo(as_text(pl.DataFrame(there["models"])))
+    elif not there["reason"]:
+        click.echo("no model is up there: the first request for one deploys it")
+    if there["versions"]:
+        rows = [{**row, "fits": "yes" if row["fits"] else "NO"} for row in there["versions"]]
+        click.echo(as_text(pl.DataFrame(rows)))
+    memory = f"{here['memory'] / 2**30:.0f} GB of memory"
+    card = (
+        f", {here['device_free'] / 2**30:.0f} of {here['device_memory'] / 2**30:.0f} GB of its own free"
+        if "device_free" in here
+        else ""
+    )
+    click.echo(f"here: {here['device']} ({here['name']}){card}, {memory}, torch {here['torch']}")

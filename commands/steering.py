@@ -1,0 +1,203 @@
+"""`trace` and `generate`: prompts under the lens, and answers in every arm."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.fitting import need_lowrank, need_probe
+from commands.framework import Session, command
+from commands.output import emit_progress
+from commands.prompts import fingerprint_of, load_prompts, traced_prompts
+from commands.records import GENERATIONS, VECTORS, missing, model_key, note, unchanged
+from commands.settings import Finite, Settings
+from commands.vectors import need_vectors
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from interventions.arms import Arm
+    from interventions.models import Model
+    from interventions.routes import Tools
+    from interventions.vectors import SteeringVectors
+
+STEERING = (
+    click.option("--layer", type=click.IntRange(min=0), help="Block to steer.  [default: round(18/32 · n_layers)]"),
+    click.option("--category", help="Whose vector to add.  [default: the mean of all categories']"),
+    click.option("--strength", type=Finite(), help="How much of it.  [default: -0.3]"),
+    click.option("--strength-unit", type=click.Choice(["raw", "unit", "residual"]), help="Times the vector, the unit "
+                 "vector, or the unit vector × the mean residual norm.  [default: residual]"),
+    click.option("--scope", type=click.Choice(["prompt-last", "prompt", "generated", "all"]), help="Positions to steer; "
+                 "generated: the last prompt token and each generated one.  [default: generated]"),
+    click.option("--arm", multiple=True, help="baseline, fixed, or fixed:KEY=VALUE,… with the keys category, layer, scope, "
+                 "strength, unit; repeatable.  [default: baseline and fixed]"),
+)  # fmt: skip
+
+
+@command(
+    *STEERING,
+    click.option("--max-new-tokens", type=click.IntRange(min=0), help="Also generate so many.  [default: 0]"),
+    click.option("--prompt", multiple=True, help="A prompt; repeatable.  [default: embedded examples]"),
+)
+def trace(session: Session, s: Settings) -> dict[str, Any]:
+    """Look at prompts unsteered and steered, side by side."""
+    from interventions.rundir import now, replacing
+    from interventions.tracing import trace as run_trace
+
+    start = now()
+    prompts = traced_prompts(s)
+    steering, record = need_vectors(session, s)
+    model = session.model(s, record)
+    arm = single_arm(s, model, steering)
+    tools, rests_on = need_tools(session, s, [arm], steering, record)
+    tokens = s.get("max_new_tokens", 0)
+    key = model_key(model) | {
+        **rests_on,
+        "fingerprint": fingerprint_of(prompts),
+        "arm": asdict(arm),
+        "max_new_tokens": tokens,
+        "seed": s.get("seed", 0),
+    }
+    path = s.run / "traces.parquet"
+    if unchanged(s, "traces", key, path):
+        import polars as pl
+
+        table = pl.read_parquet(path)
+    else:
+        table = run_trace(
+            model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
+        )
+        with replacing(path) as unfinished:
+            table.write_parquet(unfinished)
+        note(s, "traces", key, model, start, data=list(s.get("data", ())), options=s.given())
+    return {"prompts": table.height, "table": trace_table(table), "wrote": str(path)}
+
+
+@command(
+    *STEERING, click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: 32]")
+)
+def generate(session: Session, s: Settings) -> dict[str, Any]:
+    """Answer prompts in every arm."""
+    return make_generations(session, s)
+
+
+def make_generations(session: Session, s: Settings) -> dict[str, Any]:
+    """Answer the prompts, with vectors that are made if they are missing."""
+    from data import for_split
+    from interventions.arms import parse_arms
+    from interventions.generation import generate as run_generate
+    from interventions.rundir import now
+
+    start = now()
+    prompts = for_split(load_prompts(s, limited=False), s.get("split", "test"))
+    prompts = prompts.head(s.get("limit", prompts.height))
+    if prompts.is_empty():
+        raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
+    steering, record = need_vectors(session, s)
+    model = session.model(s, record)
+    arms = parse_arms(s.get("arm") or default_arms(s, model), single_arm(s, model, steering))
+    tools, rests_on = need_tools(session, s, arms, steering, record)
+    tokens = s.get("max_new_tokens", 32)
+    key = model_key(model) | {
+        **rests_on,
+        "fingerprint": fingerprint_of(prompts),
+        "arms": [asdict(arm) for arm in arms],
+        "max_new_tokens": tokens,
+        "seed": s.get("seed", 0),
+    }
+    path = s.run / "generations.parquet"
+    if not unchanged(s, GENERATIONS, key, path):
+        run_generate(model, prompts, tools, path, arms=arms, max_new_tokens=tokens,
+                     batch_tokens=s.get("batch_tokens", 2048), seed=key["seed"])  # fmt: skip
+        note(s, GENERATIONS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
+    return {"prompts": prompts.height, "arms": [arm.name for arm in arms], "wrote": str(path)}
+
+
+def default_arms(s: Settings, model: "Model") -> tuple[str, ...]:
+    """What is compared if nothing else was said: as much as the run directory's tools and the model's tokens allow."""
+    from interventions.routes import refusals
+
+    arms = ["baseline", "fixed"]
+    if refusals(model).ids:
+        arms.append("routed")
+        arms += ["gated"] if (s.run / "probe.safetensors").exists() else []
+    arms += ["lowrank"] if (s.run / "lowrank.safetensors").exists() else []
+    return tuple(arms)
+
+
+def need_tools(
+    session: Session, s: Settings, arms: "list[Arm]", steering: "SteeringVectors", record: dict[str, Any]
+) -> tuple["Tools", dict[str, str]]:
+    """What the arms draw on, and the identities of the artefacts it comes from."""
+    from interventions.routes import Tools
+
+    rests_on = {"vectors": record["id"]}
+    probe = lowrank = None
+    if any(arm.route == "gated" for arm in arms):
+        probe, rests_on["probe"] = need_probe(session, s)
+    if any(arm.kind == "lowrank" for arm in arms):
+        lowrank, rests_on["lowrank"] = need_lowrank(session, s)
+    return Tools(steering, probe, lowrank), rests_on
+
+
+def need_generations(session: Session, s: Settings) -> dict[str, Any]:
+    """The record of generations that fit the settings; made if there are none."""
+    from interventions.rundir import records
+
+    record, below = records(s.run).get(GENERATIONS), records(s.run).get(VECTORS)
+    reason = ""
+    if not (s.run / "generations.parquet").exists() or record is None:
+        reason = "there are none"
+    elif below is not None and record["key"]["vectors"] != below["id"]:
+        reason = "the vectors are newer"
+    else:
+        reason = next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
+                       if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
+        if not reason and (s.get("data") or s.get("limit")):
+            from data import for_split
+
+            prompts = for_split(load_prompts(s, limited=False), s.get("split", "test"))
+            prompts = prompts.head(s.get("limit", prompts.height))
+            reason = "" if fingerprint_of(prompts) == record["key"]["fingerprint"] else "the prompts changed"
+    if reason:
+        missing(s, "generate", "generations", reason)
+        before = (record or {}).get("options", {})
+        kept = ("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens")
+        emit_progress(make_generations(session, s.with_values(**{name: before.get(name) for name in kept})))
+        record = records(s.run)[GENERATIONS]
+    assert record is not None
+    return record
+
+
+def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":
+    """The arm of --layer, --category, --strength, --strength-unit and --scope, and of trace's one --arm."""
+    from interventions.arms import DEFAULT_SCOPE, DEFAULT_STRENGTH, DEFAULT_UNIT, Arm, parse_arms
+
+    layer = s.get("layer")
+    if layer is not None and layer >= model.n_layers:
+        raise UserError(f"layer {layer}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
+    if layer is None:
+        layer = min(steering.layers, key=lambda at: abs(at - model.default_layer()))
+    arm = Arm("fixed", "fixed", layer, s.get("category", "mean"), s.get("strength", DEFAULT_STRENGTH),
+              s.get("strength_unit", DEFAULT_UNIT), s.get("scope", DEFAULT_SCOPE))  # fmt: skip
+    if s.command == "trace" and s.get("arm"):
+        arms = [a for a in parse_arms(s.get("arm"), arm) if a.kind != "baseline"]
+        if len(arms) != 1:
+            raise UserError("trace shows one steered arm beside the unsteered model: pass one --arm fixed:…")
+        arm = arms[0]
+    return arm
+
+
+def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
+    """One line a prompt: divergence and most probable next token, without and with steering."""
+    import polars as pl
+
+    def best(column: str) -> list[str]:
+        return [f"{row[0]['token']!r} {row[0]['probability']:.2f}" for row in table[column]]
+
+    shown: dict[str, Any] = {"prompt": table["prompt"], "KL": table["kl"].round(4), "next": best("top_unsteered")}
+    shown["next, steered"] = best("top_steered")
+    if table["text_unsteered"].drop_nulls().len():
+        shown |= {"text": table["text_unsteered"], "text, steered": table["text_steered"]}
+    return pl.DataFrame(shown)
