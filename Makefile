@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
 
-.PHONY: setup demo test test-all check clean
+.PHONY: setup demo adapter test test-all check clean
 
 setup: .venv/done
 
@@ -17,6 +17,10 @@ setup: .venv/done
 demo: setup
 	$(BIN)/python cli.py --run runs/demo --limit 600 extract vectors trace --max-new-tokens 24 generate --limit 80 evaluate --limit 80 report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
+
+# The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
+adapter: setup
+	$(BIN)/python -m interventions.make_adapter $(MIRROR)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"

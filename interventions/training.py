@@ -5,6 +5,7 @@ ends with the weights of one that was not.
 """
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,8 @@ from interventions.lessons import Batch, Lesson, class_weights, collate, epoch_b
 from interventions.progress import progress
 from interventions.rundir import replacing
 from interventions.slots import RESPOND
+
+logger = logging.getLogger(__name__)
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; from there it falls linearly to 0
 CLIP = 1.0  # norm of the gradient
@@ -70,6 +73,7 @@ class Progress:
         kept: Number of the best of them, 0 before the first.
         best: Its parameters.
         seconds: Time spent, in killed runs too.
+        resumed: Whether a checkpoint was taken up.
     """
 
     batch: int = 0
@@ -112,7 +116,7 @@ def train(
     weights = class_weights([lesson.name for lesson in lessons], plan.balance)
     lengths = [len(lesson.ids) for lesson in lessons]
     begun, written = time.monotonic() - state.seconds, time.monotonic()
-    with progress(plan.epochs * len(lessons), len(state.epochs) * len(lessons), "finetune", "row") as bar:
+    with progress(plan.epochs * len(lessons), len(state.epochs) * len(lessons), "finetune") as bar:
         for number in range(len(state.epochs), plan.epochs):
             batches = epoch_batches(lengths, plan.batch_tokens, plan.seed, number)
             bar.update(sum(map(len, batches[: state.batch])))
@@ -129,6 +133,7 @@ def train(
             _end_epoch(module, held, plan, pad, state, state.loss / len(lessons), parameters)
             state.seconds = time.monotonic() - begun
             _save(checkpoint, key, parameters, optimiser, state)
+            logger.info("epoch %d of %d: %s", number + 1, plan.epochs, state.epochs[-1])
     _fill(parameters, state.best)
     return state
 
