@@ -1,9 +1,12 @@
 # make demo: environment, embedded model, the whole chain, a report.  make test: every quick test.
+# make ndif: a real NDIF server on this machine's CPU.  make test-all: every test, those against that server too.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
 
-.PHONY: setup demo adapter test test-all check clean
+NDIF := $(PYTHON) tests/ndif/server.py
+
+.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check clean
 
 setup: .venv/done
 
@@ -25,8 +28,24 @@ adapter: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"
 
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
+
+test-ndif: setup
+	-@$(NDIF) install  # where it can't be, its tests are skipped and say why
+	$(BIN)/python -m pytest -m ndif
+
 test-all: setup
+	-@$(NDIF) install
 	$(BIN)/python -m pytest
+
+ndif:
+	@$(NDIF) install
+	@url=$$($(NDIF) up $(if $(PORT),--port $(PORT))) && echo "NDIF is up at $$url; stop it with: make ndif-down" && \
+	  echo "try it: $(BIN)/python cli.py --remote --host $$url extract --limit 60 vectors trace"
+
+ndif-down:
+	@$(NDIF) down
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,14 +1,21 @@
 """`extract`: prompts to residual activations."""
 
-from typing import Any
+import shlex
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.framework import MAKERS, Session, command
-from commands.output import emit_progress
+from commands.framework import Session, command
+from commands.output import emit_progress, warn
 from commands.prompts import fingerprint_of, load_prompts
-from commands.records import ACTIVATIONS, missing, model_key, note, unchanged
+from commands.records import ACTIVATIONS, PAIRS, contradiction, missing, model_key, note, unchanged
 from commands.settings import Layers, Settings
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from interventions.models import Model
 
 
 @command(
@@ -20,54 +27,116 @@ from commands.settings import Layers, Settings
 )  # fmt: skip
 def extract(session: Session, s: Settings) -> dict[str, Any]:
     """Read residual activations of prompts."""
+    return make_activations(session, s, load_prompts(s, limited=True), tuple(s.get("suffix", ())))
+
+
+def make_activations(
+    session: Session, s: Settings, prompts: "pl.DataFrame", suffixes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Read the residual stream of prompts, or of each prompt followed by each suffix."""
     from interventions.extraction import checked_layers
     from interventions.extraction import extract as run_extract
     from interventions.rundir import now
 
     start = now()
-    prompts = load_prompts(s, limited=True)
     model = session.model(s)
-    suffixes = list(s.get("suffix", ()))
-    position = s.get("position", "suffix" if suffixes else "last")
     key = model_key(model) | {
         "fingerprint": fingerprint_of(prompts),
         "layers": checked_layers(model, s.get("layers")),
-        "position": position,
-        "suffixes": suffixes,
+        "position": s.get("position", "suffix" if suffixes else "last"),
+        "suffixes": list(suffixes),
         "seed": s.get("seed", 0),
     }
-    name = "pairs" if suffixes else "prompts"
-    artefact = f"activations/{name}"
-    path = s.run / "activations" / f"{name}.safetensors"
+    artefact = PAIRS if suffixes else ACTIVATIONS
+    path = s.run / f"{artefact}.safetensors"
     if not unchanged(s, artefact, key, path):
-        run_extract(model, prompts, path.parent, layers=key["layers"], position=position, suffixes=suffixes,
+        run_extract(model, prompts, path.parent, layers=key["layers"], position=key["position"], suffixes=suffixes,
                     batch_tokens=s.get("batch_tokens", 2048))  # fmt: skip
         note(s, artefact, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"rows": prompts.height * max(1, len(suffixes)), "layers": len(key["layers"]), "wrote": str(path)}
 
 
-def need_activations(session: Session, s: Settings, *, own_data: bool) -> dict[str, Any]:
-    """The record of activations that fit the settings; made if there are none."""
+def need_activations(session: Session, s: Settings, *, own_data: bool, artefact: str = ACTIVATIONS) -> dict[str, Any]:
+    """The record of activations that fit the settings, of prompts or of `PAIRS`; made if there are none."""
     from interventions.rundir import records
 
-    record = records(s.run).get(ACTIVATIONS)
-    made = (s.run / f"{ACTIVATIONS}.safetensors").exists() and record is not None
+    known = records(s.run)
+    record = known.get(artefact)
     reason = "there are none"
-    if made and record is not None:
-        reason = next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
-                       if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
-        if not reason and own_data and (s.get("data") or s.get("limit") or s.get("benign")):
-            same = fingerprint_of(load_prompts(s, limited=True)) == record["key"]["fingerprint"]
-            reason = "" if same else "the prompts changed"
-    if not reason and record is not None:
-        return record
-    missing(s, "extract", "activations", reason)
+    if record is not None and (s.run / f"{artefact}.safetensors").exists():
+        reason = contradiction(s, record) or _other_prompts(session, s, record, own_data, artefact)
+        if not reason:
+            return record
+    like = record or known.get(ACTIVATIONS)
+    settings = _settings_to_make(s, like, own_data)
+    prompts, suffixes = load_prompts(settings, limited=True), ()
+    if artefact == PAIRS:
+        prompts, suffixes = pairing(session.model(settings), prompts, s.get("split", "train"))
+        if like is not None and s.get("layers") is None:
+            settings = settings.with_values(layers=tuple(like["key"]["layers"]))
+    words = shlex.join(["extract", *(word for text in suffixes for word in ("--suffix", text))])
+    missing(s, words, "pairs" if suffixes else "activations", reason)
+    emit_progress(make_activations(session, settings.with_values(position=None), prompts, suffixes))
+    return records(s.run)[artefact]
+
+
+def pairing(model: "Model", prompts: "pl.DataFrame", split: str) -> tuple["pl.DataFrame", tuple[str, ...]]:
+    """Which prompts are read with which suffixes for contrastive vectors.
+
+    Harmful rows of the split whose category is one of the model's refusal tokens; each is followed by every such
+    token that has rows, and by the respond token.
+
+    Raises:
+        UserError: The model has no refusal tokens, or none of them has rows.
+    """
+    import polars as pl
+
+    from data import for_split
+    from interventions.routes import RESPOND, refusals
+
+    tokens = refusals(model)
+    if not tokens.names or tokens.respond is None:
+        raise UserError(f"model {model.name!r} has no refusal tokens to put behind a prompt; use --method mean, or a "
+                        "model that was taught them (finetune)")  # fmt: skip
+    harmful = for_split(prompts, split).filter((pl.col("label") == "harmful") & pl.col("category").is_not_null())
+    paired = harmful.filter(pl.col("category").is_in(tokens.names))
+    if paired.is_empty():
+        raise UserError(f"no harmful row of split {split!r} has a category among the refusal tokens of {model.name!r}: "
+                        f"{', '.join(tokens.names)}")  # fmt: skip
+    left = sorted(set(harmful["category"]) - set(tokens.names))
+    if left:
+        warn(f"no refusal token for {', '.join(map(repr, left))}: left out")
+    return paired, tuple(f"[{name}]" for name in [*sorted(set(paired["category"])), RESPOND])
+
+
+def default_layer(record: dict[str, Any]) -> int:
+    """Of the layers there are activations of, the one nearest to the default layer of their model."""
+    layers, depth = record["key"]["layers"], record["n_layers"]
+    wanted = min(round(18 / 32 * depth), depth - 1)
+    return min(layers, key=lambda at: abs(at - wanted))
+
+
+def _other_prompts(session: Session, s: Settings, record: dict[str, Any], own_data: bool, artefact: str) -> str:
+    """Whether other prompts were asked for than those that were read."""
+    paired = artefact == PAIRS
+    if not own_data or not (s.get("data") or s.get("limit") or s.get("benign") or (paired and s.get("split"))):
+        return ""
+    prompts = load_prompts(s, limited=True)
+    if fingerprint_of(prompts) == record["key"]["fingerprint"]:
+        return ""
+    if paired:
+        prompts, _ = pairing(session.model(s, record), prompts, s.get("split", "train"))
+        if fingerprint_of(prompts) == record["key"]["fingerprint"]:
+            return ""
+    return "the prompts changed"
+
+
+def _settings_to_make(s: Settings, like: dict[str, Any] | None, own_data: bool) -> Settings:
+    """Settings to extract with; model and dtype stay those of what is there."""
     settings = s.for_missing(own_data=own_data)
-    if record is not None:
-        settings = settings.with_values(model=s.get("model", None, record), dtype=s.get("dtype", None, record))
-        if not own_data or not s.get("data"):
-            data = settings.get("data", ()) or (tuple(record.get("data") or ()) if s.get("benign") else ())
-            settings = settings.with_values(data=data)
-    extract_settings = settings.with_values(layers=s.get("layers"), position=None, suffix=())
-    emit_progress(MAKERS["extract"](session, extract_settings))
-    return records(s.run)[ACTIVATIONS]
+    if like is None:
+        return settings
+    if not own_data or not s.get("data"):
+        data = settings.get("data", ()) or (tuple(like.get("data") or ()) if s.get("benign") else ())
+        settings = settings.with_values(data=data)
+    return settings.with_values(model=s.get("model", None, like), dtype=s.get("dtype", None, like))

@@ -1,18 +1,36 @@
 """`evaluate` and `report`: answers to scores, rates and the page."""
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from commands.framework import Session, command
 from commands.output import warn
-from commands.records import ACTIVATIONS, VECTORS, note, unchanged
+from commands.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS, note, unchanged
 from commands.settings import Settings
 from commands.steering import need_generations
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
-@command()
+@command(
+    click.option("--scorer", multiple=True, type=click.Choice(["token", "phrases", "judge", "classifier", "hand"]),
+                 help="Who scores; repeatable.  [default: all that have what they need]"),
+    click.option("--judge-model", help="Model of an OpenAI-compatible endpoint that judges; its key comes from "
+                 "REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY.  [default: none]"),
+    click.option("--judge-url", help="The endpoint.  [default: OPENAI_BASE_URL, else OpenAI]"),
+    click.option("--judge-concurrency", type=click.IntRange(1, 256), help="Questions at once.  [default: 8]"),
+    click.option("--classifier", help="Folder or hub id of a text classifier.  [default: none]"),
+    click.option("--classifier-labels", help="CLASS=VERDICT,… where its names don't say it.  [default: none]"),
+    click.option("--hand", type=click.Path(dir_okay=False, path_type=Path), help="CSV or JSONL of 100 answers to label by "
+                 "hand: written if it is missing, else read.  [default: none]"),
+    click.option("--difference", type=click.FloatRange(0, 100, min_open=True), help="Points: how many prompts would such "
+                 "a difference need?  [default: 5]"),
+)  # fmt: skip
 def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     """Score answers and summarise them with intervals."""
     import polars as pl
@@ -24,13 +42,15 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     start = now()
     record = need_generations(session, s)
     generations = pl.read_parquet(s.run / "generations.parquet")
+    scorers, asked = assembled(s, generations)
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS, {}).get("id"), "seed": s.get("seed", 0)}
+    key |= asked | {"difference": s.get("difference", 5.0)}
     path = s.run / "summary.parquet"
-    if unchanged(s, "scores", key, s.run / "scores.parquet") and unchanged(s, "summary", key, path):
+    if not failed(s) and unchanged(s, "scores", key, s.run / "scores.parquet") and unchanged(s, "summary", key, path):
         summary = pl.read_parquet(path)
     else:
-        scores = score(generations, fitted_texts(s))
-        summary = summarise(scores, key["seed"])
+        scores = score(generations, fitted_texts(s, record), scorers)
+        summary = summarise(scores, key["seed"], clusters(generations, s), key["difference"] / 100)
         for name, table in (("scores", scores), ("summary", summary)):
             with replacing(s.run / f"{name}.parquet") as unfinished:
                 table.write_parquet(unfinished)
@@ -56,28 +76,101 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
 
 
 @command(
-    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]")
-)
+    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]"),
+    click.option("--assets", type=click.Path(file_okay=False, path_type=Path), help="Also each chart as PNG and SVG, each "
+                 "table as CSV and parquet, into this folder.  [default: none]"),
+    click.option("--compare", multiple=True, type=click.Path(file_okay=False, path_type=Path), help="Run directories to "
+                 "compare in place of one run's page; repeatable.  [default: none]"),
+    click.option("--map", "map_of_activations", type=click.Choice(["pca", "tsne"]), help="Map of activations.  "
+                 "[default: pca]"),
+)  # fmt: skip
 def report(_session: Session, s: Settings) -> dict[str, Any]:
     """Write one HTML page of whatever the run directory holds."""
     from reports.page import write_report
 
     path = s.get("out", s.run / "report.html")
-    sections = write_report(s.run, path)
+    if s.get("compare"):
+        from reports.compare import write_comparison
+
+        sections = write_comparison(s.get("compare"), path, assets=s.get("assets"))
+    else:
+        sections = write_report(
+            s.run, path, assets=s.get("assets"), map_of_activations=s.get("map_of_activations", "pca")
+        )
     return {"sections": len(sections), "bytes": path.stat().st_size, "wrote": str(path)}
 
 
-def fitted_texts(s: Settings) -> set[str]:
-    """Texts of the prompts that the vectors rest on."""
+def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The scorers that were asked for, and what tells them apart in a record; no key or address with one in it."""
+    from reports.classifier import parse_labels
+    from reports.hand import write_sample
+    from reports.judge import Judge, shown
+    from reports.scorers import assemble
+
+    judge = None
+    if s.get("judge_model"):
+        judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency", 8))
+    hand = s.get("hand")
+    if hand is not None and not hand.exists():
+        count = write_sample(generations, hand, seed=s.get("seed", 0))
+        warn(f"wrote {count} answers to label by hand into {hand}; fill in `verdict` and run evaluate again")
+        hand = None
+    labels = parse_labels(s.get("classifier_labels")) if s.get("classifier_labels") else None
+    names = list(s.get("scorer", ()))
+    scorers = assemble(generations, names, cache=s.run / "judge.jsonl", judge=judge, classifier=s.get("classifier"),
+                       labels=labels, device=s.get("device"), hand=hand)  # fmt: skip
+    asked = {
+        "scorers": sorted(scorers),
+        "judge": [s.get("judge_model"), shown(s.get("judge_url")) if s.get("judge_url") else None] if judge else None,
+        "classifier": [s.get("classifier"), s.get("classifier_labels")],
+        "hand": hashlib.sha256(hand.read_bytes()).hexdigest() if hand else None,
+    }
+    return scorers, asked
+
+
+def failed(s: Settings) -> bool:
+    """Whether a judge failed on some answers last time: those are asked for again."""
+    import polars as pl
+
+    path = s.run / "scores.parquet"
+    if not path.exists() or not s.get("judge_model"):
+        return False
+    return not pl.read_parquet(path).filter((pl.col("scorer") == "judge") & pl.col("verdict").is_null()).is_empty()
+
+
+def clusters(generations: "pl.DataFrame", s: Settings) -> "pl.DataFrame | None":
+    """Which prompts are siblings, where their data sets say so."""
+    from data import themes
+
+    rows = generations.select("dataset", "id", "prompt").unique(subset=["dataset", "id"], maintain_order=True)
+    try:
+        found = themes(rows, s.get("data_mirror"))
+    except UserError:
+        return None
+    return found if found["theme"].drop_nulls().len() else None
+
+
+def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:
+    """Texts of the prompts that anything behind the answers was fitted to or chosen on."""
     import polars as pl
 
     from data import for_split
     from interventions.rundir import records
     from reports.scoring import same_text
 
-    path, record = s.run / f"{ACTIVATIONS}.parquet", records(s.run).get(VECTORS)
-    if record is None or not path.exists():
-        return set()
-    rows = for_split(pl.read_parquet(path), record["key"]["split"])
-    benign, harmful = pl.col("label") == "benign", (pl.col("label") == "harmful") & pl.col("category").is_not_null()
-    return {same_text(text) for text in rows.filter(benign | harmful)["prompt"]}
+    known, used = records(s.run), generations["key"]
+    harmful, benign = (pl.col("label") == "harmful") & pl.col("category").is_not_null(), pl.col("label") == "benign"
+    labelled = pl.col("label").is_not_null()
+    bases = [(VECTORS, ("split",), harmful | benign), (PROBE, ("split", "threshold_split"), labelled),
+             (LOWRANK, ("split",), labelled)]  # fmt: skip
+    texts: set[str] = set()
+    for artefact, splits, rows in bases:
+        key = known.get(artefact, {}).get("key", {})
+        path = s.run / f"{key.get('source', ACTIVATIONS)}.parquet"
+        if artefact in used and key and path.exists():
+            table = pl.read_parquet(path)
+            for split in splits:
+                texts |= {same_text(text) for text in for_split(table, key[split]).filter(rows)["prompt"]}
+    if SWEEP in used and (s.run / "sweep_prompts.parquet").exists():
+        texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
+    return texts

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interventions.backends import Door
     from interventions.models import Model
 
-DEFAULT_MODEL = "smollm2"
+DEFAULT_MODEL = "refusal-smollm2"
 
 
 @dataclass
@@ -77,9 +77,6 @@ def cli(ctx: click.Context, **_options: Any) -> None:
     ctx.obj = Session()
 
 
-MAKERS: dict[str, Callable[[Session, Settings], dict[str, Any]]] = {}
-
-
 def command(
     *options: Callable[..., Any], writes: bool = True
 ) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
@@ -107,7 +104,6 @@ def command(
 
         for option in reversed(options):
             run = option(run)
-        MAKERS[name] = make
         return cli.command(name, cls=Command, help=make.__doc__)(shared(run))
 
     return register

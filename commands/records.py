@@ -15,7 +15,17 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from interventions.models import Model
 
-ACTIVATIONS, VECTORS, GENERATIONS = "activations/prompts", "vectors", "generations"
+TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
+ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
+VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
+    "vectors",
+    "logit_lens",
+    "probe",
+    "lowrank",
+    "sweep",
+    "diff",
+    "generations",
+)
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:
@@ -57,13 +67,11 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
         "start": start,
     }
     if model is not None:
-        entry |= model_key(model) | {"backend": model.backend}
+        entry |= model_key(model) | {"backend": model.backend, "n_layers": model.n_layers}
         if model.door.line is not None:
             entry["remote"] = model.door.line.traffic.since_noted()
     else:
-        entry |= {
-            name: (like or {}).get(name) for name in ("model", "revision", "template", "tokenizer", "dtype", "backend")
-        }
+        entry |= {name: (like or {}).get(name) for name in TAKEN_OVER}
     record(s.run, artefact, entry)
 
 
@@ -80,6 +88,12 @@ def command_line(words: Sequence[str]) -> str:
             word = f"--host={shown(value)}"
         kept.append(word)
     return shlex.join(kept)
+
+
+def contradiction(s: Settings, record: dict[str, Any]) -> str:
+    """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
+    return next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
+                 if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
 
 
 def identity(key: dict[str, Any]) -> str:

@@ -37,6 +37,20 @@ class Layers(click.ParamType):
         return tuple(numbers)
 
 
+class LayerOrAuto(click.ParamType):
+    """A block number, or `auto`."""
+
+    name = "layer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Parse, or fail as a usage error."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a layer such as 17 nor auto", param, ctx)
+        return int(value)
+
+
 class Finite(click.ParamType):
     """A number that is one."""
 
@@ -53,9 +67,21 @@ class Finite(click.ParamType):
         return number
 
 
+class Numbers(click.ParamType):
+    """Numbers with commas between them: `-0.1,-0.3`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse, or fail as a usage error."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(Finite().convert(part, param, ctx) for part in str(value).split(","))
+
+
 SHARED: list[Callable[[Any], Any]] = [
     click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [default: runs/default]"),
-    click.option("--model", help="Hub id, folder or alias (smollm2).  [default: smollm2]"),
+    click.option("--model", help="Hub id, folder or alias (refusal-smollm2, smollm2).  [default: refusal-smollm2]"),
     click.option("--local", "where", flag_value="local", help="Run here.  [default]"),
     click.option("--simulate", "where", flag_value="simulate", help="Ship and rebuild each trace in-process first."),
     click.option("--remote", "where", flag_value="remote", help="Run on an NDIF server."),

@@ -1,15 +1,27 @@
 """`trace` and `generate`: prompts under the lens, and answers in every arm."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from commands.fitting import need_lowrank, need_probe
 from commands.framework import Session, command
-from commands.output import emit_progress
+from commands.output import emit_progress, warn
 from commands.prompts import fingerprint_of, load_prompts, traced_prompts
-from commands.records import GENERATIONS, VECTORS, missing, model_key, note, unchanged
+from commands.records import (
+    GENERATIONS,
+    LOWRANK,
+    PROBE,
+    SWEEP,
+    VECTORS,
+    contradiction,
+    missing,
+    model_key,
+    note,
+    unchanged,
+)
 from commands.settings import Finite, Settings
 from commands.vectors import need_vectors
 from data.errors import UserError
@@ -96,8 +108,11 @@ def make_generations(session: Session, s: Settings) -> dict[str, Any]:
         raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
     steering, record = need_vectors(session, s)
     model = session.model(s, record)
-    arms = parse_arms(s.get("arm") or default_arms(s, model), single_arm(s, model, steering))
+    default, swept = single_arm(s, model, steering), swept_setting(s, record)
+    arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
     tools, rests_on = need_tools(session, s, arms, steering, record)
+    rests_on |= {} if swept is None else {SWEEP: swept["id"]}
+    arms = lowrank_at_its_layer(arms, s.get("arm", ()), tools)
     tokens = s.get("max_new_tokens", 32)
     key = model_key(model) | {
         **rests_on,
@@ -114,8 +129,11 @@ def make_generations(session: Session, s: Settings) -> dict[str, Any]:
     return {"prompts": prompts.height, "arms": [arm.name for arm in arms], "wrote": str(path)}
 
 
-def default_arms(s: Settings, model: "Model") -> tuple[str, ...]:
-    """What is compared if nothing else was said: as much as the run directory's tools and the model's tokens allow."""
+def default_arms(s: Settings, model: "Model", swept: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """What is compared if nothing else was said: as much as the run directory's tools and the model's tokens allow.
+
+    The arm that a sweep chose is among them, as it was swept.
+    """
     from interventions.routes import refusals
 
     arms = ["baseline", "fixed"]
@@ -123,7 +141,57 @@ def default_arms(s: Settings, model: "Model") -> tuple[str, ...]:
         arms.append("routed")
         arms += ["gated"] if (s.run / "probe.safetensors").exists() else []
     arms += ["lowrank"] if (s.run / "lowrank.safetensors").exists() else []
+    if swept is not None:
+        word = swept["arm"]
+        if not swept["shared"]:  # its strength means something to itself alone
+            word += f"{',' if ':' in word else ':'}strength={swept['strength']!r}"
+        arms = [*(arm for arm in arms if arm != swept["kind"]), word]
     return tuple(arms)
+
+
+def swept_setting(s: Settings, vectors: dict[str, Any]) -> dict[str, Any] | None:
+    """The setting that `sweep` chose, unless layer, strength or unit were given; said on stderr."""
+    import polars as pl
+
+    from interventions.rundir import records
+    from interventions.sweeping import SHARED_SETTING
+
+    path, record = s.run / "sweep.parquet", records(s.run).get(SWEEP)
+    if (
+        record is None
+        or not path.exists()
+        or any(s.get(name) is not None for name in ("layer", "strength", "strength_unit"))
+    ):
+        return None
+    if record["key"]["vectors"] != vectors["id"]:
+        warn(f"{path} is of other vectors and not used; run sweep again")
+        return None
+    rows = pl.read_parquet(path).filter("chosen").to_dicts()
+    if not rows:
+        warn(f"{path}: no setting lowered over-refusal without harm; the default is used")
+        return None
+    row = rows[0]
+    place = "" if row["layer"] is None else f" at layer {row['layer']}"
+    warn(f"setting of {path}: {row['arm']}, strength {row['strength']:g} {row['strength_unit']}{place}")
+    return row | {"id": record["id"], "shared": row["kind"] in SHARED_SETTING}
+
+
+def at_setting(s: Settings, default: "Arm", swept: dict[str, Any] | None) -> "Arm":
+    """What arms leave open, as the sweep chose it."""
+    if swept is None or not swept["shared"]:
+        return default
+    category, scope = s.get("category", swept["category"]), s.get("scope", swept["scope"])
+    return replace(default, layer=swept["layer"], strength=swept["strength"], unit=swept["strength_unit"],
+                   category=category, scope=scope)  # fmt: skip
+
+
+def lowrank_at_its_layer(arms: "list[Arm]", words: Sequence[str], tools: "Tools") -> "list[Arm]":
+    """A low-rank map steers the layer it was trained at, unless its arm names another, which is a mistake."""
+    own = tools.lowrank
+    named = [word for word in words if word.startswith("lowrank") and "layer=" in word]
+    if own is None or named:
+        return arms
+    return [replace(arm, layer=own.layer) if arm.kind == "lowrank" else arm for arm in arms]
 
 
 def need_tools(
@@ -132,12 +200,12 @@ def need_tools(
     """What the arms draw on, and the identities of the artefacts it comes from."""
     from interventions.routes import Tools
 
-    rests_on = {"vectors": record["id"]}
+    rests_on = {VECTORS: record["id"]}
     probe = lowrank = None
     if any(arm.route == "gated" for arm in arms):
-        probe, rests_on["probe"] = need_probe(session, s)
+        probe, rests_on[PROBE] = need_probe(session, s)
     if any(arm.kind == "lowrank" for arm in arms):
-        lowrank, rests_on["lowrank"] = need_lowrank(session, s)
+        lowrank, rests_on[LOWRANK] = need_lowrank(session, s)
     return Tools(steering, probe, lowrank), rests_on
 
 
@@ -145,15 +213,16 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
     """The record of generations that fit the settings; made if there are none."""
     from interventions.rundir import records
 
-    record, below = records(s.run).get(GENERATIONS), records(s.run).get(VECTORS)
+    known = records(s.run)
+    record = known.get(GENERATIONS)
     reason = ""
     if not (s.run / "generations.parquet").exists() or record is None:
         reason = "there are none"
-    elif below is not None and record["key"]["vectors"] != below["id"]:
-        reason = "the vectors are newer"
     else:
-        reason = next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
-                       if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
+        newer = [
+            name for name in (VECTORS, PROBE, LOWRANK, SWEEP) if _is_newer(known.get(name), record["key"].get(name))
+        ]
+        reason = f"the {newer[0]} {'are' if newer[0] == VECTORS else 'is'} newer" if newer else contradiction(s, record)
         if not reason and (s.get("data") or s.get("limit")):
             from data import for_split
 
@@ -170,6 +239,10 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
     return record
 
 
+def _is_newer(record: dict[str, Any] | None, used: str | None) -> bool:
+    return record is not None and used is not None and record["id"] != used
+
+
 def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":
     """The arm of --layer, --category, --strength, --strength-unit and --scope, and of trace's one --arm."""
     from interventions.arms import DEFAULT_SCOPE, DEFAULT_STRENGTH, DEFAULT_UNIT, Arm, parse_arms
@@ -179,8 +252,8 @@ def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm
         raise UserError(f"layer {layer}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
     if layer is None:
         layer = min(steering.layers, key=lambda at: abs(at - model.default_layer()))
-    arm = Arm("fixed", "fixed", layer, s.get("category", "mean"), s.get("strength", DEFAULT_STRENGTH),
-              s.get("strength_unit", DEFAULT_UNIT), s.get("scope", DEFAULT_SCOPE))  # fmt: skip
+    arm = Arm("fixed", "fixed", layer, s.get("category", "mean"), strength=s.get("strength", DEFAULT_STRENGTH),
+              unit=s.get("strength_unit", DEFAULT_UNIT), scope=s.get("scope", DEFAULT_SCOPE))  # fmt: skip
     if s.command == "trace" and s.get("arm"):
         arms = [a for a in parse_arms(s.get("arm"), arm) if a.kind != "baseline"]
         if len(arms) != 1:

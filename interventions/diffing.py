@@ -52,6 +52,7 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
     respond: str = RESPOND,
+    same_tokens: bool = True,
 ) -> pl.DataFrame:
     """Cosine of the two models' vectors of each category at each layer, with interval, ceiling and floor.
 
@@ -74,12 +75,13 @@ def compare(
         draws: Resamples and permutations.
         seed: Of all of them.
         respond: The respond token's name, without brackets.
+        same_tokens: Whether both models must have read as many tokens; the published code's don't.
 
     Raises:
         UserError: The files hold other rows, layers or positions, or rows that the difference needs are missing.
     """
     one, two = Activations.open(base), Activations.open(tuned)
-    _check_same(one, two)
+    _check_same(one, two, same_tokens)
     tagged = has_suffixes(one.rows)
     difference = difference or ("contrastive" if tagged else "mean")
     if difference not in DIFFERENCES:
@@ -153,7 +155,7 @@ def _rows(activations: Activations, layer: int, contrast: Contrast) -> np.ndarra
     return positive - negative if contrast.paired else np.concatenate([positive, negative])
 
 
-def _check_same(one: Activations, two: Activations) -> None:
+def _check_same(one: Activations, two: Activations, same_tokens: bool) -> None:
     """Do both files hold the same rows, token for token as far as the tables say?"""
     for key in ("layers", "position", "site"):
         if one.metadata.get(key) != two.metadata.get(key):
@@ -163,7 +165,7 @@ def _check_same(one: Activations, two: Activations) -> None:
         raise UserError(
             f"the two models' activations are {one.shape} and {two.shape}; they must be as many and as wide"
         )
-    columns = ["dataset", "id", "category", "label", "split", "suffix", "n_tokens"]
+    columns = ["dataset", "id", "category", "label", "split", "suffix", *(["n_tokens"] if same_tokens else [])]
     odd = [name for name in columns if not one.rows[name].equals(two.rows[name])]
     if odd:
         raise UserError(f"the two models' rows differ in {odd[0]}; both must read the same prompts and token ids")

@@ -11,6 +11,10 @@ from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_bat
 from interventions.lessons import openings
 from interventions.models import Model
 from interventions.slots import RESPOND
+<<<<<<< HEAD
+=======
+from interventions.steering import answer, unsteered
+>>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,12 @@ def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH
     first: list[str | None] = [None] * len(ids)
     for rows in plan_batches([len(row) for row in ids], batch_tokens):
         batch = pad_batch([ids[row] for row in rows], pad_id(model.tokenizer), model.device)
+<<<<<<< HEAD
         for row, number in zip(rows, _best_next(model, batch).tolist(), strict=True):
+=======
+        found = answer(model, batch, [unsteered(len(rows), model.d_model)], max_new_tokens=1)
+        for row, number in zip(rows, found.tokens[:, 0, 0].tolist(), strict=True):
+>>>>>>> main
             first[row] = names.get(number)
     return first
 

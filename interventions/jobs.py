@@ -74,7 +74,7 @@ class Job(RemoteBackend):
             self._noted |= known
         self._collecting = self._noted["id"] is not None
         self._forgotten = False
-        self._heard = float(self._noted["sent"])
+        self._heard = time.time()
         self._words = "not heard of"
         self._deadline = time.monotonic() + line.timeout
 
@@ -107,6 +107,9 @@ class Job(RemoteBackend):
 
             content = zstandard.ZstdDecompressor().decompress(content)
         return loaded(content)
+
+    def _log(self, message: str) -> None:
+        """Not onto stdout, as nnsight does in its debug mode: results stand there."""
 
     def _bring(self, blob: bytes) -> bytes:
         """Send, unless an earlier process did, and poll until the result is here."""
@@ -148,6 +151,8 @@ class Job(RemoteBackend):
 
     def _send(self, blob: bytes) -> None:
         """Journal the intent, send, journal the id."""
+        if self._stop.is_set():
+            raise AbandonedError
         self._noted |= {"sent": time.time()}
         self._note(dict(self._noted))
         request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
@@ -192,7 +197,11 @@ class Job(RemoteBackend):
         """The server knows no such job: it has not come to it yet, or has forgotten it."""
         if self._forgotten or time.time() - self._heard < FORGOTTEN_SECONDS:
             return
-        self._ask("GET", "/connected")  # while its compute reconnects, its queue stands still, but nothing is lost
+        try:
+            self._ask("GET", "/connected")
+        except PassingError as error:  # while its compute reconnects its queue stands still, but nothing is lost
+            self._heard, self._words = time.time(), str(error)
+            return
         self._forgotten = True
         raise PassingError("the server says nothing of it: sent anew", lost=True)
 

@@ -1,6 +1,7 @@
 """The line to a server: its address, the user's key, and exchanges that end in time whatever is at the other end."""
 
 import hashlib
+import ipaddress
 import os
 import queue
 import threading
@@ -205,7 +206,10 @@ def shown(address: str) -> str:
 def is_loopback(address: str) -> bool:
     """Whether a server's address is this machine."""
     name = urlsplit(address).hostname or ""
-    return name in ("localhost", "::1") or name.startswith("127.")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
 
 
 def api_key() -> str:

@@ -78,7 +78,11 @@ class Bar:
         """Wrap a tqdm bar."""
         self._bar, self._name, self._watch = bar, name, watch
 
-    def update(self, rows: int) -> None:
+    def say(self, words: str) -> None:
+        """Words to stand beside the bar."""
+        self._bar.set_postfix_str(words)
+
+    def update(self, rows: int = 1) -> None:
         """So many more rows are done."""
         self._bar.update(rows)
         if self._watch is not None:

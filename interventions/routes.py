@@ -135,10 +135,12 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
     table, names = _table(arm, vectors) if arm.steers and arm.kind != "lowrank" else _no_table(vectors)
     mean = len(categories)
     of_token = [categories.index(name) if name in categories else mean for name in tokens.names]
-    given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength))
+    given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
     if arm.kind == "oracle":
         given = torch.tensor([categories.index(r["category"]) if r["category"] in categories else mean for r in rows])
-        strengths = torch.tensor([arm.harmful if r["label"] == "harmful" else arm.strength for r in rows])
+        strengths = torch.tensor(
+            [arm.harmful if r["label"] == "harmful" else arm.strength for r in rows], dtype=torch.float64
+        )
     elif arm.steers and arm.kind != "lowrank" and arm.category != MEAN:
         vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
         given = torch.full((count,), names.index(arm.category))

@@ -94,7 +94,7 @@ def answer(
     rows, width = batch["input_ids"].shape
     groups = _groups(plans, rows, width + max_new_tokens, together)
     look = bool(refusal_ids) or gate is not None or bool(read_layers) or top_k > 0
-    wanted = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
+    wanted: list[int] = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
     readers = [(number, path[number]) for number in wanted]
     editors = [
         [(at, block) for at, block in enumerate(path) if at in {plans[arm]["layer"] for arm in group}]
@@ -179,6 +179,18 @@ def answer(
     return _assembled(out, groups, len(plans))
 
 
+def unsteered(rows: int, width: int) -> dict[str, Any]:
+    """The plan of an arm that changes nothing."""
+    nothing = {"layer": 0, "scope": "generated", "operation": "none", "routed": False, "gated": False, "benign": 0.0,
+               "harmful": 0.0, "lowrank": None, "bias": None}  # fmt: skip
+    return nothing | {
+        "table": torch.zeros(1, width),
+        "of_token": torch.zeros(0, dtype=torch.long),
+        "given": torch.zeros(rows, dtype=torch.long),
+        "strengths": torch.zeros(rows, dtype=torch.float64),
+    }
+
+
 def _groups(plans: Sequence[dict[str, Any]], rows: int, tokens: int, together: int) -> list[list[int]]:
     """Arms that decode together: those that share a cache, and those that don't, in portions."""
     most = max(1, together // max(1, rows * tokens))
@@ -226,7 +238,8 @@ def chosen(
         vector = plan["of_token"].to(seen["tokens"].device)[seen["tokens"].argmax(-1)]
     if plan["gated"] and gate is not None:
         looks_harmful = seen["score"] >= gate["threshold"].to(seen["score"].device)
-        strength = torch.where(looks_harmful, float(plan["harmful"]), float(plan["benign"]))
+        both = torch.tensor([plan["benign"], plan["harmful"]], dtype=torch.float64, device=looks_harmful.device)
+        strength = both[looks_harmful.long()]
     return vector, strength
 
 
@@ -239,7 +252,7 @@ def prepared(
     """
     picks = [chosen(arm, seen, gate) for arm in arms]
     vector = torch.stack([pick[0].to(device) for pick in picks], dim=1)
-    strength = torch.stack([pick[1].to(device).float() for pick in picks], dim=1)
+    strength = torch.stack([pick[1].to(device) for pick in picks], dim=1)
     changes: dict[Any, Any] = {"vector": vector.flatten(), "strength": strength.flatten()}
     for layer in layers:
         add, unit, low = [], [], []
@@ -254,12 +267,12 @@ def prepared(
             direction = rows / torch.where(length == 0, torch.ones_like(length), length)
             gone = torch.zeros_like(rows)
             if arm["operation"] in ("add", "clamp"):
-                gone = strength[:, at, None] * rows
+                gone = strength[:, at, None].float() * rows
             add.append(gone)
             unit.append(direction if arm["operation"] in ("ablate", "clamp") else torch.zeros_like(rows))
             if mine and arm["lowrank"] is not None:
-                share = torch.zeros_like(strength)
-                share[:, at] = strength[:, at]
+                share = torch.zeros_like(strength, dtype=torch.float32)
+                share[:, at] = strength[:, at].float()
                 low.append((arm["lowrank"], share.flatten()))
         projecting = any(arm["operation"] in ("ablate", "clamp") and arm["layer"] == layer for arm in arms)
         changes[layer] = {

@@ -5,7 +5,6 @@ ends with the weights of one that was not.
 """
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,6 @@ from interventions.lessons import Batch, Lesson, class_weights, collate, epoch_b
 from interventions.progress import progress
 from interventions.rundir import replacing
 from interventions.slots import RESPOND
-
-logger = logging.getLogger(__name__)
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; from there it falls linearly to 0
 CLIP = 1.0  # norm of the gradient
@@ -133,7 +130,7 @@ def train(
             _end_epoch(module, held, plan, pad, state, state.loss / len(lessons), parameters)
             state.seconds = time.monotonic() - begun
             _save(checkpoint, key, parameters, optimiser, state)
-            logger.info("epoch %d of %d: %s", number + 1, plan.epochs, state.epochs[-1])
+            bar.say(f"validation accuracy {state.epochs[-1].category_accuracy:.3f}")
     _fill(parameters, state.best)
     return state
 

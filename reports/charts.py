@@ -1,61 +1,288 @@
-"""Altair charts of a run's tables. Colours are Okabe and Ito's, readable for the colour-blind."""
+"""Altair charts of a run's tables: pure functions, a table in, a chart out.
 
+Every chart is a single view of width `container`, so that it fits a phone; text and lines take the page's own colour.
+Series differ in colour and in shape or dash. The colours have a contrast of 3:1 on white and on the dark page.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+COLOURS = ("#0072B2", "#D55E00", "#00875F", "#B8579B", "#8A6D00", "#7A63D1", "#A3483F", "#5B7A8C")
+STAR = "M0,-1L.25,-.25L1,0L.25,.25L0,1L-.25,.25L-1,0L-.25,-.25Z"
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "triangle-right", STAR)
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3], [10, 4], [3, 1])
+GREY = "#7D8590"
+HOLLOW_FROM = 0.1  # a point with more broken answers than this is drawn hollow
+
+INK = "currentColor"
+PAGE: dict[str, Any] = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": INK,
+        "gridOpacity": 0.12,
+        "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 200, "domainOpacity": 0.4,
+        "tickOpacity": 0.4,
+    },
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "orient": "bottom",
+               "titleFontWeight": "normal", "labelLimit": 260, "columns": 3, "symbolSize": 70, "symbolOpacity": 1},
+    "title": {"color": INK},
+    "text": {"color": INK},
+}  # fmt: skip
 
 
-def cosine_matrix(table: pl.DataFrame, layer: int) -> Any:
-    """Cosines between the categories' vectors at one layer; columns `a`, `b`, `cosine`."""
-    base = alt.Chart(table).encode(
-        x=alt.X("a:N", title=None, sort=None, axis=alt.Axis(labelAngle=-30, labelLimit=220)),
-        y=alt.Y("b:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
+def on_paper() -> dict[str, Any]:
+    """The configuration for pictures: dark ink on white, as no page lends its colour."""
+
+    def inked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: inked(inner) for key, inner in value.items()}
+        return "#1b1f24" if value == INK else value
+
+    return {**inked(PAGE), "background": "#ffffff", "font": "sans-serif"}
+
+
+def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
+    """Over-refusal against refusal, one line a group through its strengths, both intervals.
+
+    Columns `arm`, `group`, `order`, and for x (benign) and y (harmful) `rate`, `low`, `high`, `n` with the suffixes
+    `_x`, `_y`; `hollow` marks points with many broken answers, `line` whether a line passes through them.
+    """
+    axis = {"format": "%", "tickCount": 5}
+    data = _data(table)
+    highest, lowest = max(*table["high_x"], 0.05), min(*table["low_y"], 0.95)
+    x = alt.X("rate_x:Q", title="over-refusal: benign prompts refused", axis=alt.Axis(**axis),
+              scale=alt.Scale(domain=[0, min(1, math.ceil(highest * 10) / 10)]))  # fmt: skip
+    y = alt.Y("rate_y:Q", title="refusal: harmful prompts refused", axis=alt.Axis(**axis),
+              scale=alt.Scale(domain=[math.floor(lowest * 10) / 10, 1]))  # fmt: skip
+    colour, shape = _colour("group", groups), _shape("group", groups)
+    tips = [alt.Tooltip("arm:N"), *_rate_tips("_x", "over-refusal"), *_rate_tips("_y", "refusal"),
+            alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
+    base = alt.Chart(data).encode(x=x, y=y, color=colour)
+    lines = base.transform_filter("datum.line").mark_line(opacity=0.6).encode(order="order:Q", detail="group:N")
+    across = (
+        alt.Chart(data)
+        .mark_rule(opacity=0.75, strokeWidth=1.5)
+        .encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y, color=colour)
     )
-    squares = base.mark_rect().encode(
-        color=alt.Color("cosine:Q", scale=alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True), title="cosine")
+    down = (
+        alt.Chart(data)
+        .mark_rule(opacity=0.75, strokeWidth=1.5)
+        .encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
     )
-    numbers = base.mark_text().encode(
+    dots = base.mark_point(filled=False, size=90, strokeWidth=2.5).encode(shape=shape, tooltip=tips)
+    full = (
+        base.transform_filter("!datum.hollow")
+        .mark_point(filled=True, size=90, opacity=1)
+        .encode(shape=shape, tooltip=tips)
+    )
+    numbers = base.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(text="mark:N", color=alt.value(INK))
+    return _sized(alt.layer(lines, across, down, dots, full, numbers), 340, groups)
+
+
+def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> Any:
+    """Refused (with interval) and broken shares; columns `place` (data set, line break, n), `arm`, `rate`, `low`, `high`.
+
+    Also `broken`, a share. `kinds` names each arm's group, whose colour it has here as in `trade_off`; arms of one group differ in shape.
+    """
+    arms, groups = list(kinds), list(dict.fromkeys(kinds.values()))
+    of_group = dict(zip(groups, _cycled(COLOURS, groups, GREY), strict=True))
+    scale = alt.Scale(domain=arms, range=[of_group[kinds[arm]] for arm in arms])
+    lines = alt.Axis(domain=False, ticks=False, labelPadding=8, labelExpr="split(datum.label, '\\n')")
+    base = alt.Chart(_data(table)).encode(
+        y=alt.Y("place:N", title=None, sort=list(places), axis=lines),
+        yOffset=alt.YOffset("arm:N", sort=arms, scale=alt.Scale(paddingOuter=0.6)),
+        color=alt.Color("arm:N", title=None, scale=scale, legend=alt.Legend() if len(arms) > 1 else None),
+    )
+    axis = alt.Axis(format="%", tickCount=5)
+    tips = [
+        alt.Tooltip("place:N"),
+        alt.Tooltip("arm:N"),
+        *_rate_tips("", "refused"),
+        alt.Tooltip("broken:Q", format=".1%"),
+    ]
+    x = alt.X("rate:Q", title="refused, with 95 % interval (✕: broken)", axis=axis, scale=alt.Scale(domain=[0, 1]))
+    bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
+    broken = (
+        base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
+    )
+    return _sized(alt.layer(bars, points, broken), len(places) * (13 * len(arms) + 16), arms)
+
+
+def matrix(table: pl.DataFrame, names: Sequence[str]) -> Any:
+    """A square of cosines; columns `a`, `b`, `cosine`."""
+    base = alt.Chart(_data(table)).encode(
+        x=alt.X("a:N", title=None, sort=list(names), axis=alt.Axis(labelAngle=-35, labelLimit=120, grid=False)),
+        y=alt.Y("b:N", title=None, sort=list(names), axis=alt.Axis(labelLimit=150, grid=False)),
+    )
+    scale = alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True)
+    squares = base.mark_rect().encode(color=alt.Color("cosine:Q", scale=scale, title="cosine"),
+                                      tooltip=["a:N", "b:N", alt.Tooltip("cosine:Q", format=".3f")])  # fmt: skip
+    numbers = base.mark_text(fontSize=12).encode(
         text=alt.Text("cosine:Q", format=".2f"),
         color=alt.condition("abs(datum.cosine) > 0.7", alt.value("white"), alt.value("black")),
     )
-    return alt.layer(squares, numbers).properties(
-        width=320, height=320, title=f"Cosine of steering vectors, layer {layer}"
+    return _sized(alt.layer(squares, numbers), max(160, 48 * len(names)))
+
+
+def heat(table: pl.DataFrame, title: str) -> Any:
+    """Layer against strength; columns `layer`, `strength`, `value` (a share), `broken`, `n`, `chosen`."""
+    base = alt.Chart(_data(table)).encode(
+        x=alt.X("strength:O", title="strength", axis=alt.Axis(labelAngle=0, grid=False, format="~g")),
+        y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(grid=False)),
     )
+    tips = ["layer:O", "strength:O", alt.Tooltip("value:Q", title=title, format=".1%"),
+            alt.Tooltip("broken:Q", format=".1%"), "n:Q"]  # fmt: skip
+    cells = base.mark_rect().encode(
+        color=alt.Color("value:Q", title=title, scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=None),
+        tooltip=tips,
+    )
+    numbers = base.mark_text(fontSize=12).encode(
+        text=alt.Text("value:Q", format=".0%"),
+        color=alt.condition("datum.value > 0.6", alt.value("black"), alt.value("white")),
+    )
+    frame = base.transform_filter("datum.chosen").mark_rect(
+        fill=None, stroke="#D55E00", strokeWidth=4, strokeOpacity=1, fillOpacity=0
+    )
+    return _sized(alt.layer(cells, numbers, frame), 34 * table["layer"].n_unique())
 
 
-def projection_by_layer(table: pl.DataFrame) -> Any:
-    """Mean projection onto each category's unit vector by layer; columns `group`, `category`, `layer`, `value`, `n`."""
-    lines = (
-        alt.Chart(table)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("layer:Q", title="layer"),
-            y=alt.Y("value:Q", title="mean projection"),
-            color=alt.Color(
-                "group:N", title="prompts", scale=alt.Scale(range=COLOURS), legend=alt.Legend(labelLimit=260)
-            ),
-            tooltip=["group:N", "category:N", "layer:Q", alt.Tooltip("value:Q", format=".2f"), "n:Q"],
+def lines(
+    table: pl.DataFrame,
+    series: Sequence[str],
+    *,
+    y: str,
+    x: str = "layer",
+    format: str = ".2f",
+    zero: bool = True,
+    height: int = 200,
+    ceiling: float | None = None,
+    floor: tuple[float, float] | None = None,
+) -> Any:
+    """Lines over layers with a band where `low` and `high` are there; columns `x`, `series`, `value`, `n`.
+
+    A ceiling is a dashed line across, a floor a grey band behind.
+    """
+    axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x)
+    base = alt.Chart(_data(table)).encode(x=axis, color=_colour("series", series))
+    tips = ["series:N", f"{x}:Q", alt.Tooltip("value:Q", title=y, format=format)]
+    tips += [alt.Tooltip(f"{name}:Q", format=format) for name in ("low", "high") if name in table.columns]
+    tips += ["n:Q"] if "n" in table.columns else []
+    scale = alt.Scale(zero=zero, nice=True)
+    drawn = base.mark_line(point=alt.OverlayMarkDef(size=30, filled=True)).encode(
+        y=alt.Y("value:Q", title=y, scale=scale, axis=alt.Axis(tickCount=5)),
+        strokeDash=_dash("series", series),
+        tooltip=tips,
+    )
+    layers = [drawn]
+    if "low" in table.columns:
+        layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=y, scale=scale), y2="high:Q"))
+    if floor is not None:
+        area = alt.Chart(_data(pl.DataFrame({"low": [floor[0]], "high": [floor[1]]}))).mark_rect(
+            color=GREY, opacity=0.25
         )
-        .properties(width=240, height=160)
-    )
-    return lines.facet(facet=alt.Facet("category:N", title="projected onto the vector of"), columns=3).resolve_scale(
-        y="independent"
-    )
+        layers.insert(0, area.encode(y="low:Q", y2="high:Q"))
+    if ceiling is not None:
+        rule = alt.Chart(_data(pl.DataFrame({"level": [ceiling]}))).mark_rule(
+            color=GREY, strokeDash=[4, 3], strokeWidth=2
+        )
+        layers.append(rule.encode(y="level:Q"))
+    return _sized(alt.layer(*layers), height, series)
 
 
-def refusal_rates(table: pl.DataFrame) -> Any:
-    """Refusal and broken rates with 95 % intervals; rows of summary.parquet with a column `share_broken`."""
-    base = alt.Chart(table).encode(y=alt.Y("arm:N", title=None, axis=alt.Axis(labelLimit=240)))
-    tips = ["dataset:N", "label:N", "arm:N", "n:Q", alt.Tooltip("rate:Q", format=".1%"),
-            alt.Tooltip("low:Q", format=".1%"), alt.Tooltip("high:Q", format=".1%")]  # fmt: skip
-    x = alt.X("rate:Q", title="refused (● with Wilson 95 % interval), broken (✕)", axis=alt.Axis(format="%"),
-              scale=alt.Scale(domain=[0, 1]))  # fmt: skip
-    colour = alt.Color("arm:N", scale=alt.Scale(range=COLOURS), legend=None)
-    points = base.mark_point(filled=True, size=80).encode(x=x, color=colour, tooltip=tips)
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=""), x2="high:Q", color=colour)
-    broken = base.mark_point(shape="cross", filled=True, size=60, angle=45, color="#555").encode(x="share_broken:Q")
-    chart = alt.layer(bars, points, broken).properties(width=420, height=alt.Step(32))
-    return chart.facet(row=alt.Row("panel:N", title=None, header=alt.Header(labelAngle=0, labelAlign="left")))
+def scatter(table: pl.DataFrame, groups: Sequence[str], titles: tuple[str, str]) -> Any:
+    """Points in a plane; columns `x`, `y`, `group`."""
+    points = alt.Chart(_data(table)).mark_point(size=26, opacity=0.7, filled=True)
+    points = points.encode(
+        x=alt.X("x:Q", title=titles[0], axis=alt.Axis(tickCount=5)),
+        y=alt.Y("y:Q", title=titles[1], axis=alt.Axis(tickCount=5)),
+        color=_colour("group", groups),
+        shape=_shape("group", groups),
+        tooltip=["group:N"],
+    )
+    return _sized(points, 400, groups)
+
+
+def roc(table: pl.DataFrame, marks: pl.DataFrame, splits: Sequence[str]) -> Any:
+    """Receiver operating characteristic; columns `fpr`, `tpr`, `threshold`, `series`; `marks` are points on it."""
+    share = {"scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%", tickCount=5)}
+    x = alt.X("fpr:Q", title="benign prompts called harmful", **share)
+    y = alt.Y("tpr:Q", title="harmful prompts called harmful", **share)
+    diagonal = alt.Chart(_data(pl.DataFrame({"fpr": [0.0, 1.0], "tpr": [0.0, 1.0]}))).mark_line(
+        color=GREY, strokeDash=[4, 3], strokeWidth=1
+    )
+    curves = alt.Chart(_data(table)).mark_line(interpolate="step-after").encode(
+        x=x, y=y, color=_colour("series", splits), strokeDash=_dash("series", splits), order="order:Q"
+    )  # fmt: skip
+    dots = alt.Chart(_data(marks)).mark_point(filled=True, size=110, color="#D55E00", opacity=1).encode(
+        x=x, y=y, tooltip=[alt.Tooltip("fpr:Q", format=".1%"), alt.Tooltip("tpr:Q", format=".1%"),
+                           alt.Tooltip("threshold:Q", format=".3f")]
+    )  # fmt: skip
+    return _sized(alt.layer(diagonal.encode(x=x, y=y), curves, dots), 380, splits)
+
+
+def intervals(table: pl.DataFrame, rows: Sequence[str], *, x: str, format: str = ".3~g") -> Any:
+    """A point with its interval a row; columns `row`, `value`, `low`, `high`, `n`."""
+    base = alt.Chart(_data(table)).encode(y=alt.Y("row:N", title=None, sort=list(rows)), color=alt.value(COLOURS[0]))
+    tips = ["row:N", alt.Tooltip("value:Q", title=x, format=format), alt.Tooltip("low:Q", format=format),
+            alt.Tooltip("high:Q", format=format), "n:Q"]  # fmt: skip
+    scale = alt.Scale(zero=False, nice=True)
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x, scale=scale), x2="high:Q")
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x=alt.X("value:Q", title=x, scale=scale, axis=alt.Axis(tickCount=4)), tooltip=tips
+    )
+    return _sized(alt.layer(bars, points), 26 * len(rows))
+
+
+def _sized(chart: Any, height: int, names: Sequence[str] = ()) -> Any:
+    """As wide as its place; `usermeta` tells the page how much room each name of its legend takes."""
+    room = 34 + 7 * max(map(len, names), default=0)
+    return chart.properties(width="container", height=height, usermeta={"legend": room})
+
+
+def _data(table: pl.DataFrame) -> alt.InlineData:
+    """Rows as Vega-Lite takes them; what is no number in JSON becomes null."""
+    clean = table.with_columns(pl.selectors.float().replace([math.inf, -math.inf, math.nan], None))
+    return alt.InlineData(values=clean.to_dicts())
+
+
+def _rate_tips(suffix: str, title: str) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip(f"rate{suffix}:Q", title=title, format=".1%"),
+        alt.Tooltip(f"low{suffix}:Q", title="from", format=".1%"),
+        alt.Tooltip(f"high{suffix}:Q", title="to", format=".1%"),
+        alt.Tooltip(f"n{suffix}:Q", title="n"),
+    ]
+
+
+def _cycled(values: Sequence[Any], names: Sequence[str], grey: Any, step: int = 0) -> list[Any]:
+    """A value a name; the baseline has its own and the others keep theirs whether it is there or not.
+
+    With `step` the values are moved on after each round, so that two cycles meet again only after all their pairs.
+    """
+    others = {name: at for at, name in enumerate(name for name in names if name != "baseline")}
+    size = len(values)
+    return [
+        grey if name == "baseline" else values[(others[name] + step * (others[name] // size)) % size] for name in names
+    ]
+
+
+def _colour(field: str, names: Sequence[str]) -> alt.Color:
+    scale = alt.Scale(domain=list(names), range=_cycled(COLOURS, names, GREY))
+    return alt.Color(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)
+
+
+def _shape(field: str, names: Sequence[str]) -> alt.Shape:
+    scale = alt.Scale(domain=list(names), range=_cycled(SHAPES, names, "cross", 1))
+    return alt.Shape(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)
+
+
+def _dash(field: str, names: Sequence[str]) -> alt.StrokeDash:
+    scale = alt.Scale(domain=list(names), range=_cycled(DASHES, names, [1, 0], 1))
+    return alt.StrokeDash(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)

@@ -1,5 +1,6 @@
 """Tiny random models, built in the test run, and the embedded one."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,17 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+CONTROL = ("[weapons]", "[feelings]", "[respond]")
+
+
+def make_tiny(folder: Path, more_tokens: tuple[str, ...] = (), seed: int = 0) -> Path:
     """A 4-layer random Llama with a word-level tokenizer and a chat template, as a model folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny")
     vocabulary = {
-        word: at for at, word in enumerate(["<unk>", "<bos>", "<eos>", "<user>", "<bot>", *dict.fromkeys(WORDS)])
+        word: at
+        for at, word in enumerate(["<unk>", "<bos>", "<eos>", "<user>", "<bot>", *dict.fromkeys(WORDS), *more_tokens])
     }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -47,13 +50,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<eos>",
-        additional_special_tokens=["<user>", "<bot>"],
+        additional_special_tokens=["<user>", "<bot>", *more_tokens],
     )
     tokenizer.chat_template = (
         "<bos>{% for m in messages %}<user>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
     )
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -74,34 +77,21 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: Path):
-    from interventions import open_model
-
-    return open_model(str(tiny_folder))
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model without refusal tokens."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
-def tiny_tuned_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama with three of its words as control tokens, as if it had been taught refusal tokens."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def tiny_tuned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model with refusal tokens for the two categories of `prompts_file`."""
+    return make_tiny(tmp_path_factory.mktemp("tuned"), CONTROL)
 
-    folder = tmp_path_factory.mktemp("tuned")
-    AutoModelForCausalLM.from_pretrained(tiny_folder).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    tokenizer.save_pretrained(folder)
-    text = (folder / "tokenizer.json").read_text()
-    import json
 
-    body = json.loads(text)
-    for word, name in (("painter", "[weapons]"), ("ever", "[feelings]"), ("friend", "[respond]")):
-        number = body["model"]["vocab"].pop(word)
-        body["model"]["vocab"][name] = number
-        body["added_tokens"].append(
-            {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True}
-        )  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(body))
-    return folder
+@pytest.fixture(scope="session")
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tiny_tuned` might have been tuned from: free slots where it has refusal tokens, other weights."""
+    return make_tiny(tmp_path_factory.mktemp("base"), ("<slot0>", "<slot1>", "<slot2>"), seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +99,13 @@ def tiny_tuned(tiny_tuned_folder: Path):
     from interventions import open_model
 
     return open_model(str(tiny_tuned_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path):
+    from interventions import open_model
+
+    return open_model(str(tiny_folder))
 
 
 @pytest.fixture(scope="session")
@@ -140,3 +137,23 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, stdout, stderr)."""
+
+    import cli
+
+    def call(*words, **environment):
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, words)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr()
+        for name in environment:
+            monkeypatch.delenv(name)
+        return stop.value.code, out.out, out.err
+
+    return call

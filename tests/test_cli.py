@@ -12,24 +12,6 @@ import cli
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*words, **environment):
-        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, words)])
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        for name in environment:
-            monkeypatch.delenv(name)
-        return stop.value.code, out.out, out.err
-
-    return call
-
-
-@pytest.fixture
 def chain(run, tiny_folder, prompts_file, tmp_path):
     """The group's options for a run on the tiny model and the user's prompts."""
     return ["--run", tmp_path / "run", "--model", tiny_folder, "--data", prompts_file]
@@ -46,7 +28,7 @@ def test_the_chain_writes_everything_the_contract_names(run, chain, tmp_path):
     assert code == 0, err
     made = set(stamps(tmp_path / "run"))
     assert made == {
-        "prompts.safetensors", "prompts.parquet", "vectors.safetensors", "traces.parquet", "generations.parquet",
+        "prompts.safetensors", "prompts.parquet", "vectors.safetensors", "logit_lens.parquet", "traces.parquet", "generations.parquet",
         "scores.parquet", "summary.parquet", "report.html", "run.json",
     }  # fmt: skip
     check = Path(__file__).parents[2] / "shared" / "check_contract.py"
@@ -270,3 +252,34 @@ def test_the_chain_runs_on_a_hub_set_from_a_mirror(run, tiny_folder, prompts_fil
     assert rows.filter(dataset="jbb")["label"].to_list() == ["benign", "benign"]
     code, _, err = run(*options[:6], "--data-mirror", tmp_path, "extract")
     assert code == 1 and "has no JailbreakBench/JBB-Behaviors" in err and len(err.strip().splitlines()) == 1
+
+
+def test_vectors_are_carried_away_and_baked_in(run, chain, tmp_path):
+    code, _, err = run(
+        *chain, "vectors", "export", "--layers", "2", "bake", "--strength", "2", "--strength-unit", "unit"
+    )
+    assert code == 0, err
+    assert (tmp_path / "run" / "export" / "safetensors.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "baked" / "baked.json").read_text())["operation"] == "add"
+    code, _, err = run(*chain, "export", "--format", "gguf", "--layers", "0")
+    assert code == 1 and "0" in err
+
+
+def test_answers_are_written_to_label_by_hand_and_read_back(run, chain, tmp_path):
+    hand = tmp_path / "hand.csv"
+    words = ["generate", "--max-new-tokens", "2", "evaluate", "--hand", hand]
+    assert run(*chain, *words)[0] == 0 and hand.exists()
+    table = pl.read_csv(hand, infer_schema=False)
+    table.with_columns(verdict=pl.lit("comply")).write_csv(hand)
+    code, _, err = run(*chain, "evaluate", "--hand", hand)
+    assert code == 0, err
+    scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
+    assert scores.filter((pl.col("scorer") == "hand") & (pl.col("verdict") == "comply")).height == table.height
+
+
+def test_the_tables_say_what_was_done(run, chain, tmp_path):
+    words = ["--layer", 1, "--strength", -2, "--strength-unit", "unit", "--scope", "all", "--category", "weapons"]
+    assert run(*chain, "generate", "--arm", "fixed", "--max-new-tokens", 1, *words)[0] == 0
+    row = pl.read_parquet(tmp_path / "run" / "generations.parquet").row(0, named=True)
+    told = {"layer": 1, "strength": -2.0, "strength_unit": "unit", "scope": "all", "vector": "weapons"}
+    assert told.items() <= row.items()

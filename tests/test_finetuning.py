@@ -133,7 +133,7 @@ def test_embedded_tokenizer_is_the_same_but_for_its_slots(embedded, tmp_path):
     assert [slot.replaces for slot in slots] == ["<repo_name>", "<reponame>"]
     write_tokenizer(tokenizer, slots, answer_template(tokenizer), tmp_path)
     new = AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*load_training(["embedded/test"])["prompt"], "ça 日本 \t x\n\n<|im_start|>user", ""]:
+    for text in [*load_training(["embedded/test"])["prompt"].to_list(), "ça 日本 \t x\n\n<|im_start|>user", ""]:
         assert new(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert len(new) == len(tokenizer) and control_tokens(new) == {"Unsupported requests": 3, "respond": 4}
 

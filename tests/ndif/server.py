@@ -111,8 +111,10 @@ def _unpack_redis(folder: Path) -> None:
             _run(["dpkg", "-x", str(deb), str(folder)], needs)
 
 
-def _run(words: Sequence[str], needs: str, cwd: str | None = None) -> None:
-    done = subprocess.run(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(words: Sequence[str], needs: str, cwd: str | None = None, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["no word"])[-1]
         raise CannotRunError(f"an NDIF server {needs} ({' '.join(words[:6])} …: {last})")
@@ -160,7 +162,7 @@ class Server:
             raise CannotRunError(f"{self.state} belongs to someone else; pass another --state")
         if port is not None and not _is_free(port):
             raise CannotRunError(f"port {port} is in use; pass another --port, or none for a free one")
-        self.ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True)) | ({"api": port} if port else {})
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) | ({"api": port} if port else {})
         self.settings = dict(settings or {})
         (self.state / "logs").mkdir(exist_ok=True)
         self._note.write_text(json.dumps({"ports": self.ports, "settings": self.settings}))
@@ -211,13 +213,17 @@ class Server:
                 start_new_session=True,
             )
 
-    def restart(self, service: str, **settings: str) -> None:
-        """Kill `redis`, `s3` or `api` (its worker and dispatcher too), start it again and wait until all is well."""
-        while left := [process for process, (name, _) in self.processes().items() if name == service]:
+    def restart(self, *services: str, **settings: str) -> None:
+        """Kill `redis`, `s3` or `api` (its worker and dispatcher too), start them again and wait until all is well.
+
+        A redis that died takes with it what the API knew of its compute: restart both.
+        """
+        while left := [process for process, (name, _) in self.processes().items() if name in services]:
             for process in left:
                 _send(process, signal.SIGKILL)
             time.sleep(0.1)
-        self.start(service, **settings)
+        for service in services:
+            self.start(service, **settings)
         self._wait()
 
     def processes(self) -> dict[int, tuple[str, str]]:
@@ -248,10 +254,8 @@ class Server:
         return {process: (service, _command(process)) for process, service in found.items()}
 
     def find(self, part: str) -> int:
-        """The process of the `worker` of the API, its `dispatcher`, the model's `actor`, `redis` or `s3`."""
+        """The process of the API's `worker`, its `dispatcher`, `redis` or `s3`."""
         for process, (service, command) in self.processes().items():
-            if part == "actor" and command.startswith("ray::CPUModel"):
-                return process
             if part == "dispatcher" and service == "api" and "spawn_main" in command:
                 return process
             if (
@@ -263,6 +267,20 @@ class Server:
             if part == service and part in ("redis", "s3"):
                 return process
         raise LookupError(f"no {part} runs in {self.state}")
+
+    def actors(self) -> list[int]:
+        """The processes of all models that are up."""
+        return [process for process, (_, command) in self.processes().items() if command.startswith("ray::CPUModel")]
+
+    def deploy(self, model: str, key: str, limit: float) -> None:
+        """Bring a model up with a time limit of so many seconds a job; `key` is its name to nnsight."""
+        spec = {"checkpoint": model, "model_key": key, "execution_timeout_seconds": limit, "trusted": True}
+        words = [
+            str(self.home / "venv/bin/python"),
+            "-c",
+            f"from ndif.cli.lib.deploy import deploy\ndeploy([{spec!r}])",
+        ]
+        _run(words, "can't deploy", environment=self._environment("deploy"))
 
     def ready(self) -> bool:
         """Whether the API answers and is connected to its compute."""
@@ -385,7 +403,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody listens on."""
     found: list[int] = []
     for port in random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT):
         if _is_free(port):

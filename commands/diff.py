@@ -1,0 +1,130 @@
+"""`diff`: what fine-tuning did to each category's direction, layer by layer."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.activations import pairing
+from commands.framework import Session, command
+from commands.output import warn
+from commands.prompts import fingerprint_of, load_prompts
+from commands.records import DIFF, model_key, note, unchanged
+from commands.settings import Layers, Settings
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from interventions.models import Model
+
+
+@command(
+    click.option("--against", help="The model that --model was tuned from.  [default: smollm2, for refusal-smollm2]"),
+    click.option("--layers", type=Layers(), help="Blocks to compare, such as 5, 0-9 or 3,5.  [default: all]"),
+    click.option("--text", type=click.Choice(["tagged", "untagged"]), help="tagged: at a [category] or [respond] behind the "
+                 "prompt; untagged: at the last prompt token.  [default: both]"),
+    click.option("--own-split", is_flag=True, default=None, help="As published: the base splits a tag in its own way, and "
+                 "is read at its `]`.  [default: both models read the same token ids]"),
+    click.option("--benign", multiple=True, help="More prompts, all benign; repeatable.  [default: none]"),
+)  # fmt: skip
+def diff(session: Session, s: Settings) -> dict[str, Any]:
+    """Compare the categories' directions of a base and its fine-tuned model."""
+    import polars as pl
+
+    from interventions.diffing import compare
+    from interventions.extraction import checked_layers
+    from interventions.rundir import now, replacing
+    from interventions.shared_ids import reading_as, splitting_alone
+
+    start = now()
+    tuned = session.model(s)
+    base = session.model(s.with_values(model=other_model(s, tuned)))
+    split, own = s.get("split", "train"), s.get("own_split", False)
+    rows = compared_rows(s, split)
+    reader = splitting_alone(base, tuned) if own else reading_as(base, tuned, rows["prompt"].to_list())
+    kinds = compared_texts(s, base, tuned, rows, split, own)
+    layers = checked_layers(tuned, s.get("layers"))
+    key = {"base": model_key(reader), "tuned": model_key(tuned), "fingerprint": fingerprint_of(rows), "layers": layers,
+           "texts": list(kinds), "split": split, "own_split": own, "seed": s.get("seed", 0)}  # fmt: skip
+    path = s.run / "diff.parquet"
+    if unchanged(s, DIFF, key, path):
+        table = pl.read_parquet(path)
+    else:
+        tables = []
+        for prompts, suffixes in kinds.values():
+            files = [
+                read(s, model, name, prompts, layers, suffixes) for name, model in (("base", reader), ("tuned", tuned))
+            ]
+            tables.append(compare(files[0], files[1], split=split, seed=key["seed"], same_tokens=not own))
+        table = pl.concat(tables)
+        with replacing(path) as unfinished:
+            table.write_parquet(unfinished)
+        note(s, DIFF, key, tuned, start, data=list(s.get("data", ("embedded",))), options=s.given())
+    layer = min(layers, key=lambda at: abs(at - tuned.default_layer()))
+    shown = table if s.get("as_json", False) else table.filter(layer=layer).drop("layer", "halves")
+    return {"base": base.name, "tuned": tuned.name, "layer": layer, "table": shown, "wrote": str(path)}
+
+
+def other_model(s: Settings, tuned: "Model") -> str:
+    """Whose directions the model's are compared with."""
+    from interventions.embedded import BASE, TUNED
+
+    name = s.get("against") or (BASE if tuned.name == TUNED else None)
+    if name is None:
+        raise UserError(f"pass --against MODEL, the model that {tuned.name!r} was tuned from")
+    return name
+
+
+def compared_rows(s: Settings, split: str) -> "pl.DataFrame":
+    """Rows of the split that a direction rests on: benign, or harmful with a category."""
+    import polars as pl
+
+    from data import for_split
+
+    harmful = (pl.col("label") == "harmful") & pl.col("category").is_not_null()
+    rows = for_split(load_prompts(s, limited=True), split).filter(harmful | (pl.col("label") == "benign"))
+    if rows.filter(label="harmful").is_empty():
+        raise UserError(f"no harmful row with a category in split {split!r}: pass --split or other --data")
+    return rows
+
+
+def compared_texts(
+    s: Settings, base: "Model", tuned: "Model", rows: "pl.DataFrame", split: str, own_split: bool
+) -> "dict[str, tuple[pl.DataFrame, tuple[str, ...]]]":
+    """Which prompts are read with which suffixes, for `tagged` and `untagged`, as far as the base can read them."""
+    from interventions.shared_ids import knows
+
+    kinds: dict[str, tuple[pl.DataFrame, tuple[str, ...]]] = {}
+    asked = s.get("text")
+    if asked != "untagged":
+        try:
+            prompts, suffixes = pairing(tuned, rows, split)
+            if not own_split and not knows(base, tuned, suffixes):
+                raise UserError(f"the refusal tokens of {tuned.name!r} lie beyond the vocabulary of {base.name!r}, which "
+                                "can't read them: compare --text untagged")  # fmt: skip
+            kinds["tagged"] = prompts, suffixes
+        except UserError as error:
+            if asked == "tagged":
+                raise
+            warn(f"untagged text only: {error}")
+    if asked != "tagged":
+        kinds["untagged"] = rows, ()
+    return kinds
+
+
+def read(
+    s: Settings, model: "Model", name: str, prompts: "pl.DataFrame", layers: list[int], suffixes: tuple[str, ...]
+) -> Any:
+    """The activations file of one of the two models."""
+    from interventions.extraction import extract
+    from interventions.rundir import now
+
+    start = now()
+    artefact = f"activations/diff-{name}/{'pairs' if suffixes else 'prompts'}"
+    key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "layers": layers, "suffixes": list(suffixes)}
+    path = s.run / f"{artefact}.safetensors"
+    if not unchanged(s, artefact, key, path):
+        extract(model, prompts, path.parent, layers=layers, position="suffix" if suffixes else "last", suffixes=suffixes,
+                batch_tokens=s.get("batch_tokens", 2048))  # fmt: skip
+        note(s, artefact, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
+    return path

@@ -1,0 +1,79 @@
+"""A map of the activations: do categories lie apart, and by how much?"""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from reports import charts
+from reports import wording as say
+from reports.artefacts import Run, read_activations
+from reports.blocks import Chart, Prose, Section
+
+MOST_POINTS = 1500
+MAPS = ("pca", "tsne")
+
+
+def section(run: Run, how: str = "pca") -> Section | None:
+    """Activations at the steered layer in two dimensions, with silhouette scores."""
+    layer = run.steered_layer()
+    found = read_activations(run.folder, layer, MOST_POINTS) if layer is not None else None
+    if found is None:
+        return None
+    values, rows = found
+    if len(values) < 3:
+        return None
+    groups = group_names(rows)
+    placed, titles = project(values, how)
+    names = sorted(set(groups), key=lambda name: (name != "benign", name))
+    table = pl.DataFrame({"x": placed[:, 0], "y": placed[:, 1], "group": groups})
+    kinds = f"{len(names)} groups: {say.listed(names, 8)}"
+    caption = (
+        f"Activations of {say.counted(len(values), 'prompt')} at layer {layer}, {titles[2]}; {kinds}. "
+        f"{scores(values, placed, groups)}"
+    )
+    chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
+    total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
+    drawn = (
+        [Prose(f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0).", "note")]
+        if total > len(values)
+        else []
+    )
+    return Section("activations", "Activations by category", [chart, *drawn])
+
+
+def group_names(rows: pl.DataFrame) -> list[str]:
+    """Each row's category, or benign: near-misses of a category are benign too."""
+    return [
+        "benign" if label == "benign" else say.name(category, 40) if category is not None else "no category"
+        for label, category in rows.select("label", "category").iter_rows()
+    ]
+
+
+def project(values: np.ndarray, how: str) -> tuple[np.ndarray, tuple[str, str, str]]:
+    """Two dimensions of (rows, d_model), and what its axes and itself are called."""
+    from sklearn.decomposition import PCA
+
+    if how == "tsne":
+        from sklearn.manifold import TSNE
+
+        reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
+        placed = TSNE(2, perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
+        return placed, ("t-SNE 1", "t-SNE 2", "t-SNE after PCA to 50 dimensions (distances between groups mean little)")
+    pca: Any = PCA(2, random_state=0)
+    placed = pca.fit_transform(values)
+    first, second = pca.explained_variance_ratio_
+    return placed, (f"PC 1 ({first:.0%} of variance)", f"PC 2 ({second:.0%})", "first two principal components")
+
+
+def scores(values: np.ndarray, placed: np.ndarray, groups: list[str]) -> str:
+    """Mean silhouette in the whole space and on the map."""
+    from sklearn.metrics import silhouette_score
+
+    if not 2 <= len(set(groups)) < len(groups):
+        return "One group only: nothing to tell apart."
+    whole, seen = silhouette_score(values, groups), silhouette_score(placed, groups)
+    return (
+        f"Mean silhouette {say.number(float(whole), 2)} in all {values.shape[1]:,} dimensions, "
+        f"{say.number(float(seen), 2)} on this map (1: groups far apart; 0: they overlap; below: mixed)."
+    )

@@ -1,0 +1,208 @@
+"""The first screen: what steering did, in a sentence with its interval, and the trade-off it made."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from reports import charts
+from reports import wording as say
+from reports.artefacts import Run
+from reports.blocks import Block, Chart, Prose, Section, Table
+from reports.statistics import holm
+
+# The scorer that the first screen goes by: the best that ran on everything.
+SCORERS = ("judge", "classifier", "phrases", "token", "hand")
+CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
+LABELS = ("benign", "harmful")
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The pooled rows of one scorer, by label and arm, with tests adjusted over all of them."""
+
+    scorer: str
+    rows: dict[tuple[str, str], dict[str, Any]]
+
+    def row(self, label: str, arm: str) -> dict[str, Any] | None:
+        """The row of a label and arm, if any of its answers count."""
+        return self.rows.get((label, arm))
+
+
+def section(run: Run) -> Section | None:
+    """The answer, or None where nothing was evaluated."""
+    pooled = pooled_rows(run)
+    if pooled is None:
+        return None
+    arms = run.arms()
+    first = leading_arm(run, arms)
+    blocks: list[Block] = [Prose(sentence(pooled, first, arms), "lead")] if first else []
+    blocks += [Prose(text, "warning") for text in warnings(pooled, arms)]
+    blocks += trade_off(pooled, arms)
+    blocks.append(glance(pooled, arms, macro_rates(run, pooled.scorer)))
+    return Section("answer", "What steering did", blocks)
+
+
+def pooled_rows(run: Run) -> Pooled | None:
+    """Pooled rows of the best scorer; Holm's adjustment spans every arm and label of it that is tested here."""
+    summary = run.table("summary")
+    if summary is None:
+        return None
+    pooled = summary.filter((pl.col("dataset") == "(pooled)") & (pl.col("n") > 0) & pl.col("label").is_in(LABELS))
+    scorers = pooled["scorer"].unique().to_list()
+    scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
+    if scorer is None:
+        return None
+    whole = ["rate", "low", "high", "broken", "answered"]
+    rows = pooled.filter(pl.col("scorer") == scorer).drop_nulls(whole).to_dicts()
+    tested = [row for row in rows if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]) if tested else [], strict=True):
+        row["p_holm"] = p
+    return Pooled(scorer, {(row["label"], row["arm"]): row for row in rows})
+
+
+def leading_arm(run: Run, arms: list[str]) -> str | None:
+    """The arm to speak of first: the one chosen on validation, else the first that is neither baseline nor control."""
+    steered = [arm for arm in arms if kind_of(arm) not in CONTROLS]
+    sweep, generations = run.table("sweep"), run.table("generations")
+    if sweep is not None and generations is not None:
+        keys = ["layer", "strength", "strength_unit"]
+        chosen = generations.join(sweep.filter("chosen").select(keys).unique(), on=keys)["arm"].unique().to_list()
+        steered = [arm for arm in steered if arm in chosen] or steered
+    return next(iter(steered or [arm for arm in arms if kind_of(arm) != "baseline"]), None)
+
+
+def kind_of(arm: str) -> str:
+    """An arm's kind, from its name."""
+    return arm.partition(":")[0]
+
+
+def sentence(pooled: Pooled, arm: str, arms: list[str]) -> str:
+    """One sentence with both rates, both differences and their intervals."""
+    parts = []
+    for label in LABELS:
+        row = pooled.row(label, arm)
+        if row is None:
+            continue
+        parts.append(f"refuses {say.percent(row['rate'])} of {say.counted(row['n'], f'{label} prompt')}{change(row)}")
+    if not parts:
+        return f"Nothing is left to say of {say.name(arm)}: no answer of it counts."
+    broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in LABELS
+              if (row := pooled.row(label, arm)) and row["broken"]]  # fmt: skip
+    rest = f" Broken answers: {' and '.join(broken)}." if broken else " No answer is broken."
+    others = len([a for a in arms if a != arm and kind_of(a) != "baseline"])
+    beside = f" {say.counted(others, 'other arm')} below." if others else ""
+    return f"With the arm {say.name(arm)}, the model {', and '.join(parts)}.{rest}{beside}"
+
+
+def change(row: dict[str, Any]) -> str:
+    """How a rate differs from the baseline's, or that no difference is shown."""
+    if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
+        return ""
+    interval = say.points_span(row["delta_low"], row["delta_high"])
+    found = f"{say.points(row['delta'])} points against the baseline, 95 % interval {interval}"
+    if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"]):
+        return f" ({found})"
+    if row["delta_low"] > 0 or row["delta_high"] < 0:  # the interval stands alone; the test counts its companions
+        return f" ({found}; adjusted for all comparisons, p = {say.p_value(row['p_holm'])}: no difference is shown)"
+    return f" (no difference is shown: {found})"
+
+
+def warnings(pooled: Pooled, arms: list[str]) -> list[str]:
+    """What a reader must know before believing a fall in refusals."""
+    found = []
+    for label in LABELS:
+        before = pooled.row(label, "baseline")
+        for arm in arms:
+            row = pooled.row(label, arm)
+            if row and before and row["broken"] / row["n"] > before["broken"] / before["n"] + charts.HOLLOW_FROM:
+                shares = [say.percent(one["broken"] / one["n"]) for one in (row, before)]
+                found.append(
+                    f"{say.name(arm)}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
+                    "unsteered). A broken answer is neither a refusal nor a cure."
+                )
+    if not any(pooled.row(label, "baseline") for label in LABELS):
+        found.append("There is no baseline: run it too, or no difference can be told from chance.")
+    return found
+
+
+def trade_off(pooled: Pooled, arms: list[str]) -> list[Block]:
+    """The chart, where there are both benign and harmful prompts."""
+    rows = []
+    for arm in arms:
+        benign, harmful = pooled.row("benign", arm), pooled.row("harmful", arm)
+        if benign is None or harmful is None:
+            continue
+        group, strength = split_strength(arm)
+        broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
+        rows.append({"arm": say.arm(arm), "group": group, "order": strength or 0.0, "mark": mark(strength),
+                     "broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": strength is not None,
+                     **{f"{key}_x": benign[key] for key in ("rate", "low", "high", "n")},
+                     **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}})  # fmt: skip
+    if not rows:
+        return []
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    table = pl.DataFrame(rows)
+    caption = (
+        f"Over-refusal against refusal, all data sets pooled, scored by {pooled.scorer}: benign prompts n = "
+        f"{say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the left is "
+        "better. Bars are Wilson's 95 % intervals; a line joins the strengths of one kind; hollow: over "
+        f"{charts.HOLLOW_FROM:.0%} of answers broken."
+    )
+    return [Chart("trade-off", charts.trade_off(table, groups), caption)]
+
+
+def split_strength(arm: str) -> tuple[str, float | None]:
+    """An arm's name without its strength, and the strength, if its name holds one."""
+    kind, _, rest = arm.partition(":")
+    found = re.search(r"(?:^|,)strength=([^,]*)", rest)
+    if found is None:
+        return say.name(arm), None
+    try:
+        strength = float(found[1])
+    except ValueError:
+        return say.name(arm), None
+    left = (rest[: found.start()] + rest[found.end() :]).strip(",")
+    return say.name(f"{kind}, {left}" if left else kind), strength
+
+
+def mark(strength: float | None) -> str:
+    """What stands beside a point of the chart."""
+    return "" if strength is None else say.signed(f"{strength:+g}")
+
+
+def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
+    """Label and arm -> mean of the data sets' rates."""
+    summary = run.table("summary")
+    if summary is None:
+        return {}
+    rows = summary.filter((pl.col("dataset") == "(macro)") & (pl.col("scorer") == scorer)).drop_nulls(["label", "rate"])
+    return {(label, arm): rate for label, arm, rate in rows.select("label", "arm", "rate").iter_rows()}
+
+
+def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float]) -> Table:
+    """Every arm's pooled rates in one table, and the mean of the data sets' rates."""
+    rows = [row for arm in arms for label in LABELS if (row := pooled.row(label, arm))]
+    keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
+            "p_holm")  # fmt: skip
+    means = [macro.get((row["label"], row["arm"])) for row in rows]
+    frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], infer_schema_length=None)
+    frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
+    shown = pl.DataFrame(
+        {
+            "arm": [say.name(row["arm"]) for row in rows],
+            "prompts": [row["label"] for row in rows],
+            "n": [f"{row['n']:,}" for row in rows],
+            "refused": [say.percent(row["rate"]) for row in rows],
+            "95 % interval": [say.span(row["low"], row["high"]) for row in rows],
+            "mean of sets": [say.percent(mean) for mean in means],
+            "broken": [say.percent(row["broken"] / row["n"]) for row in rows],
+            "against baseline": [say.points(row["delta"]) for row in rows],
+            "95 % interval of it": [say.points_span(row["delta_low"], row["delta_high"]) for row in rows],
+            "p (Holm)": [say.p_value(row["p_holm"]) for row in rows],
+        }
+    )
+    return Table(
+        "at-a-glance", frame, shown, f"Every arm, all data sets pooled, scored by {pooled.scorer}", folded=True
+    )

@@ -1,0 +1,117 @@
+"""Rates by data set, label and arm, with intervals and paired tests."""
+
+import polars as pl
+
+from reports import charts
+from reports import wording as say
+from reports.artefacts import Run
+from reports.blocks import Block, Chart, Prose, Section, Table
+from reports.sections.answer import SCORERS, split_strength
+
+TOGETHER = ("(pooled)", "(macro)")
+
+
+def section(run: Run) -> Section | None:
+    """A chart a label and scorer, and one table with everything."""
+    summary = run.table("summary")
+    if summary is None:
+        return None
+    arms = run.arms()
+    scorers = sorted(
+        summary["scorer"].unique().to_list(), key=lambda s: SCORERS.index(s) if s in SCORERS else len(SCORERS)
+    )
+    listed = summary
+    if summary.filter(~pl.col("dataset").is_in(TOGETHER))["dataset"].n_unique() == 1:  # the others would say the same
+        listed = summary.filter(~pl.col("dataset").is_in(TOGETHER))
+    blocks: list[Block] = []
+    for label in [label for label in ("benign", "harmful", None) if label in summary["label"]]:
+        rows = listed.filter((pl.col("scorer") == scorers[0]) & pl.col("label").eq_missing(label) & (pl.col("n") > 0))
+        if rows.height:
+            blocks.append(rate_chart(rows, label, scorers[0], arms))
+    blocks.append(Prose(notes(summary), "note"))
+    for scorer in scorers:
+        rows = listed.filter(pl.col("scorer") == scorer)
+        blocks.append(rate_table(rows, scorer, arms, folded=scorer != scorers[0]))
+    return Section("rates", "Rates by data set and arm", blocks)
+
+
+def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[str]) -> Chart:
+    """One label's rates."""
+    rows = rows.filter(pl.col("dataset") != "(macro)")
+    data = pl.DataFrame(
+        {
+            "place": say.column(rows, lambda dataset: say.name(dataset, 40), "dataset"),
+            "arm": say.column(rows, say.arm, "arm"),
+            "rate": rows["rate"],
+            "low": rows["low"],
+            "high": rows["high"],
+            "n": rows["n"],
+            "broken": rows["broken"] / rows["n"],
+        }
+    )
+    titles = {
+        place[0]: f"{place[0]}\nn = {say.count_range(part['n'])}"
+        for place, part in data.group_by("place", maintain_order=True)
+    }
+    data = data.with_columns(pl.col("place").replace_strict(titles))
+    meaning = {"benign": "Over-refusal: benign prompts refused", "harmful": "Refusal: harmful prompts refused"}
+    title = meaning.get(label or "", "Prompts without a label: refused")
+    caption = f"{title}, by data set and arm, scored by {scorer}. Bars: Wilson's 95 % intervals. ✕: broken answers."
+    kinds = {say.arm(arm): split_strength(arm)[0] for arm in arms}
+    return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption)
+
+
+def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool) -> Table:
+    """One scorer's rows, in the order of arms."""
+    order = {arm: at for at, arm in enumerate(arms)}
+    rows = rows.sort(
+        pl.col("dataset").is_in(TOGETHER), "dataset", "label", pl.col("arm").replace_strict(order, default=99)
+    )
+    needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
+    shown = say.table_of(
+        rows,
+        ("data set", say.name, "dataset"),
+        ("label", lambda label: label or "–", "label"),
+        ("arm", say.name, "arm"),
+        ("n", say.number, "n"),
+        ("refused", say.percent, "rate"),
+        ("95 % interval", say.span, "low", "high"),
+        ("broken", _share, "broken", "n"),
+        ("partial", _share, "partial", "n"),
+        ("answered", _share, "answered", "n"),
+        ("Δ points", say.points, "delta"),
+        ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
+        ("p", say.p_value, "p"),
+        ("p (Holm)", say.p_value, "p_holm"),
+        ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
+        *needed,
+        ("failed", say.number, "n_failed"),
+        ("fitted", say.number, "n_overlap"),
+    )
+    return Table(f"rates-{scorer}", rows, shown, f"Scored by {scorer}", folded=folded)
+
+
+def notes(summary: pl.DataFrame) -> str:
+    """What the columns mean."""
+    tests = summary.filter(pl.col("p_holm").is_not_null()).group_by("scorer").len()["len"]
+    family = f" ({say.count_range(tests)} tests a scorer)" if tests.len() else ""
+    return (
+        "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's "
+        f"adjustment is over data set × label × arm{family}. (pooled) counts every prompt once, so large sets "
+        "weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test. failed: the "
+        "scorer gave no verdict; fitted: the prompt's text was used for fitting or choosing. Both are left out of "
+        "n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
+        "disagreement seen."
+    )
+
+
+def _share(count: int | None, n: int | None) -> str:
+    return say.percent(count / n) if n and count is not None else "–"
+
+
+def _verdict(dataset: str, low: float | None, high: float | None, p: float | None) -> str:
+    if low is None:
+        return "–"
+    if dataset in TOGETHER:
+        return "see Δ"
+    return "shown" if say.is_shown(low, high, p) else "not shown"

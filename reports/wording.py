@@ -1,0 +1,138 @@
+"""Numbers and names as people read them."""
+
+import math
+import unicodedata
+from typing import Any
+
+import polars as pl
+
+LABELS = {"benign": "benign prompts", "harmful": "harmful prompts", None: "prompts without a label"}
+MINUS = "−"
+LONGEST_NAME = 60
+# What may stand between letters though it shows nothing: joiners of scripts and emoji.
+HARMLESS = "\n\t\u200c\u200d"
+
+
+def visible(text: str) -> str:
+    """Text with control characters, direction marks and other invisible ones written out as \\u2026-like escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    hidden = ("C", "Zl", "Zp")
+    return "".join(_escaped(c) if c not in HARMLESS and unicodedata.category(c).startswith(hidden) else c for c in text)
+
+
+def name(value: Any, longest: int = LONGEST_NAME) -> str:
+    """A name for a chart or a heading: one short visible line."""
+    text = visible(" ".join(str("–" if value is None else value).split()))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def arm(value: Any) -> str:
+    """An arm's name for a chart: its kind, what sets it apart, and its strength as a bare number."""
+    kind, _, rest = str(value).partition(":")
+    parts = [part for part in rest.split(",") if part]
+    strengths = [part.partition("=")[2] for part in parts if part.startswith("strength=")]
+    others = [part for part in parts if not part.startswith("strength=")]
+    return name(" ".join([kind, ", ".join(others), *map(signed, strengths)]))
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """12.3 %, with a blank that doesn't break."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}\u00a0%"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares, in percentage points, with its sign."""
+    return "–" if value is None or not math.isfinite(value) else signed(f"{100 * value:+.1f}")
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of shares, in percent."""
+    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def number_span(low: float | None, high: float | None) -> str:
+    """An interval of numbers, three digits each."""
+    return "–" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def fixed_span(low: float | None, high: float | None) -> str:
+    """An interval of numbers, two decimals each."""
+    return "–" if low is None or high is None else f"{fixed(low)} to {fixed(high)}"
+
+
+def points_span(low: float | None, high: float | None) -> str:
+    """An interval of differences, in percentage points."""
+    return "" if low is None or high is None else f"{points(low)} to {points(high)}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value, never rounded to nothing."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals."""
+    return "–" if value is None or not math.isfinite(value) else signed(f"{value:.{digits}f}")
+
+
+def token(text: str | None, longest: int = 30) -> str:
+    """A token in quotation marks, its blanks to be seen."""
+    return "–" if text is None else f"‘{visible(text[:longest]).replace(' ', '␣')}’"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number to so many significant digits; whole numbers in full; a dash for nothing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return signed(f"{value:,}")
+    return signed(f"{value:.{digits}g}" if 1e-4 <= abs(value) < 1e6 or value == 0 else f"{value:.{digits - 1}e}")
+
+
+def signed(text: str) -> str:
+    """A number's text with a minus sign instead of a hyphen."""
+    return text.replace("-", MINUS)
+
+
+def counted(n: int, thing: str, things: str | None = None) -> str:
+    """1 prompt, 20 prompts."""
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {things or thing + 's'}"
+
+
+def listed(values: Any, most: int = 6) -> str:
+    """a, b and c; the rest is counted."""
+    texts = [name(value) for value in values]
+    if len(texts) > most:
+        return ", ".join(texts[: most - 1]) + f" and {len(texts) - most + 1} more"
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1] if texts else "none"
+
+
+def count_range(values: pl.Series) -> str:
+    """230, or 230–236 where they differ."""
+    low, high = values.min(), values.max()
+    if low is None:
+        return "none"
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def is_shown(low: float | None, high: float | None, p: float | None) -> bool:
+    """Whether a difference may be called one: its interval leaves 0 out, and so does its (adjusted) test."""
+    return low is not None and high is not None and (low > 0 or high < 0) and p is not None and p < 0.05
+
+
+def column(frame: pl.DataFrame, write: Any, *names: str) -> pl.Series:
+    """A column of text, made row by row from some columns."""
+    return pl.Series([write(*row) for row in frame.select(names).iter_rows()], dtype=pl.String)
+
+
+def table_of(frame: pl.DataFrame, *columns: tuple[Any, ...]) -> pl.DataFrame:
+    """What stands on the page: a heading, a function and the names of its arguments' columns, for each column."""
+    return pl.DataFrame({heading: column(frame, write, *names) for heading, write, *names in columns})
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\u{{{code:x}}}"

@@ -1,0 +1,464 @@
+"""The report: what it says, what it leaves out, and that no text of a model or a file becomes markup."""
+
+import csv
+import json
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from synthetic import ARMS, CATEGORIES, synthetic_run
+
+from data.errors import UserError
+from reports import charts
+from reports import wording as say
+from reports.artefacts import open_run, read_activations
+from reports.assets import write_assets, write_table
+from reports.blocks import Prose, Table
+from reports.compare import write_comparison
+from reports.markup import as_json, escape
+from reports.page import write_report
+from reports.sections import activations, answer, costs, ordered, paper, probe, provenance, rates, samples, vectors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return synthetic_run(tmp_path_factory.mktemp("run") / "whole", 120)
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return open_run(folder)
+
+
+def there(found: Any) -> Any:
+    assert found is not None
+    return found
+
+
+def words(section: Any) -> str:
+    return " ".join(block.text for block in there(section).blocks if isinstance(block, Prose))
+
+
+# What the page says.
+
+
+def test_every_artefact_has_its_section(folder, tmp_path):
+    titles = write_report(folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert len(titles) == len(set(titles)) == len(ordered())
+    assert page.count("<section") == len(titles)
+
+
+@pytest.mark.parametrize(
+    "name", ["traces", "sweep", "diff", "effects", "capability", "probe_roc", "summary", "generations"]
+)
+def test_a_section_stands_only_where_its_artefact_is(run, name):
+    without = type(run)(
+        run.folder, run.records, {key: table for key, table in run.tables.items() if key != name}, run.vectors
+    )
+    before, after = ({s.title for make in ordered() if (s := make(some))} for some in (run, without))
+    assert after < before and len(before - after) <= 3
+
+
+def test_an_empty_run_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"nothing to report in .*: run `python cli\.py"):
+        write_report(tmp_path, tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_can_not_be_read_is_named_and_the_rest_is_shown(folder, tmp_path):
+    for path in folder.iterdir():
+        if path.stem not in ("sweep", "diff"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "sweep.parquet").write_bytes(b"PAR1 and then nothing")
+    pl.DataFrame({"category": ["a"]}).write_parquet(tmp_path / "diff.parquet")
+    titles = write_report(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "sweep.parquet:" in page and "diff.parquet: no column" in page and "What steering did" in titles
+    assert "Sweep of layers and strengths" not in titles
+
+
+def row(label, arm, n, refused, both, arm_only, baseline_only, broken=0):
+    from reports.statistics import mcnemar, newcombe
+
+    paired = both + arm_only + baseline_only
+    delta = newcombe(both, arm_only, baseline_only, n - paired) if arm != "baseline" else (None, None, None)
+    low, high = 0.0, 1.0
+    return {
+        "dataset": "(pooled)", "label": label, "arm": arm, "kind": arm, "scorer": "phrases", "n": n, "n_failed": 0, "n_overlap": 0,
+        "refused": refused, "rate": refused / n, "low": low, "high": high, "partial": 0, "broken": broken,
+        "answered": n - refused - broken, "n_paired": n if arm != "baseline" else 0, "delta": delta[0], "delta_low": delta[1],
+        "delta_high": delta[2], "p": mcnemar(arm_only, baseline_only) if arm != "baseline" else None, "p_holm": None,
+    }  # fmt: skip
+
+
+def told(tmp_path, *rows):
+    from reports.statistics import SCHEMA
+
+    columns = [name for name in SCHEMA if name in rows[0]]
+    pl.DataFrame(list(rows), schema={name: SCHEMA[name] for name in columns}).write_parquet(
+        tmp_path / "summary.parquet"
+    )
+    run = open_run(tmp_path)
+    pooled = answer.pooled_rows(run)
+    assert pooled is not None
+    texts = [answer.sentence(pooled, "fixed", run.arms()), *answer.warnings(pooled, run.arms())]
+    sentence, *warnings = [text.replace("\u00a0", " ") for text in texts]
+    return sentence, warnings
+
+
+def test_the_answer_states_rates_differences_and_intervals(tmp_path):
+    sentence, warnings = told(
+        tmp_path, row("benign", "baseline", 200, 60, 0, 0, 0), row("benign", "fixed", 200, 20, 18, 2, 42),
+        row("harmful", "baseline", 100, 90, 0, 0, 0), row("harmful", "fixed", 100, 91, 88, 3, 2),
+    )  # fmt: skip
+    assert "refuses 10.0 % of 200 benign prompts (−20.0 points against the baseline, 95 % interval −26" in sentence
+    assert "91.0 % of 100 harmful prompts (no difference is shown: +1.0 points" in sentence
+    assert "No answer is broken." in sentence and not warnings
+
+
+def test_an_interval_without_its_test_is_no_finding(tmp_path):
+    # Six discordant pairs to none: the score interval leaves 0 out, the exact test of one arm does too, that of many doesn't.
+    rows = [row("benign", "baseline", 100, 20, 0, 0, 0), row("benign", "fixed", 100, 14, 14, 0, 6)]
+    alone, _ = told(tmp_path, *rows)
+    assert "no difference" not in alone
+    crowd = [row("benign", f"other-{at}", 100, 20, 20, 0, 0) for at in range(4)]
+    among, _ = told(tmp_path, *rows, *crowd)
+    assert "adjusted for all comparisons, p = 0.156: no difference is shown" in among
+
+
+def test_broken_answers_are_no_cure(tmp_path):
+    sentence, warnings = told(
+        tmp_path, row("benign", "baseline", 50, 25, 0, 0, 0), row("benign", "fixed", 50, 0, 0, 0, 25, broken=40)
+    )
+    assert "Broken answers: 80.0 % of the benign" in sentence
+    assert len(warnings) == 1 and "80.0 % of its answers to benign prompts are broken (0.0 % unsteered)" in warnings[0]
+
+
+def test_without_a_baseline_nothing_is_claimed(tmp_path):
+    lonely = row("benign", "fixed", 50, 5, 0, 0, 0) | dict.fromkeys(("delta", "delta_low", "delta_high", "p"))
+    sentence, warnings = told(tmp_path, lonely)
+    assert "points" not in sentence and any("no baseline" in text for text in warnings)
+
+
+def test_lines_join_the_strengths_of_one_kind():
+    assert answer.split_strength("fixed:layer=3,strength=-0.4") == ("fixed, layer=3", -0.4)
+    assert answer.split_strength("fixed:strength=2") == ("fixed", 2.0)
+    assert answer.split_strength("random") == ("random", None)
+    assert answer.split_strength("fixed:strength=<b>") == ("fixed:strength=<b>", None)
+
+
+def test_the_arm_chosen_on_validation_is_spoken_of_first(run):
+    assert answer.leading_arm(run, run.arms()) == "fixed:strength=-0.4"
+    without = type(run)(run.folder, run.records, {name: table for name, table in run.tables.items() if name != "sweep"})
+    assert answer.leading_arm(without, run.arms()) == "fixed:strength=-0.2"
+
+
+def test_rates_say_shown_only_where_interval_and_adjusted_test_agree(run):
+    summary = run.table("summary")
+    table = rates.rate_table(summary.filter(pl.col("scorer") == "phrases"), "phrases", run.arms(), folded=False)
+    for found, (low, high, p) in zip(
+        there(table.shown)["difference"],
+        table.frame.select("delta_low", "delta_high", "p_holm").iter_rows(),
+        strict=True,
+    ):
+        if found == "shown":
+            assert p < 0.05 and (low > 0 or high < 0)
+
+
+def test_what_was_left_out_adds_up(run):
+    section = there(provenance.left_out(run))
+    counts = section.tables()[0].frame
+    assert (counts["counted"] + counts["fitted"] + counts["failed"] == counts["answers"]).all()
+    summary = run.table("summary").filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]))
+    assert (
+        counts["failed"].sum() == summary["n_failed"].sum() and counts["fitted"].sum() == summary["n_overlap"].sum() > 0
+    )
+
+
+def test_the_page_names_commands_seeds_and_versions(folder, tmp_path):
+    write_report(folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "python cli.py --model example/refuse-llama-8b --data coconot extract vectors generate evaluate report" in page
+    )
+    for word in ("nnsight", "seed", "revision", "abc123", "n = "):
+        assert word in page
+
+
+def test_a_capability_number_that_steering_never_reached_is_not_drawn(tmp_path):
+    schema = {"task": pl.String, "arm": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64, "n": pl.Int64,
+              "scored_logits_changed": pl.Boolean}  # fmt: skip
+    rows = [("arc", "baseline", "acc", 0.7, 0.02, 100, None), ("arc", "fixed", "acc", 0.7, 0.02, 100, False)]
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(tmp_path / "capability.parquet")
+    section = costs.capability(open_run(tmp_path))
+    assert section is not None and "no scored logit changed" in words(section)
+    drawn = json.dumps(section.charts()[0].chart.to_dict())
+    assert '"baseline"' in drawn and '"fixed"' not in drawn
+
+
+def test_probe_areas_are_scikit_learns():
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    random = np.random.default_rng(1)
+    truth, scores = random.integers(0, 2, 300), random.normal(0, 1, 300)
+    fpr, tpr, threshold = roc_curve(truth, scores + truth)
+    curve = pl.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": threshold})
+    assert probe.area(curve) == pytest.approx(roc_auc_score(truth, scores + truth))
+    marked = probe.point(curve, 0.3)
+    assert marked["tpr"][0] == pytest.approx(
+        ((scores + truth >= marked["threshold"][0]) & (truth == 1)).sum() / (truth == 1).sum()
+    )
+
+
+def test_cosines_and_norms_are_numpys(run):
+    at = run.vectors.layers.index(4)
+    a, b = (run.vectors.tensors[name][at] for name in CATEGORIES[:2])
+    table = next(t for t in there(vectors.section(run)).tables() if t.name == "vector-cosines").frame
+    assert table[f"cos {CATEGORIES[1]}"][0] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    dimensions = next(t for t in there(vectors.section(run)).tables() if t.name == "vector-dimensions").frame
+    assert dimensions["norm"][0] == pytest.approx(np.linalg.norm(a))
+    assert dimensions["dimensions"][0][0] == int(np.abs(a).argmax())
+
+
+def test_the_map_of_activations_is_a_pca_of_the_steered_layer(run, folder):
+    from safetensors.numpy import load_file
+    from sklearn.metrics import silhouette_score
+
+    whole = load_file(folder / "activations" / "prompts.safetensors")["activations"][:, 4].astype(np.float64)
+    values, rows = there(read_activations(folder, 4, 10_000))
+    assert np.array_equal(values, whole)
+    placed, _ = activations.project(values, "pca")
+    centred = whole - whole.mean(0)
+    wanted = np.linalg.svd(centred, full_matrices=False)[0][:, :2] * np.linalg.svd(centred, full_matrices=False)[1][:2]
+    assert np.allclose(np.abs(placed), np.abs(wanted), atol=1e-6)
+    groups = activations.group_names(rows)
+    assert say.number(float(silhouette_score(whole, groups)), 2) in there(activations.section(run)).charts()[0].caption
+
+
+def test_t_sne_is_an_option(run):
+    section = there(activations.section(run, how="tsne"))
+    assert "t-SNE" in section.charts()[0].caption and "mean little" in section.charts()[0].caption
+
+
+def test_few_rows_are_read_of_a_large_file_and_said_so(folder):
+    values, rows = there(read_activations(folder, 4, 25))
+    assert len(values) == rows.height == 25 and rows["id"].n_unique() == 25
+
+
+def test_the_papers_figures_stand_beside_sets_that_are_theirs(run):
+    section = paper.section(run)
+    assert section is not None
+    frame = section.tables()[0].frame
+    assert "XSTest safe" in frame["dataset"].to_list() and "WildGuard" not in frame["dataset"].to_list()
+    safe = frame.filter(pl.col("dataset") == "XSTest safe")
+    assert safe["published base"][0] == pytest.approx(0.28) and safe["published categorical"][0] == pytest.approx(0.036)
+    ours = run.table("summary").filter(
+        (pl.col("dataset") == "xstest/safe") & (pl.col("scorer") == "judge") & (pl.col("arm") == "baseline")
+    )
+    assert safe["baseline rate"][0] == ours["rate"][0]
+    assert "The papers' model is" in words(section)
+
+
+def test_answers_are_packed_whole(run):
+    generations, scores = run.table("generations"), run.table("scores")
+    packed = samples.pack(generations, scores, run.arms(), None)
+    assert len(packed["rows"]) == 120 and packed["arms"] == list(ARMS) and packed["limit"] is None
+    verdicts = {
+        (d, i, a, s): v for d, i, a, s, v in scores.select("dataset", "id", "arm", "scorer", "verdict").iter_rows()
+    }
+    texts = {(d, i, a): r for d, i, a, r in generations.select("dataset", "id", "arm", "response").iter_rows()}
+    for group, key, _, _, _, _, answers in packed["rows"]:
+        for arm, found in zip(packed["arms"], answers, strict=True):
+            assert found[0] == texts[packed["sets"][group], key, arm]
+            for scorer, verdict in zip(packed["scorers"], found[5:], strict=True):
+                told = None if verdict < 0 else packed["verdicts"][verdict]
+                assert told == verdicts[packed["sets"][group], key, arm, scorer]
+
+
+def test_long_texts_are_cut_and_the_page_stays_small(run):
+    generations = run.table("generations").with_columns(pl.lit("x" * 1_000_000).alias("response"))
+    packed = samples.pack(generations.head(50), None, run.arms(), None)
+    assert packed["limit"] == 20_000 and len(json.dumps(packed)) < 50 * 25_000
+    assert samples.text_limit(generations) * generations.height <= samples.BUDGET
+
+
+# Files.
+
+
+def test_assets_are_pictures_and_tables(run, tmp_path):
+    from reports.sections import costs, sweep
+
+    sections = [there(sweep.section(run)), there(costs.effects(run))]
+    names = {path.name for path in write_assets(sections, tmp_path)}
+    assert {"sweep-0.png", "sweep-0.svg", "sweep.csv", "sweep.parquet", "effects.csv"} <= names
+    assert (tmp_path / "sweep-0.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    picture = (tmp_path / "sweep-0.svg").read_text()
+    assert picture.startswith("<svg") and "currentColor" not in picture and "fixed, benign" in picture
+    assert pl.read_parquet(tmp_path / "sweep.parquet").equals(run.table("sweep"))
+    assert pl.read_csv(tmp_path / "sweep.csv").height == run.table("sweep").height
+
+
+@given(st.text())
+def test_no_cell_of_a_csv_is_a_formula(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("csv")
+    write_table(Table("t", pl.DataFrame({"text": [text, "=1+1"], "number": [-1.5, 2.0]})), folder)
+    with (folder / "t.csv").open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    assert all(not re.match(r"[=+\-@\t\r]", cell) for cell, _ in rows)
+    assert [number for _, number in rows] == ["-1.5", "2.0"] and rows[0][0].removeprefix("'") == text.removeprefix("'")
+    assert pl.read_parquet(folder / "t.parquet")["text"].to_list() == [text, "=1+1"]
+
+
+def test_runs_are_compared_on_the_prompts_they_share(folder, tmp_path):
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    other = synthetic_run(tmp_path / "other", 80, seed=0, arms=["baseline", "fixed:strength=0.2"])
+    titles = write_comparison([folder, other], tmp_path / "compare.html", assets=tmp_path / "assets")
+    assert titles[:2] == ["Trade-off", "Paired differences"] and "Answers" in titles
+    table = pl.read_parquet(tmp_path / "assets" / "compare-paired.parquet")
+    texts = [
+        pl.read_parquet(path / "generations.parquet").select("dataset", "id", "prompt").unique()
+        for path in (folder, other)
+    ]
+    shared = texts[0].join(texts[1], on=["dataset", "id", "prompt"])
+    a, b = (
+        pl.read_parquet(path / "scores.parquet").filter((pl.col("scorer") == "phrases") & (pl.col("label") == "benign")
+        & (pl.col("arm") == "baseline") & ~pl.col("fitted"))
+        for path in (folder, other)
+    )  # fmt: skip
+    both = a.join(b, on=["dataset", "id"]).join(shared, on=["dataset", "id"])
+    found = table.filter(
+        (pl.col("scorer") == "phrases") & (pl.col("label") == "benign") & (pl.col("arm") == "baseline")
+    ).row(0, named=True)
+    x, y = both["refused"].to_numpy(), both["refused_right"].to_numpy()
+    cells = [[(x & y).sum(), (x & ~y).sum()], [(~x & y).sum(), (~x & ~y).sum()]]
+    assert found["n"] == both.height and found["delta"] == pytest.approx(y.mean() - x.mean())
+    assert found["p"] == pytest.approx(there(mcnemar(cells, exact=True)).pvalue)
+
+
+def test_a_comparison_takes_two_runs_that_are_there(folder, tmp_path):
+    for folders, says in (
+        ([folder], "two run directories"),
+        ([folder, folder], "twice"),
+        ([folder, tmp_path / "no"], "no such run"),
+    ):
+        with pytest.raises(UserError, match=says):
+            write_comparison(folders, tmp_path / "compare.html")
+
+
+# Safety.
+
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\u202e\u0000&amp;\u2028"
+
+
+def test_nothing_that_text_holds_becomes_markup():
+    shown = escape(HOSTILE)
+    assert "<" not in shown and "'" not in shown and "\u202e" not in shown and "\x00" not in shown
+    assert len(escape("x" * 1_000_000)) < 3000
+
+
+@given(st.text())
+def test_json_in_a_script_can_not_end_it_and_reads_back(text):
+    packed = as_json({"a": text})
+    assert not set("<>&\u2028\u2029") & set(packed) and json.loads(packed) == {"a": text}
+
+
+@given(st.text())
+def test_shown_text_holds_no_character_that_hides_or_turns(text):
+    import unicodedata
+
+    shown = say.visible(text)
+    assert all(unicodedata.category(c)[0] != "C" or c in say.HARMLESS for c in shown)
+    assert not set(shown) & set("\u2028\u2029\u202a\u202e\u2066\u2069\u200e\u200f")
+
+
+def test_the_page_reaches_for_nothing_and_forbids_it(folder, tmp_path):
+    write_report(folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert "unsafe" not in policy[1] and "http" not in policy[1] and "*" not in policy[1]
+    outside = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
+    assert not re.search(r"\s(src|srcset|data|action|on\w+)=", outside)
+    assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', outside))
+
+
+def test_records_of_any_shape_are_shown_not_trusted(folder, tmp_path):
+    for path in folder.iterdir():
+        if path.name != "run.json":
+            (tmp_path / path.name).symlink_to(path)
+    odd = {
+        "model": HOSTILE,
+        "data": 7,
+        "options": [HOSTILE],
+        "versions": HOSTILE,
+        "command": [HOSTILE],
+        "start": None,
+        "end": {"x": 1},
+        "seed": "\ud800",
+    }
+    (tmp_path / "run.json").write_text(
+        json.dumps({"artefacts": {HOSTILE: odd, "vectors": HOSTILE, "diff": {"against": HOSTILE}}})
+    )
+    write_report(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_numbers_that_are_none_break_nothing(folder, tmp_path):
+    for path in folder.iterdir():
+        if path.suffix != ".parquet":
+            (tmp_path / path.name).symlink_to(path)
+            continue
+        frame = pl.read_parquet(path)
+        keep = ("dataset", "id", "arm", "kind", "scorer", "category", "layer", "label", "n", "chosen", "text")
+        odd = [pl.when(pl.int_range(pl.len()) % 2 == 0).then(None).otherwise(math_nan(kind)).cast(kind).alias(name)
+               for name, kind in frame.schema.items() if name not in keep and kind == pl.Float64]  # fmt: skip
+        frame.with_columns(odd).write_parquet(tmp_path / path.name)
+    write_report(tmp_path, tmp_path / "report.html", assets=None)
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", (tmp_path / "report.html").read_text(), flags=re.DOTALL)
+
+
+def math_nan(kind):
+    return pl.lit(float("nan"), kind)
+
+
+@pytest.mark.parametrize("counts", ['{"a": 1}', "[]", "nonsense"])
+def test_vectors_whose_metadata_lies_are_left_out(tmp_path, counts):
+    metadata = {"layers": "[0, 1]", "counts": counts, "residual_norms": "[1.0, 1.0]"}
+    save_file({"b": np.zeros((2, 3), np.float32)}, tmp_path / "vectors.safetensors", metadata)
+    run = open_run(tmp_path)
+    assert run.vectors is None and run.faults[0].startswith("vectors.safetensors: ")
+
+
+# Looks.
+
+
+def luminance(colour):
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", [*charts.COLOURS, charts.GREY])
+@pytest.mark.parametrize("paper", ["#ffffff", "#0d1117"])
+def test_every_colour_stands_out_on_both_pages(colour, paper):
+    bright, dark = sorted((luminance(colour), luminance(paper)), reverse=True)
+    assert (bright + 0.05) / (dark + 0.05) >= 3  # WCAG 2.2, criterion 1.4.11
+
+
+def test_series_differ_in_more_than_colour():
+    names = ["baseline", *map(str, range(60))]
+    pairs = zip(
+        charts._cycled(charts.COLOURS, names, "grey"), charts._cycled(charts.SHAPES, names, "cross", 1), strict=True
+    )
+    assert len(set(pairs)) == len(names)
+    assert len(set(charts.COLOURS)) == len(set(charts.SHAPES)) == len({str(dash) for dash in charts.DASHES}) == 8
