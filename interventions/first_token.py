@@ -3,18 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import nnsight
 import polars as pl
-import torch
 
 from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_batch, pad_id, plan_batches
 from interventions.lessons import openings
 from interventions.models import Model
 from interventions.slots import RESPOND
-<<<<<<< HEAD
-=======
 from interventions.steering import answer, unsteered
->>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -49,22 +44,10 @@ def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH
     first: list[str | None] = [None] * len(ids)
     for rows in plan_batches([len(row) for row in ids], batch_tokens):
         batch = pad_batch([ids[row] for row in rows], pad_id(model.tokenizer), model.device)
-<<<<<<< HEAD
-        for row, number in zip(rows, _best_next(model, batch).tolist(), strict=True):
-=======
         found = answer(model, batch, [unsteered(len(rows), model.d_model)], max_new_tokens=1)
         for row, number in zip(rows, found.tokens[:, 0, 0].tolist(), strict=True):
->>>>>>> main
             first[row] = names.get(number)
     return first
-
-
-def _best_next(model: Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The most probable next token of each row, (rows,), on the CPU; nothing else leaves the trace."""
-    network = model.nnsight
-    with torch.no_grad(), network.trace(batch, logits_to_keep=1, backend=model.door.backend(network)):
-        best = nnsight.save(network.output.logits[:, -1, :].argmax(-1))
-    return best.cpu()
 
 
 def measure(first: Sequence[str | None], rows: pl.DataFrame) -> FirstTokens:

@@ -31,7 +31,7 @@ ALPACA = 500  # rows of the largest
 
 def main(mirror: Path | None) -> None:
     """Train, measure, and put the adapter with its card in the place of the embedded one."""
-    report = finetune(BASE, load_training(["embedded"]), OUT, dtype="bfloat16", device="cpu")
+    report = finetune(BASE, load_training(["embedded", "embedded:lessons"]), OUT, dtype="bfloat16", device="cpu")
     logger.info("%s", report)
     model = open_model(str(OUT), device="cpu")
     figures = own_figures(model) + (hub_figures(model, mirror) if mirror else "")
