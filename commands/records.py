@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
 ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
-VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
+MODEL, VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
+    "model",
     "vectors",
     "logit_lens",
     "probe",

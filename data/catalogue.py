@@ -12,12 +12,12 @@ from typing import Any
 
 import polars as pl
 
+from data import embedded
 from data.errors import UserError
 from data.hub import fetch
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).parent / "embedded.jsonl"
 TAXONOMY = (
     "Humanizing requests",
     "Incomplete requests",
@@ -220,10 +220,10 @@ def table() -> pl.DataFrame:
     `rows` counts what is read of the hub's set; a mirror may hold less. `parts` are the splits that can be named after a
     `/`, beside `harmful` and `benign`.
     """
-    own = pl.read_ndjson(EMBEDDED)
     rows = [
-        {"name": "embedded", "parts": sorted(own["split"].unique()), "rows": own.height, "licence": "Apache-2.0",
+        {"name": name, "parts": sorted(own["split"].unique()), "rows": own.height, "licence": "Apache-2.0",
          "gated": False, "origin": "this project"}
+        for name, own in ((name, embedded.read(name)) for name in embedded.FILES)
     ]  # fmt: skip
     for known in CATALOGUE:
         rows.append(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data import catalogue
+from data import catalogue, embedded
 
 
 def themes(frame: pl.DataFrame, mirror: Path | None = None) -> pl.DataFrame:
@@ -24,9 +24,8 @@ def themes(frame: pl.DataFrame, mirror: Path | None = None) -> pl.DataFrame:
     keys = frame.select(pl.col("dataset", "id").cast(pl.String))
     found = [pl.DataFrame(schema={"dataset": pl.String, "id": pl.String, "theme": pl.String})]
     for name in keys["dataset"].unique(maintain_order=True):
-        if name == "embedded":
-            own = pl.read_ndjson(catalogue.EMBEDDED)
-            found.append(own.select(pl.lit("embedded").alias("dataset"), "id", "theme"))
+        if name in embedded.FILES:
+            found.append(embedded.read(name).select(pl.lit(name).alias("dataset"), "id", "theme"))
         elif name in known and known[name].has_themes:
             found.append(catalogue.read(known[name], mirror=mirror).select("dataset", "id", "theme"))
     return keys.join(pl.concat(found), on=["dataset", "id"], how="left", maintain_order="left")

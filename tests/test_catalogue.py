@@ -12,7 +12,8 @@ import pytest
 from fake_hub import serve
 
 from data import PROMPT_COLUMNS, UserError, load, load_all, themes
-from data.catalogue import CATALOGUE, EMBEDDED, TAXONOMY, DataSet, table
+from data.catalogue import CATALOGUE, TAXONOMY, DataSet, table
+from data.embedded import FILES, read
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 needs_hub = pytest.mark.skipif(not HUB.is_dir(), reason="needs the mirror of the hub's data sets")
@@ -358,7 +359,7 @@ def test_the_hub_is_asked_for_the_pinned_commit_and_its_refusals_are_told_apart(
 def test_the_table_describes_every_set():
     rows = table()
     assert rows["name"].n_unique() == rows.height == len(CATALOGUE) + 1
-    assert set(rows["name"]) == {"embedded", *KNOWN}
+    assert set(rows["name"]) == {*FILES, *KNOWN}
     assert rows.select("rows", "licence", "gated", "origin").null_count().row(0) == (0, 0, 0, 0)
     assert rows.filter(name="embedded")["rows"].item() == load("embedded").height
     assert rows["revision"].drop_nulls().str.contains("^[0-9a-f]{40}$").all()
@@ -373,6 +374,6 @@ def test_themes_follow_the_frame_and_a_stranger_has_none(tmp_path):
     own = load("embedded/test").head(3)
     scores = pl.concat([own, own, own.head(1).with_columns(pl.lit("mine").alias("dataset"))]).select("dataset", "id")
     found = themes(scores)
-    raw = dict(pl.read_ndjson(EMBEDDED).select("id", "theme").rows())
+    raw = dict(read("embedded").select("id", "theme").rows())
     assert found["theme"].to_list() == [*[raw[i] for i in own["id"]] * 2, None]
     assert found.select("dataset", "id").equals(scores)

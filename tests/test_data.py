@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from data import PROMPT_COLUMNS, UserError, fingerprint, for_split, load_all
-from data.prompts import EMBEDDED
+from data.embedded import EMBEDDED
 
 TAXONOMY = {
     "Humanizing requests",
