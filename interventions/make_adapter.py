@@ -24,6 +24,7 @@ from interventions.slots import RESPOND
 
 logger = logging.getLogger(__name__)
 
+EPOCHS = 3  # by the fourth the training rows are known by heart
 OUT = Path("runs/adapter/model")
 OTHERS = ("coconot:original/test", "coconot:contrast", "xstest/safe", "xstest/unsafe", "advbench", "alpaca")
 ALPACA = 500  # rows of the largest
@@ -31,7 +32,9 @@ ALPACA = 500  # rows of the largest
 
 def main(mirror: Path | None) -> None:
     """Train, measure, and put the adapter with its card in the place of the embedded one."""
-    report = finetune(BASE, load_training(["embedded", "embedded:lessons"]), OUT, dtype="bfloat16", device="cpu")
+    report = finetune(
+        BASE, load_training(["embedded", "embedded:lessons"]), OUT, epochs=EPOCHS, dtype="bfloat16", device="cpu"
+    )
     logger.info("%s", report)
     model = open_model(str(OUT), device="cpu")
     figures = own_figures(model) + (hub_figures(model, mirror) if mirror else "")

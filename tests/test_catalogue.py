@@ -358,7 +358,7 @@ def test_the_hub_is_asked_for_the_pinned_commit_and_its_refusals_are_told_apart(
 
 def test_the_table_describes_every_set():
     rows = table()
-    assert rows["name"].n_unique() == rows.height == len(CATALOGUE) + 1
+    assert rows["name"].n_unique() == rows.height == len(CATALOGUE) + len(FILES)
     assert set(rows["name"]) == {*FILES, *KNOWN}
     assert rows.select("rows", "licence", "gated", "origin").null_count().row(0) == (0, 0, 0, 0)
     assert rows.filter(name="embedded")["rows"].item() == load("embedded").height
