@@ -69,4 +69,3 @@ def text_verdict(model: str) -> Callable[[str], str]:
     from reports.phrases import phrase_verdict
 
     return lexical_verdict if model in TAUGHT else phrase_verdict
-
