@@ -152,9 +152,7 @@ def failed(s: Settings) -> bool:
     return not pl.read_parquet(path).filter((pl.col("scorer") == "judge") & pl.col("verdict").is_null()).is_empty()
 
 
-def clusters(
-    s: Settings, record: dict[str, Any], generations: "pl.DataFrame"
-) -> "tuple[pl.DataFrame, list[str]]":
+def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
     """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
     Read again only if the last evaluation of these answers did not find out.

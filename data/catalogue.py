@@ -258,9 +258,7 @@ def find(source: str) -> tuple[DataSet, str | None] | None:
     return None
 
 
-def read(
-    known: DataSet, part: str | None = None, mirror: Path | None = None, *, partly: bool = False
-) -> pl.DataFrame:
+def read(known: DataSet, part: str | None = None, mirror: Path | None = None, *, partly: bool = False) -> pl.DataFrame:
     """Rows of a known data set: `id`, `prompt`, `category`, `label`, `dataset`, `split`, and `theme`.
 
     Args:
