@@ -10,6 +10,7 @@ import commands.carrying
 import commands.datasets
 import commands.diff
 import commands.evaluation
+import commands.reproduce
 import commands.status
 import commands.steering
 import commands.sweep

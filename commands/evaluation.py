@@ -11,13 +11,12 @@ from commands.output import warn
 from commands.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS, note, unchanged
 from commands.settings import Settings
 from commands.steering import need_generations
-from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-@command(
+SCORING = (
     click.option("--scorer", multiple=True, type=click.Choice(["token", "phrases", "judge", "classifier", "hand"]),
                  help="Who scores; repeatable.  [default: all that have what they need]"),
     click.option("--judge-model", help="Model of an OpenAI-compatible endpoint that judges; its key comes from "
@@ -32,8 +31,16 @@ if TYPE_CHECKING:
     click.option("--difference", type=click.FloatRange(0, 100, min_open=True), help="Points: how many prompts would such "
                  "a difference need?  [default: 5]"),
 )  # fmt: skip
+
+
+@command(*SCORING)
 def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     """Score answers and summarise them with intervals."""
+    return make_summary(session, s)
+
+
+def make_summary(session: Session, s: Settings) -> dict[str, Any]:
+    """Score the answers, which are made if they are missing, and summarise them."""
     import polars as pl
 
     from interventions.rundir import now, records, replacing
@@ -45,13 +52,15 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     generations = pl.read_parquet(s.run / "generations.parquet")
     scorers, asked = assembled(s, generations)
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS, {}).get("id"), "seed": s.get("seed", 0)}
-    key |= asked | {"difference": s.get("difference", 5.0)}
+    themes, lost = clusters(s, record, generations)
+    key |= asked | {"difference": s.get("difference", 5.0), "without themes": lost}
     path = s.run / "summary.parquet"
     if not failed(s) and unchanged(s, "scores", key, s.run / "scores.parquet") and unchanged(s, "summary", key, path):
         summary = pl.read_parquet(path)
     else:
         scores = score(generations, fitted_texts(s, record), scorers)
-        summary = summarise(scores, key["seed"], clusters(generations, s), key["difference"] / 100)
+        scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
+        summary = summarise(scores, key["seed"], themes, key["difference"] / 100)
         for name, table in (("scores", scores), ("summary", summary)):
             with replacing(s.run / f"{name}.parquet") as unfinished:
                 table.write_parquet(unfinished)
@@ -87,6 +96,11 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
 )  # fmt: skip
 def report(_session: Session, s: Settings) -> dict[str, Any]:
     """Write one HTML page of whatever the run directory holds."""
+    return make_report(s)
+
+
+def make_report(s: Settings) -> dict[str, Any]:
+    """Write the page, or a comparison of several runs."""
     from reports.page import write_report
 
     path = s.get("out", s.run / "report.html")
@@ -142,16 +156,27 @@ def failed(s: Settings) -> bool:
     return not pl.read_parquet(path).filter((pl.col("scorer") == "judge") & pl.col("verdict").is_null()).is_empty()
 
 
-def clusters(generations: "pl.DataFrame", s: Settings) -> "pl.DataFrame | None":
-    """Which prompts are siblings, where their data sets say so."""
-    from data import themes
+def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+    """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
-    rows = generations.select("dataset", "id", "prompt").unique(subset=["dataset", "id"], maintain_order=True)
-    try:
-        found = themes(rows, s.get("data_mirror"))
-    except UserError:
-        return None
-    return found if found["theme"].drop_nulls().len() else None
+    Read again only if the last evaluation of these answers did not find out.
+    """
+    import polars as pl
+
+    from data import siblings
+    from interventions.rundir import records
+
+    rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
+    path, before = s.run / "scores.parquet", records(s.run).get("scores", {}).get("key", {})
+    if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
+        known = pl.read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
+        if known.height == rows.height:  # a hand scores a sample
+            return known, []
+    found = siblings(rows, s.get("data_mirror"))
+    if found.lost:
+        warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
+             f"{next(iter(found.lost.values()))}")  # fmt: skip
+    return found.table, sorted(found.lost)
 
 
 def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:

@@ -176,6 +176,10 @@ class Settings:
             made._values["split"] = None
         return made
 
+    def with_defaults(self, **values: Any) -> "Settings":
+        """The same with values for what was not given."""
+        return self.with_values(**{name: value for name, value in values.items() if not _given(self.get(name))})
+
     def with_values(self, **values: Any) -> "Settings":
         """The same with some values replaced."""
         made = self.for_missing(own_data=True)

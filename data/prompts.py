@@ -32,7 +32,16 @@ def load_all(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame
     Raises:
         UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
     """
-    frame = pl.concat([load(source, mirror) for source in sources])
+    return stacked([load(source, mirror) for source in sources])
+
+
+def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Prompts of several sources in one frame.
+
+    Raises:
+        UserError: Two of them hold the same (`dataset`, `id`).
+    """
+    frame = pl.concat(frames)
     twice = frame.filter(frame.select("dataset", "id").is_duplicated())
     if twice.height:
         row = twice.row(0, named=True)

@@ -115,6 +115,32 @@ def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> 
     return _sized(alt.layer(bars, points, broken), len(places) * (13 * len(arms) + 16), arms)
 
 
+def beside(table: pl.DataFrame, arms: Sequence[str], places: Sequence[str]) -> Any:
+    """Rates with intervals and, on the same line, published ones as hollow marks.
+
+    Columns `place` (data set, line break, n), `arm`, `rate`, `low`, `high`, `n`, `published`, and `broken`, a share.
+    """
+    lines = alt.Axis(domain=False, ticks=False, labelPadding=8, labelLimit=260, labelExpr="split(datum.label, '\\n')")
+    base = alt.Chart(_data(table)).encode(
+        y=alt.Y("place:N", title=None, sort=list(places), axis=lines),
+        yOffset=alt.YOffset("arm:N", sort=list(arms), scale=alt.Scale(paddingOuter=0.6)),
+        color=_colour("arm", arms),
+    )
+    tips = [alt.Tooltip("place:N"), alt.Tooltip("arm:N"), *_rate_tips("", "refused here"),
+            alt.Tooltip("published:Q", title="papers", format=".1%"), alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
+    x = alt.X("rate:Q", title="refused; hollow: the papers; ✕: broken", axis=alt.Axis(format="%", tickCount=5),
+              scale=alt.Scale(domain=[0, 1]))  # fmt: skip
+    bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
+    ours = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
+    theirs = base.mark_point(filled=False, size=80, strokeWidth=1.5).encode(
+        x="published:Q", shape=_shape("arm", arms), tooltip=tips
+    )
+    broken = (
+        base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
+    )
+    return _sized(alt.layer(bars, theirs, ours, broken), len(places) * (13 * len(arms) + 16), arms)
+
+
 def matrix(table: pl.DataFrame, names: Sequence[str]) -> Any:
     """A square of cosines; columns `a`, `b`, `cosine`."""
     base = alt.Chart(_data(table)).encode(
