@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from synthetic import ARMS, CATEGORIES, synthetic_run
@@ -279,7 +279,7 @@ def test_silhouettes_of_each_group_are_scikit_learns(run, folder):
     values, rows = there(read_activations(folder, 4, 10_000))
     groups = np.array(activations.group_names(rows))
     table = there(activations.section(run)).tables()[0].frame
-    each = silhouette_samples(values, groups)
+    each = np.asarray(silhouette_samples(values, groups))
     for name, n, mean, _ in table.iter_rows():
         member = groups == name if name != "(all)" else groups == groups
         assert n == member.sum() and mean == pytest.approx(each[member].mean())
@@ -386,6 +386,7 @@ def test_assets_are_pictures_and_tables(run, tmp_path):
     assert pl.read_csv(tmp_path / "sweep.csv").height == run.table("sweep").height
 
 
+@settings(deadline=None)  # it writes files
 @given(st.text())
 def test_no_cell_of_a_csv_is_a_formula(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("csv")

@@ -83,7 +83,7 @@ def silhouettes(values: np.ndarray, placed: np.ndarray, groups: list[str], names
     from sklearn.metrics import silhouette_samples
 
     possible = 2 <= len(set(groups)) < len(groups)
-    each = [silhouette_samples(space, groups) if possible else None for space in (values, placed)]
+    each = [np.asarray(silhouette_samples(space, groups)) if possible else None for space in (values, placed)]
     of_group = np.asarray(groups)
     rows = []
     for name in (EVERY, *names):
