@@ -54,6 +54,8 @@ def section(run: Run) -> Section | None:
         return None
     scorers = summary.filter(pl.col("n") > 0)["scorer"].unique().to_list()
     scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
+    if scorer is None:
+        return None
     arms = [arm for arm in run.arms() if kind_of(arm) != "random"][:MOST_ARMS]
     rows = matched(summary.filter((pl.col("scorer") == scorer) & (pl.col("n") > 0)))
     if not rows:
