@@ -26,6 +26,7 @@ VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
     "diff",
     "generations",
 )
+EFFECTS, CAPABILITY = "effects", "capability"
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:

@@ -97,7 +97,6 @@ def generate(session: Session, s: Settings) -> dict[str, Any]:
 def make_generations(session: Session, s: Settings) -> dict[str, Any]:
     """Answer the prompts, with vectors that are made if they are missing."""
     from data import for_split
-    from interventions.arms import parse_arms
     from interventions.generation import generate as run_generate
     from interventions.rundir import now
 
@@ -106,13 +105,7 @@ def make_generations(session: Session, s: Settings) -> dict[str, Any]:
     prompts = prompts.head(s.get("limit", prompts.height))
     if prompts.is_empty():
         raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
-    steering, record = need_vectors(session, s)
-    model = session.model(s, record)
-    default, swept = single_arm(s, model, steering), swept_setting(s, record)
-    arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
-    tools, rests_on = need_tools(session, s, arms, steering, record)
-    rests_on |= {} if swept is None else {SWEEP: swept["id"]}
-    arms = lowrank_at_its_layer(arms, s.get("arm", ()), tools)
+    model, arms, tools, rests_on = chosen_arms(session, s)
     tokens = s.get("max_new_tokens", 32)
     key = model_key(model) | {
         **rests_on,
@@ -127,6 +120,19 @@ def make_generations(session: Session, s: Settings) -> dict[str, Any]:
                      batch_tokens=s.get("batch_tokens", 2048), seed=key["seed"])  # fmt: skip
         note(s, GENERATIONS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"prompts": prompts.height, "arms": [arm.name for arm in arms], "wrote": str(path)}
+
+
+def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools, dict[str, str]]":
+    """The model, the arms asked for or by default, what they draw on, and the identities of what that comes from."""
+    from interventions.arms import parse_arms
+
+    steering, record = need_vectors(session, s)
+    model = session.model(s, record)
+    default, swept = single_arm(s, model, steering), swept_setting(s, record)
+    arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
+    tools, rests_on = need_tools(session, s, arms, steering, record)
+    rests_on |= {} if swept is None else {SWEEP: swept["id"]}
+    return model, lowrank_at_its_layer(arms, s.get("arm", ()), tools), tools, rests_on
 
 
 def default_arms(s: Settings, model: "Model", swept: dict[str, Any] | None = None) -> tuple[str, ...]:
