@@ -9,6 +9,7 @@ import commands.activations
 import commands.carrying
 import commands.datasets
 import commands.diff
+import commands.effects
 import commands.evaluation
 import commands.reproduce
 import commands.status

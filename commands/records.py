@@ -28,6 +28,7 @@ MODEL, VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS, PAPER_TABLE = (
     "generations",
     "paper",
 )
+EFFECTS, CAPABILITY = "effects", "capability"
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:

@@ -143,15 +143,7 @@ class Ready:
 
 def prepare(session: Session, s: Settings) -> Ready:
     """Vectors, which are made if they are missing, and the arms with all they need."""
-    from interventions.arms import parse_arms
-
-    steering, record = need_vectors(session, s)
-    model = session.model(s, record)
-    default, swept = single_arm(s, model, steering), swept_setting(s, record)
-    arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
-    tools, rests_on = need_tools(session, s, arms, steering, record)
-    rests_on |= {} if swept is None else {SWEEP: swept["id"]}
-    arms = lowrank_at_its_layer(arms, s.get("arm", ()), tools)
+    model, arms, tools, rests_on = chosen_arms(session, s)
     return Ready(model, tools, arms, rests_on, s.get("max_new_tokens", 32), s.get("seed", 0))
 
 
@@ -167,6 +159,19 @@ def answer_prompts(
         run_generate(ready.model, prompts, ready.tools, path, arms=ready.arms, max_new_tokens=ready.max_new_tokens,
                      batch_tokens=s.get("batch_tokens", 2048), seed=ready.seed)  # fmt: skip
         note(s, artefact, key, ready.model, start, data=data, options=s.given())
+
+
+def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools, dict[str, str]]":
+    """The model, the arms asked for or by default, what they draw on, and the identities of what that comes from."""
+    from interventions.arms import parse_arms
+
+    steering, record = need_vectors(session, s)
+    model = session.model(s, record)
+    default, swept = single_arm(s, model, steering), swept_setting(s, record)
+    arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
+    tools, rests_on = need_tools(session, s, arms, steering, record)
+    rests_on |= {} if swept is None else {SWEEP: swept["id"]}
+    return model, lowrank_at_its_layer(arms, s.get("arm", ()), tools), tools, rests_on
 
 
 def default_arms(s: Settings, model: "Model", swept: dict[str, Any] | None = None) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def generate(
     texts = prompts["prompt"].to_list()
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, arm, tools, own) for arm in arms]
-    variants = _variants(model, texts, plans)
+    variants = variants_of(model, texts, plans)
     plan = [
         [number * len(texts) + row for row in rows]
         for number, (encoded, _) in enumerate(variants)
@@ -114,9 +114,6 @@ def answer_rows(
 ) -> Answers:
     """`steering.answer` for some rows of encoded prompts."""
     batch = pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device)
-    gate = None
-    if probe is not None and any(plan.arm.route == "gated" for plan in plans):
-        gate = Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)
     return answer(
         model,
         batch,
@@ -124,9 +121,16 @@ def answer_rows(
         max_new_tokens=max_new_tokens,
         refusal_ids=refusals(model).ids,
         stops=sorted(stop_tokens(model)),
-        gate=gate,
+        gate=gate_of(plans, probe),
         **options,
     )
+
+
+def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:
+    """The probe as a trace needs it, if an arm is gated."""
+    if probe is None or all(plan.arm.route != "gated" for plan in plans):
+        return None
+    return Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)
 
 
 def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max
     }
 
 
-def _variants(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
+def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
     """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them."""
     plain = [plan for plan in plans if plan.arm.kind != "prompt-only"]
     variants = [(encode(model.tokenizer, texts), plain)] if plain else []
