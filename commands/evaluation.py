@@ -163,7 +163,6 @@ def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -
     """
     import polars as pl
 
-    from data import siblings
     from interventions.rundir import records
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
@@ -172,7 +171,14 @@ def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -
         known = pl.read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []
-    found = siblings(rows, s.get("data_mirror"))
+    return asked_themes(s, rows)
+
+
+def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+    """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
+    from data import siblings
+
+    found = siblings(prompts, s.get("data_mirror"))
     if found.lost:
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip
