@@ -113,9 +113,11 @@ def main():
     parser.add_argument("--limit", default=None, help="test rows of each kind of run")
     given = parser.parse_args()
     shared = ["--run", given.run, "--model", given.model]
-    more = ["--data-mirror", given.mirror, "--benign", "coconot:pref"] if given.mirror else []
-    cli(*shared, "--data", "embedded", "--data", "embedded:lessons", "extract", *more, "vectors", "--method", given.method,
-        "probe", "--layer", "auto", "sweep", "--layers", given.layers, "--data", "embedded")  # fmt: skip
+    mirror = ["--data-mirror", given.mirror] if given.mirror else []
+    benign = ["--benign", "coconot:pref"] if given.mirror else []
+    cli(*shared, *mirror, "--data", "embedded", "--data", "embedded:lessons", "extract", *benign,
+        "vectors", "--method", given.method, *benign, "probe", "--layer", "auto", *benign,
+        "sweep", "--layers", given.layers, "--data", "embedded")  # fmt: skip
     chosen = setting(given.run)
     print("setting:", chosen)
     arms = [word for arm in arms_of(chosen) for word in ("--arm", arm)]
