@@ -159,7 +159,7 @@ def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -
     """
     import polars as pl
 
-    from data import siblings
+    from data import known_themes
     from interventions.rundir import records
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
@@ -168,7 +168,7 @@ def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -
         known = pl.read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []
-    found = siblings(rows, s.get("data_mirror"))
+    found = known_themes(rows, s.get("data_mirror"))
     if found.lost:
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip
