@@ -176,9 +176,9 @@ def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -
 
 def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
     """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
-    from data import siblings
+    from data import known_themes
 
-    found = siblings(prompts, s.get("data_mirror"))
+    found = known_themes(prompts, s.get("data_mirror"))
     if found.lost:
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip

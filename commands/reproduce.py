@@ -32,11 +32,13 @@ class Reproduction(Command):
     """A command whose one word may stand before its options: click, reading a chain, would stop at the word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the word behind the options that follow it, and parse."""
-        if args and args[0] in PAPERS:
-            options, rest, _ = self.make_parser(ctx).parse_args(args[1:])
-            read = len(args) - len(rest) - isinstance(options.get("what"), str)  # that is the next command
-            args = [*args[1:read], args[0], *args[read:]]
+        """Put the word behind all options, and parse."""
+        _, rest, _ = self.make_parser(ctx).parse_args([*args])
+        word = len(args) - len(rest) - 1
+        if rest and rest[0].startswith("-") and word >= 0 and args[word] in PAPERS:
+            options, rest, _ = self.make_parser(ctx).parse_args(rest)
+            end = len(args) - len(rest) - isinstance(options.get("what"), str)  # that would be the next command
+            args = [*args[:word], *args[word + 1 : end], args[word], *args[end:]]
         return super().parse_args(ctx, args)
 
 

@@ -10,7 +10,6 @@ import polars as pl
 
 FOLDER = Path(__file__).parent
 FILES = {"embedded": FOLDER / "embedded.jsonl", "embedded:lessons": FOLDER / "lessons.jsonl"}
-EMBEDDED = FILES["embedded"]
 
 
 def named(source: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ class Siblings:
     lost: dict[str, str]
 
 
-def siblings(frame: pl.DataFrame, mirror: Path | None = None) -> Siblings:
+def known_themes(frame: pl.DataFrame, mirror: Path | None = None) -> Siblings:
     """The cluster of each prompt: XSTest's prompt type, CoCoNot's subcategory, the embedded sample's theme, …
 
     A theme is null where nothing says which prompts belong together (a user's file, AdvBench), where the data set can't
@@ -58,12 +58,12 @@ def siblings(frame: pl.DataFrame, mirror: Path | None = None) -> Siblings:
 
 
 def themes(frame: pl.DataFrame, mirror: Path | None = None) -> pl.DataFrame:
-    """The table of `siblings`.
+    """The table of `known_themes`.
 
     Raises:
         UserError: A known data set of the frame can't be read again.
     """
-    found = siblings(frame, mirror)
+    found = known_themes(frame, mirror)
     if found.lost:
         raise UserError(next(iter(found.lost.values())))
     return found.table

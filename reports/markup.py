@@ -17,7 +17,9 @@ from reports.blocks import Block, Chart, Code, Prose, Row, Samples, Section, Tab
 from reports.wording import number, visible
 
 LONGEST = 2000  # characters of a cell
-NUMBERS = r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?([ \u00a0]%)?( to [−+]?[\d.,]+)?$"
+NUMBERS = (
+    r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?([ \u00a0]%)?( to [−+]?[\d.,]+)?(\u00a0\([\d.]+–[\d.]+\))?(\u00a0/\u00a0[\d.]+)*$"
+)
 MOST_ROWS = 400  # rows of a table that stand on the page
 
 

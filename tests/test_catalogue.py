@@ -10,60 +10,19 @@ from typing import Any
 import polars as pl
 import pytest
 from fake_hub import serve
+from mirror import KNOWN, put, put_known
 
 from data import PROMPT_COLUMNS, UserError, load, load_all, themes
-from data.catalogue import CATALOGUE, TAXONOMY, DataSet, table
+from data.catalogue import CATALOGUE, TAXONOMY, table
 from data.embedded import FILES, read
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 needs_hub = pytest.mark.skipif(not HUB.is_dir(), reason="needs the mirror of the hub's data sets")
-KNOWN = {known.name: known for known in CATALOGUE}
-SPECIAL: dict[str, list[Any]] = {
-    "turns": [["a request", "a second turn"]],
-    "choices": [["one", "two", "three", "four"]],
-    "Index": [0],
-    "question_id": [7],
-    "prompt_style": ["base"],
-    "prompt_harm_label": ["harmful"],
-    "data_type": ["adversarial_harmful"],
-    "input": [""],
-}
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def put(mirror: Path, hub: str, config: str | None, splits: dict[str, pl.DataFrame], kind: str = "parquet") -> Path:
-    """Write one config of a data set as the hub lays it out."""
-    folder = mirror / hub / (config or "data")
-    folder.mkdir(parents=True)
-    for split, frame in splits.items():
-        if kind == "tsv":
-            frame.write_csv(folder / f"{split}.tsv", separator="\t")
-        else:
-            frame.write_parquet(folder / f"{split}.parquet")
-    files = [f"  - split: {split}\n    path: {folder.name}/{split}.{kind}\n" for split in splits]
-    card = f"configs:\n- config_name: {config or 'default'}\n  data_files:\n{''.join(files)}"
-    (mirror / hub / "README.md").write_text(f"---\n{card}---\n")
-    return mirror
-
-
-def made_up(known: DataSet, **values: list[Any]) -> pl.DataFrame:
-    """A frame with the columns that a declaration reads: one row, or the values given."""
-    rows = max(map(len, values.values()), default=1)
-    made: dict[str, list[Any]] = {}
-    for column in known.columns:
-        one = SPECIAL.get(column, ["safe" if column == "label" else f"some {column}"])
-        made[column] = values.get(column, one * rows)
-    return pl.DataFrame(made)
-
-
-def put_known(mirror: Path, name: str, split: str | None = None, kind: str = "parquet", **values: list[Any]) -> Path:
-    known = KNOWN[name]
-    splits = {s: made_up(known, **{"id": [f"an id of {s}"], **values}) for s in ([split] if split else known.splits)}
-    return put(mirror, known.hub, known.config, splits, kind)
 
 
 @pytest.mark.parametrize("known", CATALOGUE, ids=lambda known: known.name)

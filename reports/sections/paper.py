@@ -17,8 +17,10 @@ MOST_ARMS = 6
 # Kinds of arm that do what the papers' arms do.
 ALIKE = {"base": ("baseline",), "categorical": ("gated", "routed"), "low-rank": ("lowrank",)}
 HALVES = {"benign": "Over-refusal", "harmful": "Refusal"}
-SUMS = {POOLED: "all prompts", MACRO: "mean of the sets"}
+SUMS = {POOLED: ("All prompts", "Prompts of "), MACRO: ("Mean of sets", "Mean of ")}  # of all sets, of some
 TITLES = {"jbb": "JailbreakBench"}
+THEIRS = "papers’ "
+CAPTION = "percent refused; base, categorical and low-rank are the papers’, here is this run, with 95 % intervals"
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,8 @@ def section(run: Run) -> Section | None:
     rows = matched(summary.filter((pl.col("scorer") == scorer) & (pl.col("n") > 0)))
     if not rows:
         return None
-    text = introduction(run, str(scorer))
-    return Section(
-        "paper", "Beside the papers", [Prose(text), Table("paper", frame_of(rows, arms), shown_of(rows, arms))]
-    )
+    blocks = [Prose(introduction(run, str(scorer))), Table("paper", frame_of(rows, arms), shown_of(rows, arms))]
+    return Section("paper", "Beside the papers", blocks)
 
 
 def introduction(run: Run, scorer: str) -> str:
@@ -90,13 +90,15 @@ def left_out(run: Run) -> dict[str, str] | None:
 
 def whole_section(run: Run, missing: Mapping[str, str]) -> Section | None:
     """Charts, the papers' whole table and ours, and what is missing."""
-    table, rows, scorer = whole(run, missing)
+    _, rows, scorer = whole(run, missing)
     if scorer is None:
         return None
-    blocks: list[Block] = [Prose(introduction(run, scorer) + fitted_on(run))]
-    arms = shown_arms(run)
-    blocks += [drawn for label in HALVES if (drawn := chart([row for row in rows if row.label == label], arms))]
-    blocks.append(table)
+    blocks: list[Block] = [Prose(f"{introduction(run, scorer)} {settings(run)}")]
+    for label, title in HALVES.items():
+        half, arms = [row for row in rows if row.label == label], shown_arms(run)
+        if drawn := chart(half, arms):
+            name, shown = f"paper-{label}-rates", narrow_of(half, arms)
+            blocks += [drawn, Table(name, frame_of(half, arms), shown, f"{title}: {CAPTION}")]
     lacking = [row for row in rows if row.missing]
     if lacking:
         frame = pl.DataFrame({"data set": [f"{row.title}, {row.label}" for row in lacking],
@@ -125,8 +127,7 @@ def whole(run: Run, missing: Mapping[str, str]) -> tuple[Table, list[Row], str |
         rows += [*half, *sums(half, together)]
     rows += others(sets, theirs, missing)
     arms = shown_arms(run)
-    table = Table("paper", frame_of(rows, arms), shown_of(rows, arms), "Refused, in percent, with 95 % intervals")
-    return table, rows, scorer
+    return Table("paper", frame_of(rows, arms), narrow_of(rows, arms), CAPTION), rows, scorer
 
 
 def shown_arms(run: Run) -> list[str]:
@@ -186,7 +187,7 @@ def sums(half: Sequence[Row], together: pl.DataFrame | None) -> list[Row]:
     there = [row for row in half if row.ours]
     if not there or together is None:
         return []
-    label, short = there[0].label, f" of {len(there)} of {len(half)} sets" if len(there) < len(half) else ""
+    label, short = there[0].label, f"{len(there)} of {len(half)} sets" if len(there) < len(half) else ""
     n = sum(row.n or 0 for row in there)
     refused = {arm: sum(round((row.n or 0) * row.percents[arm] / 100) for row in there) for arm in published.ARMS}
     percents = {
@@ -196,7 +197,7 @@ def sums(half: Sequence[Row], together: pl.DataFrame | None) -> list[Row]:
     rows = []
     for name, title in SUMS.items():
         ours = {row["arm"]: row for row in together.filter(dataset=name, label=label).to_dicts()}
-        rows.append(Row(f"{HALVES[label]}, {title}{short}", label, n, percents[name], ours, sums=name))
+        rows.append(Row(f"{title[bool(short)]}{short}", label, n, percents[name], ours, sums=name))
     return rows
 
 
@@ -226,17 +227,30 @@ def shown_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
         "n there": ["–" if row.n is None else f"{row.n:,}" for row in rows],
         "n here": [_count(row) for row in rows],
     }
+    return pl.DataFrame(columns | cells(rows, arms))
+
+
+def narrow_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
+    """The same in less room; the papers' columns have their arms' bare names."""
+    twice = {row.title for row in rows if len({other.label for other in rows if other.title == row.title}) > 1}
+    counts = [" of ".join([_count(row), *([] if row.n is None else [f"{row.n:,}"])]) for row in rows]
+    titles = [f"{row.title}, {row.label}" if row.title in twice else row.title for row in rows]
+    rates = {heading.removeprefix(THEIRS): column for heading, column in cells(rows, arms).items()}
+    return pl.DataFrame({"data set": titles, "n": counts} | rates)
+
+
+def cells(rows: list[Row], arms: list[str]) -> dict[str, list[str]]:
+    """Columns of rates in percent, and of broken answers."""
+    columns: dict[str, list[str]] = {}
     placed: list[str] = []
     for theirs, kinds in ALIKE.items():
-        columns[f"papers: {theirs}"] = [_theirs(row.percents.get(theirs)) for row in rows]
+        columns[f"{THEIRS}{theirs}"] = [_theirs(row.percents.get(theirs)) for row in rows]
         alike = [arm for arm in arms if kind_of(arm) in kinds]
         placed += alike
-        columns |= {f"here: {say.arm(arm)}": [_ours(row.ours.get(arm)) for row in rows] for arm in alike}
-    columns |= {
-        f"here: {say.arm(arm)}": [_ours(row.ours.get(arm)) for row in rows] for arm in arms if arm not in placed
-    }
+        columns |= {f"{say.arm(arm)} here": [_ours(row.ours.get(arm)) for row in rows] for arm in alike}
+    columns |= {f"{say.arm(arm)} here": [_ours(row.ours.get(arm)) for row in rows] for arm in arms if arm not in placed}
     columns["broken here"] = [_broken(row, arms) for row in rows]
-    return pl.DataFrame(columns)
+    return columns
 
 
 def chart(rows: Sequence[Row], arms: list[str]) -> Chart | None:
@@ -246,9 +260,9 @@ def chart(rows: Sequence[Row], arms: list[str]) -> Chart | None:
     for row in rows:
         place = f"{row.title}\nn = {_count(row)}" if row.ours else row.title
         for theirs, arm in pairs:
-            ours = row.ours.get(arm, {})
+            ours, percent = row.ours.get(arm, {}), row.percents.get(theirs)
             n = ours.get("n") or 0
-            points.append({"place": place, "arm": say.arm(arm), "published": row.percents[theirs] / 100,
+            points.append({"place": place, "arm": say.arm(arm), "published": None if percent is None else percent / 100,
                            "broken": ours["broken"] / n if n and row.sums != MACRO else None,
                            **{key: ours.get(key) for key in ("rate", "low", "high", "n")}})  # fmt: skip
     if not any(point["rate"] is not None for point in points):
@@ -265,10 +279,22 @@ def chart(rows: Sequence[Row], arms: list[str]) -> Chart | None:
     return Chart(f"paper-{label}", charts.beside(data, names, list(dict.fromkeys(data["place"]))), caption)
 
 
-def fitted_on(run: Run) -> str:
-    """What the vectors here were fitted on."""
+def settings(run: Run) -> str:
+    """Where and how strongly this run's arms steer, and what the vectors were fitted on."""
+    told: list[str] = []
+    layer, generations = run.steered_layer(), run.table("generations")
+    if layer is not None:
+        told.append(f"layer {layer}")
+    if generations is not None:
+        steered = generations.drop_nulls(["layer", "strength"])
+        for (arm, unit), part in steered.group_by("arm", "strength_unit", maintain_order=True):
+            strengths = part["strength"].unique().sort().to_list()
+            spread = " to ".join(say.number(strength) for strength in dict.fromkeys((strengths[0], strengths[-1])))
+            told.append(f"{say.arm(arm)} {spread} ({say.name(unit)})")
     data = run.records.get("vectors", {}).get("data")
-    return f" Vectors here were fitted on {say.listed(data)}." if isinstance(data, list) and data else ""
+    if isinstance(data, list) and data:
+        told.append(f"vectors fitted on {say.listed(data)}")
+    return f"Here: {'; '.join(told)}." if told else ""
 
 
 def _count(row: Row) -> str:
@@ -276,20 +302,20 @@ def _count(row: Row) -> str:
 
 
 def _theirs(percent: float | None) -> str:
-    return "–" if percent is None else f"{percent:.2f}\u00a0%"
+    return "–" if percent is None else f"{percent:.2f}"
 
 
 def _ours(row: Mapping[str, Any] | None) -> str:
-    if row is None:
+    numbers = [] if row is None else [row[key] for key in ("rate", "low", "high")]
+    if not numbers or not all(isinstance(number, float) for number in numbers):
         return "–"
-    rate, low, high = (value if isinstance(value, float) else None for value in (row["rate"], row["low"], row["high"]))
-    interval = say.span(low, high).replace(" ", "\u00a0")
-    return f"{say.percent(rate)} ({interval})"
+    rate, low, high = (f"{100 * number:.1f}" for number in numbers)
+    return f"{rate}\u00a0({low}–{high})"
 
 
 def _broken(row: Row, arms: Sequence[str]) -> str:
-    """Shares of broken answers, arm by arm; a mean of sets has none."""
+    """Shares of broken answers in percent, arm by arm; a mean of sets has none."""
     if row.sums == MACRO or not row.ours:
         return "–"
     counts = [(ours["broken"], ours["n"]) for arm in arms if (ours := row.ours.get(arm))]
-    return " / ".join(f"{100 * broken / n:.1f}" for broken, n in counts if n and broken is not None) + "\u00a0%"
+    return "\u00a0/\u00a0".join(f"{100 * broken / n:.1f}" for broken, n in counts if n and broken is not None)
