@@ -86,13 +86,15 @@ def make_summary(session: Session, s: Settings) -> dict[str, Any]:
 
 
 @command(
-    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]"),
+    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html; "
+                 "RUN/compare.html with --compare]"),
     click.option("--assets", type=click.Path(file_okay=False, path_type=Path), help="Also each chart as PNG and SVG, each "
                  "table as CSV and parquet, into this folder.  [default: none]"),
     click.option("--compare", multiple=True, type=click.Path(file_okay=False, path_type=Path), help="Run directories to "
-                 "compare in place of one run's page; repeatable.  [default: none]"),
+                 "compare in place of one run's page: --compare A B.  [default: none]"),
     click.option("--map", "map_of_activations", type=click.Choice(["pca", "tsne"]), help="Map of activations.  "
                  "[default: pca]"),
+    many=("--compare",),
 )  # fmt: skip
 def report(_session: Session, s: Settings) -> dict[str, Any]:
     """Write one HTML page of whatever the run directory holds."""
@@ -103,7 +105,7 @@ def make_report(s: Settings) -> dict[str, Any]:
     """Write the page, or a comparison of several runs."""
     from reports.page import write_report
 
-    path = s.get("out", s.run / "report.html")
+    path = s.get("out", s.run / ("compare.html" if s.get("compare") else "report.html"))
     if s.get("compare"):
         from reports.compare import write_comparison
 

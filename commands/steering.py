@@ -44,8 +44,10 @@ STEERING = (
                  "vector, or the unit vector × the mean residual norm.  [default: residual]"),
     click.option("--scope", type=click.Choice(["prompt-last", "prompt", "generated", "all"]), help="Positions to steer; "
                  "generated: the last prompt token and each generated one.  [default: generated]"),
-    click.option("--arm", multiple=True, help="baseline, fixed, or fixed:KEY=VALUE,… with the keys category, layer, scope, "
-                 "strength, unit; repeatable.  [default: baseline and fixed]"),
+    click.option("--arm", multiple=True, help="KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: baseline, fixed, routed, gated, "
+                 "lowrank, ablate, random, wrong-category, prompt-only, logit-bias, oracle.  Keys: category, harmful, layer, "
+                 "operation, route, scope, seed, strength, text, unit.  [default: baseline, fixed, and what the run's probe, "
+                 "low-rank map and sweep and the model's tokens allow; trace: fixed]"),
 )  # fmt: skip
 
 
