@@ -6,6 +6,7 @@ import sys
 import click
 
 import commands.activations
+import commands.capability
 import commands.carrying
 import commands.datasets
 import commands.diff

@@ -220,7 +220,13 @@ def _given(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return (
+        str(value)
+        if isinstance(value, Path)
+        else [_plain(part) for part in value]
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> Any:

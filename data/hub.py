@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import polars as pl
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PAGE = "https://huggingface.co/datasets/"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def fetch(
@@ -66,6 +68,35 @@ def fetch(
         raise kind(_explained(error, hub, config, folder)) from error
     name = f"{hub}:{config}" if config else hub
     return {str(split): _frame(rows, name, columns, optional) for split, rows in loaded.items()}
+
+
+@contextmanager
+def mirrored(mirror: Path | None) -> Iterator[None]:
+    """While it lasts, whoever calls `datasets.load_dataset` gets the mirror's copy of what the mirror has.
+
+    For libraries that load by hub ids of their own.
+
+    Raises:
+        UserError: The mirror is no folder.
+    """
+    import datasets
+
+    if mirror is None:
+        yield
+        return
+    folder, load = mirror.expanduser().resolve(), datasets.load_dataset
+    if not folder.is_dir():
+        raise UserError(f"--data-mirror {mirror}: no such folder; it holds data sets under their hub names")
+
+    def load_copy(path: str, name: str | None = None, *rest: Any, **options: Any) -> Any:
+        copy = folder / path
+        if HUB_NAME.fullmatch(path) and copy.is_dir():
+            path = str(copy)
+            options.pop("revision", None)
+        return load(path, name, *rest, **options)
+
+    with patch.object(datasets, "load_dataset", load_copy):
+        yield
 
 
 def _folder(mirror: Path, hub: str) -> Path:

@@ -25,11 +25,11 @@ class Forced:
 
     Attributes:
         nll: (B, A, T) −log p(token) in the arm.
-        kl: (B, A, T) KL(unsteered ‖ arm) of the distribution that the token is drawn from.
+        kl: (B, A, T) KL(unsteered ‖ arm) of the distribution that the token is drawn from, or None.
     """
 
     nll: torch.Tensor
-    kl: torch.Tensor
+    kl: torch.Tensor | None
 
 
 def most_rows(model: Model, tokens: int) -> int:
@@ -45,6 +45,7 @@ def forced(
     *,
     refusal_ids: Sequence[int] = (),
     gate: Gate | None = None,
+    divergence: bool = True,
     reference: dict[str, torch.Tensor] | None = None,
 ) -> Forced:
     """Probabilities of given tokens behind a batch of prompts, in every arm.
@@ -56,12 +57,14 @@ def forced(
         plans: A arms in tensors, of `routes.Plan.shipped`.
         refusal_ids: Token ids of the refusal tokens.
         gate: The probe, if an arm is gated.
+        divergence: Whether to compute `kl`, too.
         reference: Prompts whose unsteered distributions `kl` is measured from; default `batch` itself.
     """
     network, path = model.nnsight, list(model.layers)
     rows, width = batch["input_ids"].shape
     tokens, there = right_padded(given)
     count, plans = tokens.shape[1], list(plans)
+    look = divergence or any(plan["routed"] or plan["gated"] for plan in plans)
     groups = _groups(plans, max(1, most_rows(model, count) // rows))
     editors = [
         [(at, block) for at, block in enumerate(path) if at in {plans[arm]["layer"] for arm in group}]
@@ -85,18 +88,21 @@ def forced(
                 with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
                     _end = path[-1].output
                     tracer.stop()
-            with network.trace(after, past_key_values=cache, use_cache=True, logits_to_keep=count):
-                states = {}
-                for number, block in readers:
-                    output = block.output
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    states[number] = hidden[:, 0, :].float()
-                own = network.output.logits.float()
-            cache.crop(-count)
-            seen: dict[str, Any] = {"tokens": own[:, 0, refusing] if len(refusing) else None, "score": None}
-            if gating is not None:
-                seen["score"] = scored(states[gating["layer"]], gating)
-            if other is not None:
+            seen: dict[str, Any] = {"tokens": None, "score": None}
+            own = None
+            if look:
+                with network.trace(after, past_key_values=cache, use_cache=True, logits_to_keep=count):
+                    states = {}
+                    for number, block in readers:
+                        output = block.output
+                        hidden = output[0] if isinstance(output, tuple) else output
+                        states[number] = hidden[:, 0, :].float()
+                    own = network.output.logits.float()
+                cache.crop(-count)
+                seen["tokens"] = own[:, 0, refusing] if len(refusing) else None
+                if gating is not None:
+                    seen["score"] = scored(states[gating["layer"]], gating)
+            if divergence and other is not None:
                 inputs = {name: value.to(device) for name, value in other.items()}
                 with network.trace(inputs, use_cache=False, logits_to_keep=count):
                     own = network.output.logits.float()
@@ -116,12 +122,12 @@ def forced(
                         change_in_parts(hidden, changes[number], 1 if shares else width, arms[0]["scope"] in WIDE)
                     logits = network.output.logits.float()
                 logits[:, 0] = biased(logits[:, 0], arms, seen, gating)
-                found.append(compared(logits, own, tokens, there, many))
+                found.append(compared(logits, own if divergence else None, tokens, there))
             out["nll"] = torch.cat([pair[0] for pair in found], dim=1)
-            out["kl"] = torch.cat([pair[1] for pair in found], dim=1)
+            out["kl"] = torch.cat([pair[1] for pair in found], dim=1) if divergence else None
     order = [at for group in groups for at in group]
     back = torch.tensor([order.index(at) for at in range(len(plans))])
-    return Forced(out["nll"][:, back], out["kl"][:, back])
+    return Forced(out["nll"][:, back], out["kl"][:, back] if divergence else None)
 
 
 def _groups(plans: Sequence[dict[str, Any]], most: int) -> list[list[int]]:
@@ -172,23 +178,24 @@ def change_in_parts(hidden: torch.Tensor, edit: dict[str, Any], prompt: int, wid
 
 
 def compared(
-    logits: torch.Tensor, own: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor, many: int
+    logits: torch.Tensor, own: torch.Tensor | None, tokens: torch.Tensor, there: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """−log p of the tokens and KL(own ‖ arm), (rows, arms, tokens) each; float64, a row at a time.
 
     Args:
         logits: (rows · arms, tokens, vocabulary); row r's arm a stands at r · arms + a.
-        own: (rows, tokens, vocabulary), unsteered.
+        own: (rows, tokens, vocabulary), unsteered; without it the second result means nothing.
         tokens: (rows, tokens) ids.
         there: (rows, tokens) whether there is one.
-        many: Number of arms.
     """
-    nll, kl = [], []
-    for row in range(len(own)):
-        p = own[row].double().log_softmax(-1)
+    rows, many = len(tokens), len(logits) // len(tokens)
+    nll = torch.zeros(rows, many, tokens.shape[1], dtype=torch.float64)
+    kl = torch.zeros_like(nll)
+    for row in range(rows):
+        p = None if own is None else own[row].double().log_softmax(-1)
         for arm in range(many):
             q = logits[row * many + arm].double().log_softmax(-1)
-            nll.append(-q.gather(-1, tokens[row][:, None])[:, 0] * there[row])
-            kl.append((p.exp() * (p - q)).sum(-1) * there[row])
-    shape = (len(own), many, tokens.shape[1])
-    return torch.stack(nll).view(shape).cpu(), torch.stack(kl).view(shape).cpu()
+            nll[row, arm] = -(q.gather(-1, tokens[row][:, None])[:, 0] * there[row]).cpu()
+            if p is not None:
+                kl[row, arm] = ((p.exp() * (p - q)).sum(-1) * there[row]).cpu()
+    return nll, kl

@@ -124,7 +124,7 @@ class _Work:
                     for encoded, plans in variants]  # fmt: skip
             answers = np.concatenate([found.tokens.numpy() for found in done], axis=1).tolist()
             given = [upto_stop(model, row[0]) for row in answers]
-            _, kl = self._forced(variants, rows, given)
+            kl = self._forced(variants, rows, given, "kl")
             means = kl.sum(-1) / np.array([len(row) for row in given])[:, None]
             verdicts = [[broken(finished(model, one, tokens)["response"]) for one in row] for row in answers]
             return np.stack([kl[..., 0], means, np.array(verdicts, float)], axis=-1).tolist()
@@ -146,7 +146,7 @@ class _Work:
         journal = self._journal("texts", variants, counts, sha256("\n\n".join(texts).encode()).hexdigest())
 
         def measure(rows: list[int]) -> list[Any]:
-            nll, _ = self._forced(variants, rows, [pieces[row][CONTEXT:] for row in rows])
+            nll = self._forced(variants, rows, [pieces[row][CONTEXT:] for row in rows], "nll")
             return nll.sum(-1)[..., None].tolist()
 
         noted = self._run(journal, measure, "effects, text", 1)
@@ -169,19 +169,16 @@ class _Work:
         plan = plan_batches(lengths, self.batch_tokens, most_rows(model, max(given, default=1)))
         return Journal(self.path.parent / f".{self.path.stem}-{name}.journal", key, plan)
 
-    def _forced(
-        self, variants: Variants, rows: Sequence[int], given: Sequence[Sequence[int]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """−log p and KL of each row's given tokens, (rows, arms, tokens) each; arms in the variants' order."""
+    def _forced(self, variants: Variants, rows: Sequence[int], given: Sequence[Sequence[int]], what: str) -> np.ndarray:
+        """`nll` or `kl` of each row's given tokens, (rows, arms, tokens); arms in the variants' order."""
         model, batches, found = self.model, [], []
         for encoded, plans in variants:
             batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
             shipped = [plan.for_rows(rows).shipped() for plan in plans]
             found.append(forced(model, batches[-1], given, shipped, refusal_ids=refusals(model).ids,
-                                gate=gate_of(plans, self.tools.probe),
+                                gate=gate_of(plans, self.tools.probe), divergence=what == "kl",
                                 reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
-        nll, kl = (np.concatenate([getattr(part, name).numpy() for part in found], axis=1) for name in ("nll", "kl"))
-        return nll, kl
+        return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
 
     def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:
         """What is noted of each row and arm, (rows, arms, width), in the caller's order of both."""
