@@ -1,6 +1,6 @@
 """Do the papers' claims hold on this model? Causal, selective, and the whole trade-off, beside controls.
 
-Run: .venv/bin/python benchmarks/claims.py RUN [--mirror FOLDER] [--harmful N] [--max-new-tokens N]
+Run: .venv/bin/python benchmarks/claims.py RUN [--mirror FOLDER] [--controls N] [--max-new-tokens N]
 
 - Vectors, gate and setting are fitted and chosen on the embedded sample's (and, with a mirror, CoCoNot's preference
   set's) training and validation rows; what is shown are test rows alone.
@@ -13,15 +13,18 @@ Everything is the command line's own work, in one run directory, and resumes. Th
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
 
+from data import load_all
+
 ROOT = Path(__file__).parents[1]
-STRENGTHS = (-0.15, -0.3, -0.45, -0.6)
-BIASES = (1, 2, 4, 6)
+STRENGTHS = (-0.15, -0.3, -0.6)
+BIASES = (1, 2, 4)
 RANDOM, RANDOM_UNGATED = 20, 5
 
 
@@ -39,22 +42,40 @@ def setting(run):
     return chosen.row(0, named=True)
 
 
-def arms_of(chosen):
-    layer, unit, harmful = chosen["layer"], chosen["strength_unit"], chosen["harmful"]
-    towards = f"harmful={harmful:g}"
-    place = f"layer={layer},unit={unit}"
-    best = f"gated:{towards},{place},strength={chosen['strength']:g}"
-    ungated = [f"routed:{place},strength={s:g}" for s in STRENGTHS]
-    strongest = f"{place},strength={STRENGTHS[-1]:g}"
-    arms = ["baseline", best, *ungated]
-    arms += [f"gated:{towards},{place},strength={s:g}" for s in STRENGTHS if s != round(chosen["strength"], 4)]
-    arms += [f"random:seed={seed},{strongest}" for seed in range(RANDOM_UNGATED)]
-    arms += [f"logit-bias:category=respond,strength={bias}" for bias in BIASES]
-    same = f"{towards},{place},route=gated,strength={chosen['strength']:g}"
-    arms += [f"random:seed={seed},{same}" for seed in range(RANDOM)]
-    arms += [f"wrong-category:{same}"]
-    arms += [f"logit-bias:category=respond,harmful=0,route=gated,strength={bias}" for bias in BIASES]
-    return arms
+def place_of(chosen):
+    return f"layer={chosen['layer']},unit={chosen['strength_unit']}"
+
+
+def best_arm(chosen, strength=None):
+    size = chosen["strength"] if strength is None else strength
+    return f"gated:harmful={chosen['harmful']:g},{place_of(chosen)},strength={size:g}"
+
+
+def trade_off(chosen):
+    """The chosen setting, and strengths with a gate and without, beside a bias on the respond token's logit."""
+    others = [s for s in STRENGTHS if s != round(chosen["strength"], 4)]
+    return [
+        "baseline",
+        best_arm(chosen),
+        *(best_arm(chosen, s) for s in others),
+        *(f"routed:{place_of(chosen)},strength={s:g}" for s in STRENGTHS),
+        *(f"logit-bias:category=respond,strength={bias}" for bias in BIASES),
+    ]
+
+
+def controls(chosen):
+    """The chosen setting beside what takes the vectors' place under the same gate, and random directions without one."""
+    same = f"harmful={chosen['harmful']:g},{place_of(chosen)},route=gated,strength={chosen['strength']:g}"
+    strongest = f"{place_of(chosen)},strength={STRENGTHS[-1]:g}"
+    return [
+        "baseline",
+        best_arm(chosen),
+        *(f"random:seed={seed},{same}" for seed in range(RANDOM)),
+        f"wrong-category:{same}",
+        *(f"logit-bias:category=respond,harmful=0,route=gated,strength={bias}" for bias in BIASES[1:3]),
+        f"routed:{strongest}",
+        *(f"random:seed={seed},{strongest}" for seed in range(RANDOM_UNGATED)),
+    ]
 
 
 def group(arm):
@@ -108,9 +129,9 @@ def main():
     parser.add_argument("--mirror", type=Path)
     parser.add_argument("--model", default="refusal-smollm2")
     parser.add_argument("--method", default="contrastive")
-    parser.add_argument("--max-new-tokens", default=16)
+    parser.add_argument("--max-new-tokens", default=20)
     parser.add_argument("--layers", default="9,11,13,15,17,19")
-    parser.add_argument("--limit", default=None, help="test rows of each kind of run")
+    parser.add_argument("--controls", type=int, default=200, help="harmful, and benign, rows that the controls answer")
     given = parser.parse_args()
     shared = ["--run", given.run, "--model", given.model]
     mirror = ["--data-mirror", given.mirror] if given.mirror else []
@@ -120,27 +141,34 @@ def main():
         "sweep", "--layers", given.layers, "--data", "embedded")  # fmt: skip
     chosen = setting(given.run)
     print("setting:", chosen)
-    arms = [word for arm in arms_of(chosen) for word in ("--arm", arm)]
     sets = ["embedded"]
     if given.mirror:
         sets = ["coconot:original/test", "coconot:contrast", "xstest/safe"]
     data = [word for name in sets for word in ("--data", name)]
-    limit = ["--limit", given.limit] if given.limit else []
-    mirror = ["--data-mirror", given.mirror] if given.mirror else []
-    cli(
-        *shared,
-        *mirror,
-        "generate",
-        *data,
-        *limit,
-        *arms,
-        "--max-new-tokens",
-        given.max_new_tokens,
-        "evaluate",
-        "report",
+    answer(given, [*shared, *mirror], data, trade_off(chosen))
+    few = sample(sets, given.mirror, given.run / "controls.jsonl", given.controls)
+    beside = given.run.with_name(given.run.name + "-controls")
+    shutil.copytree(
+        given.run, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.journal", "generations*", ".lock")
     )
+    given.run, shared[1] = beside, beside
+    answer(given, shared, ["--data", few], controls(chosen))
+
+
+def answer(given, shared, data, arms):
+    words = [word for arm in arms for word in ("--arm", arm)]
+    cli(*shared, "generate", *data, *words, "--max-new-tokens", given.max_new_tokens, "evaluate", "report")
     for scorer in ("classifier", "token", "phrases"):
-        print("\n" + table(given.run, scorer))
+        print("\n" + table(given.run, scorer), flush=True)
+
+
+def sample(sets, mirror, path, each):
+    """As many harmful as benign test rows, drawn with a seed, as a file."""
+    rows = load_all([f"{name}/test" if name == "embedded" else name for name in sets], mirror)
+    parts = [rows.filter(label=label) for label in ("harmful", "benign")]
+    drawn = pl.concat(part.sample(min(each, part.height), seed=0) for part in parts)
+    drawn.select(pl.format("{}/{}", "dataset", "id").alias("id"), "prompt", "category", "label").write_ndjson(path)
+    return path
 
 
 if __name__ == "__main__":
