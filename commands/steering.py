@@ -77,9 +77,7 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
 
         table = pl.read_parquet(path)
     else:
-        table = run_trace(
-            model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
-        )
+        table = run_trace(model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens"))
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)
         note(s, "traces", key, model, start, data=list(s.get("data", ())), options=s.given())
@@ -124,7 +122,7 @@ def make_generations(session: Session, s: Settings) -> dict[str, Any]:
     path = s.run / "generations.parquet"
     if not unchanged(s, GENERATIONS, key, path):
         run_generate(model, prompts, tools, path, arms=arms, max_new_tokens=tokens,
-                     batch_tokens=s.get("batch_tokens", 2048), seed=key["seed"])  # fmt: skip
+                     batch_tokens=s.get("batch_tokens"), seed=key["seed"])  # fmt: skip
         note(s, GENERATIONS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"prompts": prompts.height, "arms": [arm.name for arm in arms], "wrote": str(path)}
 
