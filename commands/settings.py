@@ -91,7 +91,7 @@ SHARED: list[Callable[[Any], Any]] = [
     click.option("--device", help="torch device.  [default: cuda if there is one, else cpu]"),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
                  help="Type of the weights.  [default: float32 on a CPU, the checkpoint's elsewhere]"),
-    click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048]"),
+    click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048; on a GPU what fits]"),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.  [default: all]"),
     click.option("--data", multiple=True, help="A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a "

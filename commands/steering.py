@@ -81,9 +81,7 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
 
         table = pl.read_parquet(path)
     else:
-        table = run_trace(
-            model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
-        )
+        table = run_trace(model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens"))
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)
         note(s, "traces", key, model, start, data=list(s.get("data", ())), options=s.given())
@@ -159,7 +157,7 @@ def answer_prompts(
     start, key = now(), ready.key(prompts)
     if not unchanged(s, artefact, key, path):
         run_generate(ready.model, prompts, ready.tools, path, arms=ready.arms, max_new_tokens=ready.max_new_tokens,
-                     batch_tokens=s.get("batch_tokens", 2048), seed=ready.seed)  # fmt: skip
+                     batch_tokens=s.get("batch_tokens"), seed=ready.seed)  # fmt: skip
         note(s, artefact, key, ready.model, start, data=data, options=s.given())
 
 

@@ -72,7 +72,7 @@ def sweep(session: Session, s: Settings) -> dict[str, Any]:
         table = pl.read_parquet(path)
     else:
         table = run_sweep(model, prompts, tools, path, arms=arms, verdict=text_verdict(model.name),
-                          batch_tokens=s.get("batch_tokens", 2048), **options)  # fmt: skip
+                          batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
         with replacing(s.run / "sweep_prompts.parquet") as unfinished:  # what was chosen on is no evidence
             prompts.write_parquet(unfinished)
         note(s, SWEEP, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())

@@ -124,7 +124,7 @@ def test_what_arms_do_alike_to_a_row_is_computed_once(tiny, texts):
     arms = parse_arms(words, Arm("x", "fixed", 2, "weapons", 3.0, unit="unit"))
     sizes = []
     block = tiny.module.get_submodule("model.layers")[3]
-    handle = block.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    handle = block.register_forward_hook(lambda _module, inputs, _output: sizes.append(inputs[0][..., 0].numel()))
     _, found = run(tiny, texts, arms, Tools(vectors_of(tiny)), max_new_tokens=3, stops=[])
     handle.remove()
     assert sizes[-3:] == [3 * len(texts)] * 3
