@@ -5,7 +5,7 @@ these themselves, through `Settings.get`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,20 @@ class Command(click.Command):
     """A command that looks, for each option not on its own command line, at the group's and the environment.
 
     It does so while parsing, so that a bad value anywhere in a chain is a usage error before anything runs.
+
+    After an option of `many` any number of values may stand, up to the next option or command.
     """
+
+    def __init__(self, *args: Any, many: Sequence[str] = (), **options: Any) -> None:
+        """As click's, with `many`."""
+        super().__init__(*args, **options)
+        self.many = many
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, then fill in."""
-        rest = super().parse_args(ctx, args)
+        chained = ctx.parent.command if ctx.parent else None
+        commands = chained.commands if isinstance(chained, click.Group) else {}
+        rest = super().parse_args(ctx, spread(args, self.many, commands))
         group = ctx.parent.params if ctx.parent else {}
         for param in self.params:
             if not isinstance(param, click.Option) or param.name is None:
@@ -138,6 +147,25 @@ class Command(click.Command):
                     ctx.params[name] = value
                     break
         return rest
+
+
+def spread(words: Sequence[str], options: Collection[str], ends: Collection[str]) -> list[str]:
+    """`--compare a b` as `--compare a --compare b`, up to a word that is an option or one of `ends`.
+
+    In a chain, click can't tell more values from the next command; the commands' names can.
+    """
+    told: list[str] = []
+    option = ""
+    for word in words:
+        if word in options:
+            option = word
+        elif option and told[-1] != option:  # it has a value already
+            if word.startswith("-") or word in ends:
+                option = ""
+            else:
+                told.append(option)
+        told.append(word)
+    return told
 
 
 class Settings:
@@ -176,6 +204,10 @@ class Settings:
             made._values["split"] = None
         return made
 
+    def with_defaults(self, **values: Any) -> "Settings":
+        """The same with values for what was not given."""
+        return self.with_values(**{name: value for name, value in values.items() if not _given(self.get(name))})
+
     def with_values(self, **values: Any) -> "Settings":
         """The same with some values replaced."""
         made = self.for_missing(own_data=True)
@@ -188,7 +220,13 @@ def _given(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return (
+        str(value)
+        if isinstance(value, Path)
+        else [_plain(part) for part in value]
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> Any:

@@ -65,7 +65,7 @@ def generate(
     texts = prompts["prompt"].to_list()
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, arm, tools, own) for arm in arms]
-    variants = _variants(model, texts, plans)
+    variants = variants_of(model, texts, plans)
     budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
     plan = [
         [number * len(texts) + row for row in rows]
@@ -126,9 +126,6 @@ def answer_rows(
     **options: Any,
 ) -> Answers:
     """`steering.answer` for some rows of encoded prompts, in as many portions as memory asks for."""
-    gate = None
-    if probe is not None and any(plan.arm.route == "gated" for plan in plans):
-        gate = Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)
     ids = [encoded.ids[row] for row in rows]
     lengths = [len(row) + max_new_tokens for row in ids]
 
@@ -146,7 +143,7 @@ def answer_rows(
                     max_new_tokens=max_new_tokens,
                     refusal_ids=refusals(model).ids,
                     stops=sorted(stop_tokens(model)),
-                    gate=gate,
+                    gate=gate_of(plans, probe),
                     together=tokens,
                     opening=opening,
                     **options,
@@ -155,6 +152,13 @@ def answer_rows(
         return Answers.joined(found, parts)
 
     return (budget or Budget(DECODED * BATCH_TOKENS)).spend(work, min(lengths), model.door.is_far)
+
+
+def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:
+    """The probe as a trace needs it, if an arm is gated."""
+    if probe is None or all(plan.arm.route != "gated" for plan in plans):
+        return None
+    return Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)
 
 
 def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max
     }
 
 
-def _variants(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
+def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
     """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them."""
     plain = [plan for plan in plans if plan.arm.kind != "prompt-only"]
     variants = [(encode(model.tokenizer, texts), plain)] if plain else []

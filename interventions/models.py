@@ -96,7 +96,7 @@ class Model:
 def open_model(
     name: str = DEFAULT_MODEL, *, remote: bool | str | Door = False, device: str | None = None, dtype: str | None = None
 ) -> Model:
-    """Open a model by alias (`smollm2`), hub id or local folder.
+    """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
     Args:
         name: What to open.

@@ -1,0 +1,90 @@
+"""`effects`: what steering does to harmless prompts and to plain text."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.evaluation import asked_themes, fitted_texts
+from commands.framework import Session, command
+from commands.output import warn
+from commands.prompts import fingerprint_of, load_prompts
+from commands.records import EFFECTS, model_key, note, unchanged
+from commands.settings import Settings
+from commands.steering import STEERING, chosen_arms
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@command(
+    *STEERING,
+    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer, and of the unsteered answer that "
+                 "every arm reads.  [default: 32]"),
+    click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="Plain text to measure perplexity on, its "
+                 "passages parted by blank lines.  [default: 36 passages of our own]"),
+    click.option("--benign", multiple=True, help="More prompts, all benign; repeatable.  [default: none]"),
+)  # fmt: skip
+def effects(session: Session, s: Settings) -> dict[str, Any]:
+    """Measure what every arm does to harmless prompts and plain text: KL, perplexity, broken answers."""
+    import polars as pl
+
+    from data.texts import passages
+    from interventions.rundir import now
+    from interventions.side_effects import side_effects
+    from reports.broken import is_broken
+
+    start = now()
+    harmless, texts = harmless_prompts(s), passages(s.get("text"))
+    model, arms, tools, rests_on = chosen_arms(session, s)
+    prompts = unseen(s, harmless, rests_on)
+    options = {"max_new_tokens": s.get("max_new_tokens", 32), "seed": s.get("seed", 0)}
+    key = model_key(model) | rests_on | options | {
+        "fingerprint": fingerprint_of(prompts),
+        "text": hashlib.sha256("\n\n".join(texts).encode()).hexdigest(),
+        "arms": [asdict(arm) for arm in arms],
+    }  # fmt: skip
+    path = s.run / "effects.parquet"
+    if unchanged(s, EFFECTS, key, path):
+        table = pl.read_parquet(path)
+    else:
+        themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
+        table = side_effects(
+            model, prompts, texts, tools, path, arms=arms, broken=is_broken,
+            text_name=s.get("text").stem if s.get("text") else "plain",
+            themes=themes["theme"].to_list(), batch_tokens=s.get("batch_tokens", 2048), **options,
+        )  # fmt: skip
+        note(s, EFFECTS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
+    return {"prompts": prompts.height, "passages": len(texts), "table": table, "wrote": str(path)}
+
+
+def harmless_prompts(s: Settings) -> "pl.DataFrame":
+    """Benign rows of --data and --split, near-misses among them."""
+    import polars as pl
+
+    from data import for_split
+
+    split = s.get("split", "test")
+    prompts = for_split(load_prompts(s, limited=False), split).filter(pl.col("label") == "benign")
+    if prompts.is_empty():
+        raise UserError(f"no benign prompt in split {split!r}: --benign NAME_OR_FILE adds some, --split takes others")
+    return prompts
+
+
+def unseen(s: Settings, prompts: "pl.DataFrame", rests_on: dict[str, str]) -> "pl.DataFrame":
+    """The first --limit prompts that nothing was fitted to or chosen on; those that are left out are counted."""
+    import polars as pl
+
+    from reports.scoring import same_text
+
+    fitted = fitted_texts(s, {"key": rests_on})
+    kept = prompts.filter(
+        ~pl.col("prompt").map_elements(lambda text: same_text(text) in fitted, return_dtype=pl.Boolean)
+    )
+    if kept.height < prompts.height:
+        warn(f"{prompts.height - kept.height} of {prompts.height} harmless prompts were used for fitting and are left out"
+             + ("" if kept.height else "; only plain text is left: pass other --data or --split"))  # fmt: skip
+    return kept.head(s.get("limit", kept.height))

@@ -1,0 +1,130 @@
+"""Side effects in figures: means, percentiles and ratios with 95 % intervals, one row a data set, arm and measure.
+
+Means and perplexities are ratios of sums over clusters (prompts of one theme, pieces of one passage); their intervals
+are percentile bootstraps over the clusters. A percentile's interval is the distribution-free one of order statistics;
+few prompts bound the 95th percentile from below alone, and the upper end is null.
+"""
+
+import zlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+SCHEMA = {
+    "dataset": pl.String, "arm": pl.String, "measure": pl.String, "value": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "n": pl.Int64,
+}  # fmt: skip
+DRAWS, DRAWS_AT_ONCE = 10_000, 500
+Figure = tuple[float | None, float | None, float | None]
+NOTHING: Figure = (None, None, None)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of N prompts and P pieces of plain text in A arms, the baseline first.
+
+    Attributes:
+        arms: Their names.
+        most: At most so many tokens of the unsteered answer were read.
+        first: (N, A) KL(unsteered ‖ arm) of the first token, nats.
+        answer: (N, A) its mean over the tokens of the unsteered answer, nats.
+        broken: (N, A) whether the arm's own answer is none.
+        nll: (P, A) −log p summed over a piece's scored tokens, nats.
+        tokens: (P,) how many these are.
+        passage: (P,) the passage each piece is of.
+    """
+
+    arms: Sequence[str]
+    most: int
+    first: np.ndarray
+    answer: np.ndarray
+    broken: np.ndarray
+    nll: np.ndarray
+    tokens: np.ndarray
+    passage: np.ndarray
+
+
+def figures(
+    measured: Measured, datasets: Sequence[str], themes: Sequence[str | None], text_name: str, seed: int = 0
+) -> pl.DataFrame:
+    """The table, in the columns of `SCHEMA`.
+
+    Measures, each with `n` prompts or passages: `kl_first_mean`, `kl_first_p95`; `kl_32_mean`, `kl_32_p95` (32: at
+    most so many tokens; percentiles are over prompts), nats; `broken`, a share with Wilson's interval; `perplexity`,
+    and `perplexity_ratio` to the baseline's on the same passages.
+
+    Args:
+        measured: The numbers.
+        datasets: (N,) data set of each prompt.
+        themes: (N,) the cluster each is drawn with; None is a cluster of its own.
+        text_name: What the plain text is called.
+        seed: Of the bootstrap.
+    """
+    rows: list[tuple[str, str, str, float | None, float | None, float | None, int]] = []
+    for dataset in dict.fromkeys(datasets):
+        chosen = np.array([name == dataset for name in datasets])
+        clusters = [at if theme is None else theme for at, theme in enumerate(themes) if chosen[at]]
+        for at, arm in enumerate(measured.arms):
+            for name, values in (("first", measured.first), (str(measured.most), measured.answer)):
+                kl = values[chosen, at]
+                mean = ratio(kl, np.ones(len(kl)), clusters, _random(seed, dataset))
+                rows.append((dataset, arm, f"kl_{name}_mean", *mean, len(kl)))
+                rows.append((dataset, arm, f"kl_{name}_p95", *percentile(kl, 0.95), len(kl)))
+            rows.append((dataset, arm, "broken", *share(measured.broken[chosen, at]), int(chosen.sum())))
+    passages, n = measured.passage.tolist(), len(set(measured.passage.tolist()))
+    for at, arm in enumerate(measured.arms):
+        nll, own, random = measured.nll[:, at], measured.nll[:, 0], lambda: _random(seed, text_name)
+        perplexity = ratio(nll, measured.tokens, passages, random(), np.exp)
+        rows.append((text_name, arm, "perplexity", *perplexity, n))
+        against = ratio(nll - own, measured.tokens, passages, random(), np.exp)
+        rows.append((text_name, arm, "perplexity_ratio", *against, n))
+    return pl.DataFrame(rows, SCHEMA, orient="row").fill_nan(None)
+
+
+def ratio(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    clusters: Sequence[Hashable],
+    random: np.random.Generator,
+    scale: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Figure:
+    """scale(Σ sums / Σ sizes) and its percentile bootstrap interval over clusters (scipy); none of a single cluster."""
+    if not len(sums):
+        return NOTHING
+    order = {cluster: at for at, cluster in enumerate(dict.fromkeys(clusters))}
+    which = np.array([order[cluster] for cluster in clusters])
+    totals = [np.bincount(which, weights=part, minlength=len(order)) for part in (sums, sizes)]
+
+    def statistic(top: np.ndarray, bottom: np.ndarray, axis: int) -> np.ndarray:
+        return scale(top.sum(axis) / bottom.sum(axis))
+
+    value = float(statistic(totals[0], totals[1], -1))
+    if len(order) < 2:
+        return value, None, None
+    found = stats.bootstrap(totals, statistic, paired=True, vectorized=True, n_resamples=DRAWS, batch=DRAWS_AT_ONCE,
+                            method="percentile", rng=random)  # fmt: skip
+    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def percentile(values: np.ndarray, p: float) -> Figure:
+    """A percentile and its distribution-free interval (order statistics, scipy's `quantile_test`)."""
+    if not len(values):
+        return NOTHING
+    low, high = stats.quantile_test(values, p=p).confidence_interval(0.95)
+    return float(np.quantile(values, p)), float(low), float(high)
+
+
+def share(flags: np.ndarray) -> Figure:
+    """A share and Wilson's interval (scipy)."""
+    if not len(flags):
+        return NOTHING
+    found = stats.binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
+    return float(flags.mean()), float(found.low), float(found.high)
+
+
+def _random(seed: int, name: str) -> np.random.Generator:
+    """The same draws for every arm and measure of a data set, whatever other sets there are."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
