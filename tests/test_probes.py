@@ -183,17 +183,17 @@ def test_mass_mean_is_the_difference_in_means_over_the_variance_within(made):
     report = fit_probe(path, None, fit="mass-mean")
     layer = report.probe.layer
     x, y = part(values, rows, "train", layer)
-    wanted = [
+    wanted = np.array([
         (np.mean(column[y]) - np.mean(column[~y])) / np.mean(np.where(y, column - column[y].mean(), column - column[~y].mean()) ** 2)
         for column in x.T
-    ]  # fmt: skip
+    ])  # fmt: skip
     weight = report.probe.weight.double().numpy()
     assert np.allclose(weight / np.linalg.norm(weight), wanted / np.linalg.norm(wanted), atol=1e-6)
-    along = x @ np.array(wanted)
+    along = x @ wanted
     line = LogisticRegression(class_weight="balanced").fit((along / along.std())[:, None], y)
     x, y = part(values, rows, "test", layer)
     score = report.probe.score(torch.from_numpy(x)).numpy()
-    assert np.allclose(score, line.predict_proba(((x @ np.array(wanted)) / along.std())[:, None])[:, 1], atol=1e-4)
+    assert np.allclose(score, line.predict_proba((x @ wanted / along.std())[:, None])[:, 1], atol=1e-4)
     assert report.probe.metadata["method"] == "mass-mean"
     assert list(report.layers.filter("chosen")["layer"]) == [layer]
     best = report.layers.sort("auc", "tpr_at_1_fpr", descending=True, maintain_order=True)["layer"][0]
