@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo test test-all test-browser test-ndif ndif ndif-down check clean
+.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check clean
 
 setup: .venv/done
 
@@ -20,6 +20,10 @@ setup: .venv/done
 demo: setup
 	$(BIN)/python cli.py --run runs/demo --limit 600 extract vectors trace --max-new-tokens 24 generate --limit 80 evaluate --limit 80 report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
+
+# The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
+adapter: setup
+	$(BIN)/python -m interventions.make_adapter $(MIRROR)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"

@@ -12,9 +12,11 @@ import commands.datasets
 import commands.diff
 import commands.effects
 import commands.evaluation
+import commands.reproduce
 import commands.status
 import commands.steering
 import commands.sweep
+import commands.tuning
 import commands.vectors  # noqa: F401  # importing a module registers its commands
 from commands.framework import cli
 from commands.output import one_line, warn

@@ -13,7 +13,7 @@ import torch
 from data import load_all
 from interventions import open_model
 from interventions.encoding import encode, pad_batch, pad_id, plan_batches
-from interventions.extraction import read_residual
+from interventions.reading import read_residual
 from interventions.rundir import versions
 
 PAIRS = 7

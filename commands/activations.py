@@ -51,7 +51,7 @@ def make_activations(
     path = s.run / f"{artefact}.safetensors"
     if not unchanged(s, artefact, key, path):
         run_extract(model, prompts, path.parent, layers=key["layers"], position=key["position"], suffixes=suffixes,
-                    batch_tokens=s.get("batch_tokens", 2048))  # fmt: skip
+                    batch_tokens=s.get("batch_tokens"))  # fmt: skip
         note(s, artefact, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"rows": prompts.height * max(1, len(suffixes)), "layers": len(key["layers"]), "wrote": str(path)}
 

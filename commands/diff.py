@@ -125,6 +125,6 @@ def read(
     path = s.run / f"{artefact}.safetensors"
     if not unchanged(s, artefact, key, path):
         extract(model, prompts, path.parent, layers=layers, position="suffix" if suffixes else "last", suffixes=suffixes,
-                batch_tokens=s.get("batch_tokens", 2048))  # fmt: skip
+                batch_tokens=s.get("batch_tokens"))  # fmt: skip
         note(s, artefact, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.evaluation import clusters, fitted_texts
+from commands.evaluation import asked_themes, fitted_texts
 from commands.framework import Session, command
 from commands.output import warn
 from commands.prompts import fingerprint_of, load_prompts
@@ -51,11 +51,11 @@ def effects(session: Session, s: Settings) -> dict[str, Any]:
     if unchanged(s, EFFECTS, key, path):
         table = pl.read_parquet(path)
     else:
-        themes = clusters(prompts, s)
+        themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
         table = side_effects(
             model, prompts, texts, tools, path, arms=arms, broken=is_broken,
             text_name=s.get("text").stem if s.get("text") else "plain",
-            themes=None if themes is None else themes["theme"].to_list(), batch_tokens=s.get("batch_tokens", 2048), **options,
+            themes=themes["theme"].to_list(), batch_tokens=s.get("batch_tokens", 2048), **options,
         )  # fmt: skip
         note(s, EFFECTS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"prompts": prompts.height, "passages": len(texts), "table": table, "wrote": str(path)}

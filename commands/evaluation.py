@@ -11,28 +11,36 @@ from commands.output import warn
 from commands.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS, note, unchanged
 from commands.settings import Settings
 from commands.steering import need_generations
-from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-@command(
+SCORING = (
     click.option("--scorer", multiple=True, type=click.Choice(["token", "phrases", "judge", "classifier", "hand"]),
                  help="Who scores; repeatable.  [default: all that have what they need]"),
     click.option("--judge-model", help="Model of an OpenAI-compatible endpoint that judges; its key comes from "
                  "REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY.  [default: none]"),
     click.option("--judge-url", help="The endpoint.  [default: OPENAI_BASE_URL, else OpenAI]"),
     click.option("--judge-concurrency", type=click.IntRange(1, 256), help="Questions at once.  [default: 8]"),
-    click.option("--classifier", help="Folder or hub id of a text classifier.  [default: none]"),
+    click.option("--classifier", help="Folder or hub id of a text classifier, or embedded: a small one for "
+                 "refusal-smollm2.  [default: embedded for refusal-smollm2, else none]"),
     click.option("--classifier-labels", help="CLASS=VERDICT,… where its names don't say it.  [default: none]"),
     click.option("--hand", type=click.Path(dir_okay=False, path_type=Path), help="CSV or JSONL of 100 answers to label by "
                  "hand: written if it is missing, else read.  [default: none]"),
     click.option("--difference", type=click.FloatRange(0, 100, min_open=True), help="Points: how many prompts would such "
                  "a difference need?  [default: 5]"),
 )  # fmt: skip
+
+
+@command(*SCORING)
 def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     """Score answers and summarise them with intervals."""
+    return make_summary(session, s)
+
+
+def make_summary(session: Session, s: Settings) -> dict[str, Any]:
+    """Score the answers, which are made if they are missing, and summarise them."""
     import polars as pl
 
     from interventions.rundir import now, records, replacing
@@ -44,13 +52,15 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
     generations = pl.read_parquet(s.run / "generations.parquet")
     scorers, asked = assembled(s, generations)
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS, {}).get("id"), "seed": s.get("seed", 0)}
-    key |= asked | {"difference": s.get("difference", 5.0)}
+    themes, lost = clusters(s, record, generations)
+    key |= asked | {"difference": s.get("difference", 5.0), "without themes": lost}
     path = s.run / "summary.parquet"
     if not failed(s) and unchanged(s, "scores", key, s.run / "scores.parquet") and unchanged(s, "summary", key, path):
         summary = pl.read_parquet(path)
     else:
         scores = score(generations, fitted_texts(s, record), scorers)
-        summary = summarise(scores, key["seed"], clusters(generations, s), key["difference"] / 100)
+        scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
+        summary = summarise(scores, key["seed"], themes, key["difference"] / 100)
         for name, table in (("scores", scores), ("summary", summary)):
             with replacing(s.run / f"{name}.parquet") as unfinished:
                 table.write_parquet(unfinished)
@@ -76,19 +86,26 @@ def evaluate(session: Session, s: Settings) -> dict[str, Any]:
 
 
 @command(
-    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]"),
+    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html; "
+                 "RUN/compare.html with --compare]"),
     click.option("--assets", type=click.Path(file_okay=False, path_type=Path), help="Also each chart as PNG and SVG, each "
                  "table as CSV and parquet, into this folder.  [default: none]"),
     click.option("--compare", multiple=True, type=click.Path(file_okay=False, path_type=Path), help="Run directories to "
-                 "compare in place of one run's page; repeatable.  [default: none]"),
+                 "compare in place of one run's page: --compare A B.  [default: none]"),
     click.option("--map", "map_of_activations", type=click.Choice(["pca", "tsne"]), help="Map of activations.  "
                  "[default: pca]"),
+    many=("--compare",),
 )  # fmt: skip
 def report(_session: Session, s: Settings) -> dict[str, Any]:
     """Write one HTML page of whatever the run directory holds."""
+    return make_report(s)
+
+
+def make_report(s: Settings) -> dict[str, Any]:
+    """Write the page, or a comparison of several runs."""
     from reports.page import write_report
 
-    path = s.get("out", s.run / "report.html")
+    path = s.get("out", s.run / ("compare.html" if s.get("compare") else "report.html"))
     if s.get("compare"):
         from reports.compare import write_comparison
 
@@ -105,6 +122,7 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
     from reports.classifier import parse_labels
     from reports.hand import write_sample
     from reports.judge import Judge, shown
+    from reports.lexical import NAME, TAUGHT
     from reports.scorers import assemble
 
     judge = None
@@ -117,12 +135,14 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
         hand = None
     labels = parse_labels(s.get("classifier_labels")) if s.get("classifier_labels") else None
     names = list(s.get("scorer", ()))
-    scorers = assemble(generations, names, cache=s.run / "judge.jsonl", judge=judge, classifier=s.get("classifier"),
+    taught = not generations.is_empty() and set(generations["model"]) <= set(TAUGHT)
+    classifier = s.get("classifier", NAME if taught else None)
+    scorers = assemble(generations, names, cache=s.run / "judge.jsonl", judge=judge, classifier=classifier,
                        labels=labels, device=s.get("device"), hand=hand)  # fmt: skip
     asked = {
         "scorers": sorted(scorers),
         "judge": [s.get("judge_model"), shown(s.get("judge_url")) if s.get("judge_url") else None] if judge else None,
-        "classifier": [s.get("classifier"), s.get("classifier_labels")],
+        "classifier": [classifier, s.get("classifier_labels")],
         "hand": hashlib.sha256(hand.read_bytes()).hexdigest() if hand else None,
     }
     return scorers, asked
@@ -138,16 +158,33 @@ def failed(s: Settings) -> bool:
     return not pl.read_parquet(path).filter((pl.col("scorer") == "judge") & pl.col("verdict").is_null()).is_empty()
 
 
-def clusters(generations: "pl.DataFrame", s: Settings) -> "pl.DataFrame | None":
-    """Which prompts are siblings, where their data sets say so."""
-    from data import themes
+def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+    """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
-    rows = generations.select("dataset", "id", "prompt").unique(subset=["dataset", "id"], maintain_order=True)
-    try:
-        found = themes(rows, s.get("data_mirror"))
-    except UserError:
-        return None
-    return found if found["theme"].drop_nulls().len() else None
+    Read again only if the last evaluation of these answers did not find out.
+    """
+    import polars as pl
+
+    from interventions.rundir import records
+
+    rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
+    path, before = s.run / "scores.parquet", records(s.run).get("scores", {}).get("key", {})
+    if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
+        known = pl.read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
+        if known.height == rows.height:  # a hand scores a sample
+            return known, []
+    return asked_themes(s, rows)
+
+
+def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+    """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
+    from data import known_themes
+
+    found = known_themes(prompts, s.get("data_mirror"))
+    if found.lost:
+        warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
+             f"{next(iter(found.lost.values()))}")  # fmt: skip
+    return found.table, sorted(found.lost)
 
 
 def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:

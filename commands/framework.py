@@ -1,7 +1,7 @@
 """One group of chained commands: registering them, and what a chain shares."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -78,11 +78,12 @@ def cli(ctx: click.Context, **_options: Any) -> None:
 
 
 def command(
-    *options: Callable[..., Any], writes: bool = True
+    *options: Callable[..., Any], writes: bool = True, many: Sequence[str] = (), cls: type[Command] = Command
 ) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
     """Register a function as a command: it gets the session and settings and returns its summary.
 
-    One that `writes` nothing neither makes the run directory nor waits for another's lock on it.
+    One that `writes` nothing neither makes the run directory nor waits for another's lock on it. After an option of
+    `many` any number of values may stand. `cls` parses its words.
     """
 
     def register(make: Callable[[Session, Settings], dict[str, Any]]) -> click.Command:
@@ -104,6 +105,6 @@ def command(
 
         for option in reversed(options):
             run = option(run)
-        return cli.command(name, cls=Command, help=make.__doc__)(shared(run))
+        return cli.command(name, cls=cls, help=make.__doc__, many=many)(shared(run))
 
     return register

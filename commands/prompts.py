@@ -62,3 +62,10 @@ def fingerprint_of(prompts: "pl.DataFrame") -> str:
     from data import fingerprint
 
     return fingerprint(prompts)
+
+
+def spread(prompts: "pl.DataFrame", most: int | None) -> "pl.DataFrame":
+    """At most so many prompts, evenly spread: sets are often sorted by kind, and the first of them are of one kind."""
+    if most is None or most >= prompts.height:
+        return prompts
+    return prompts[[at * prompts.height // most for at in range(most)]]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
 ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
-VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
+MODEL, VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS, PAPER_TABLE = (
+    "model",
     "vectors",
     "logit_lens",
     "probe",
@@ -25,6 +26,7 @@ VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS = (
     "sweep",
     "diff",
     "generations",
+    "paper",
 )
 EFFECTS, CAPABILITY = "effects", "capability"
 
@@ -54,7 +56,8 @@ def unchanged(s: Settings, artefact: str, key: dict[str, Any], path: Path) -> bo
 
 
 def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None", start: str, *,
-         like: dict[str, Any] | None = None, data: list[str] | None = None, options: dict[str, Any] | None = None) -> None:  # fmt: skip
+         like: dict[str, Any] | None = None, data: list[str] | None = None, options: dict[str, Any] | None = None,
+         more: dict[str, Any] | None = None) -> None:  # fmt: skip
     """Write an artefact's record; what there is no model for is taken over from the record it rests on."""
     from interventions.rundir import record
 
@@ -73,7 +76,7 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
             entry["remote"] = model.door.line.traffic.since_noted()
     else:
         entry |= {name: (like or {}).get(name) for name in TAKEN_OVER}
-    record(s.run, artefact, entry)
+    record(s.run, artefact, entry | (more or {}))
 
 
 def command_line(words: Sequence[str]) -> str:

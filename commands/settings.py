@@ -5,7 +5,7 @@ these themselves, through `Settings.get`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ SHARED: list[Callable[[Any], Any]] = [
     click.option("--device", help="torch device.  [default: cuda if there is one, else cpu]"),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
                  help="Type of the weights.  [default: float32 on a CPU, the checkpoint's elsewhere]"),
-    click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048]"),
+    click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048; on a GPU what fits]"),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.  [default: all]"),
     click.option("--data", multiple=True, help="A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a "
@@ -116,11 +116,20 @@ class Command(click.Command):
     """A command that looks, for each option not on its own command line, at the group's and the environment.
 
     It does so while parsing, so that a bad value anywhere in a chain is a usage error before anything runs.
+
+    After an option of `many` any number of values may stand, up to the next option or command.
     """
+
+    def __init__(self, *args: Any, many: Sequence[str] = (), **options: Any) -> None:
+        """As click's, with `many`."""
+        super().__init__(*args, **options)
+        self.many = many
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, then fill in."""
-        rest = super().parse_args(ctx, args)
+        chained = ctx.parent.command if ctx.parent else None
+        commands = chained.commands if isinstance(chained, click.Group) else {}
+        rest = super().parse_args(ctx, spread(args, self.many, commands))
         group = ctx.parent.params if ctx.parent else {}
         for param in self.params:
             if not isinstance(param, click.Option) or param.name is None:
@@ -138,6 +147,25 @@ class Command(click.Command):
                     ctx.params[name] = value
                     break
         return rest
+
+
+def spread(words: Sequence[str], options: Collection[str], ends: Collection[str]) -> list[str]:
+    """`--compare a b` as `--compare a --compare b`, up to a word that is an option or one of `ends`.
+
+    In a chain, click can't tell more values from the next command; the commands' names can.
+    """
+    told: list[str] = []
+    option = ""
+    for word in words:
+        if word in options:
+            option = word
+        elif option and told[-1] != option:  # it has a value already
+            if word.startswith("-") or word in ends:
+                option = ""
+            else:
+                told.append(option)
+        told.append(word)
+    return told
 
 
 class Settings:
@@ -175,6 +203,10 @@ class Settings:
             made._values |= self.group
             made._values["split"] = None
         return made
+
+    def with_defaults(self, **values: Any) -> "Settings":
+        """The same with values for what was not given."""
+        return self.with_values(**{name: value for name, value in values.items() if not _given(self.get(name))})
 
     def with_values(self, **values: Any) -> "Settings":
         """The same with some values replaced."""

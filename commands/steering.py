@@ -1,7 +1,7 @@
 """`trace` and `generate`: prompts under the lens, and answers in every arm."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +27,8 @@ from commands.vectors import need_vectors
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import polars as pl
 
     from interventions.arms import Arm
@@ -42,8 +44,10 @@ STEERING = (
                  "vector, or the unit vector × the mean residual norm.  [default: residual]"),
     click.option("--scope", type=click.Choice(["prompt-last", "prompt", "generated", "all"]), help="Positions to steer; "
                  "generated: the last prompt token and each generated one.  [default: generated]"),
-    click.option("--arm", multiple=True, help="baseline, fixed, or fixed:KEY=VALUE,… with the keys category, layer, scope, "
-                 "strength, unit; repeatable.  [default: baseline and fixed]"),
+    click.option("--arm", multiple=True, help="KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: baseline, fixed, routed, gated, "
+                 "lowrank, ablate, random, wrong-category, prompt-only, logit-bias, oracle.  Keys: category, harmful, layer, "
+                 "operation, route, scope, seed, strength, text, unit.  [default: baseline, fixed, and what the run's probe, "
+                 "low-rank map and sweep and the model's tokens allow; trace: fixed]"),
 )  # fmt: skip
 
 
@@ -77,9 +81,7 @@ def trace(session: Session, s: Settings) -> dict[str, Any]:
 
         table = pl.read_parquet(path)
     else:
-        table = run_trace(
-            model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens", 2048)
-        )
+        table = run_trace(model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens"))
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)
         note(s, "traces", key, model, start, data=list(s.get("data", ())), options=s.given())
@@ -97,29 +99,66 @@ def generate(session: Session, s: Settings) -> dict[str, Any]:
 def make_generations(session: Session, s: Settings) -> dict[str, Any]:
     """Answer the prompts, with vectors that are made if they are missing."""
     from data import for_split
-    from interventions.generation import generate as run_generate
-    from interventions.rundir import now
 
-    start = now()
     prompts = for_split(load_prompts(s, limited=False), s.get("split", "test"))
     prompts = prompts.head(s.get("limit", prompts.height))
     if prompts.is_empty():
         raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
-    model, arms, tools, rests_on = chosen_arms(session, s)
-    tokens = s.get("max_new_tokens", 32)
-    key = model_key(model) | {
-        **rests_on,
-        "fingerprint": fingerprint_of(prompts),
-        "arms": [asdict(arm) for arm in arms],
-        "max_new_tokens": tokens,
-        "seed": s.get("seed", 0),
-    }
+    ready = prepare(session, s)
     path = s.run / "generations.parquet"
-    if not unchanged(s, GENERATIONS, key, path):
-        run_generate(model, prompts, tools, path, arms=arms, max_new_tokens=tokens,
-                     batch_tokens=s.get("batch_tokens", 2048), seed=key["seed"])  # fmt: skip
-        note(s, GENERATIONS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
-    return {"prompts": prompts.height, "arms": [arm.name for arm in arms], "wrote": str(path)}
+    answer_prompts(s, ready, prompts, GENERATIONS, path, list(s.get("data", ("embedded",))))
+    return {"prompts": prompts.height, "arms": [arm.name for arm in ready.arms], "wrote": str(path)}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that answering takes but the prompts.
+
+    Attributes:
+        model: An open model.
+        tools: What its arms draw on.
+        arms: What is compared.
+        rests_on: Identities of the artefacts that the tools come from.
+        max_new_tokens: At most so many tokens an answer.
+        seed: Written into the tables.
+    """
+
+    model: "Model"
+    tools: "Tools"
+    arms: "list[Arm]"
+    rests_on: dict[str, str]
+    max_new_tokens: int
+    seed: int
+
+    def key(self, prompts: "pl.DataFrame") -> dict[str, Any]:
+        """What answers to these prompts are made from."""
+        return model_key(self.model) | {
+            **self.rests_on,
+            "fingerprint": fingerprint_of(prompts),
+            "arms": [asdict(arm) for arm in self.arms],
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+        }
+
+
+def prepare(session: Session, s: Settings) -> Ready:
+    """Vectors, which are made if they are missing, and the arms with all they need."""
+    model, arms, tools, rests_on = chosen_arms(session, s)
+    return Ready(model, tools, arms, rests_on, s.get("max_new_tokens", 32), s.get("seed", 0))
+
+
+def answer_prompts(
+    s: Settings, ready: Ready, prompts: "pl.DataFrame", artefact: str, path: "Path", data: list[str]
+) -> None:
+    """Answer prompts in every arm into a table, unless that was done already."""
+    from interventions.generation import generate as run_generate
+    from interventions.rundir import now
+
+    start, key = now(), ready.key(prompts)
+    if not unchanged(s, artefact, key, path):
+        run_generate(ready.model, prompts, ready.tools, path, arms=ready.arms, max_new_tokens=ready.max_new_tokens,
+                     batch_tokens=s.get("batch_tokens"), seed=ready.seed)  # fmt: skip
+        note(s, artefact, key, ready.model, start, data=data, options=s.given())
 
 
 def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools, dict[str, str]]":

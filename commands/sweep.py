@@ -45,7 +45,7 @@ def sweep(session: Session, s: Settings) -> dict[str, Any]:
     from interventions.rundir import now, replacing
     from interventions.sweeping import grid, sweep_layers
     from interventions.sweeping import sweep as run_sweep
-    from reports.phrases import phrase_verdict
+    from reports.lexical import text_verdict
 
     start = now()
     prompts = for_split(load_prompts(s, limited=False), s.get("split", "validation"))
@@ -71,8 +71,8 @@ def sweep(session: Session, s: Settings) -> dict[str, Any]:
     if unchanged(s, SWEEP, key, path):
         table = pl.read_parquet(path)
     else:
-        table = run_sweep(model, prompts, tools, path, arms=arms, verdict=phrase_verdict,
-                          batch_tokens=s.get("batch_tokens", 2048), **options)  # fmt: skip
+        table = run_sweep(model, prompts, tools, path, arms=arms, verdict=text_verdict(model.name),
+                          batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
         with replacing(s.run / "sweep_prompts.parquet") as unfinished:  # what was chosen on is no evidence
             prompts.write_parquet(unfinished)
         note(s, SWEEP, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())

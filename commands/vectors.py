@@ -42,7 +42,7 @@ def make_vectors(session: Session, s: Settings, *, own_data: bool) -> dict[str, 
 
     start = now()
     method = s.get("method", "mean")
-    source = PAIRS if method == "contrastive" or (method == "pca" and _speaks(session, s)) else ACTIVATIONS
+    source = PAIRS if needs_pairs(session, s) else ACTIVATIONS
     record = need_activations(session, s, own_data=own_data, artefact=source)
     options: dict[str, Any] = {"method": method, "tau": s.get("tau"), "top_k": s.get("top_k")}
     options |= {"normalize": s.get("normalize", False), "split": s.get("split", "train"), "seed": s.get("seed", 0)}
@@ -104,6 +104,12 @@ def need_vectors(session: Session, s: Settings) -> tuple["SteeringVectors", dict
         record = records(s.run)[VECTORS]
     assert record is not None
     return SteeringVectors.load(path), record
+
+
+def needs_pairs(session: Session, s: Settings) -> bool:
+    """Whether the method compares each prompt with itself, followed by other tokens."""
+    method = s.get("method", "mean")
+    return method == "contrastive" or (method == "pca" and _speaks(session, s))
 
 
 def _speaks(session: Session, s: Settings) -> bool:

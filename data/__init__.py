@@ -3,18 +3,29 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError
+from data.errors import OutOfReachError, UserError
 
 if TYPE_CHECKING:
-    from data.prompts import PROMPT_COLUMNS, fingerprint, for_split, load, load_all
-    from data.siblings import themes
+    from data.prompts import PROMPT_COLUMNS, fingerprint, for_split, load, load_all, stacked
+    from data.siblings import known_themes, themes
 
-__all__ = ["PROMPT_COLUMNS", "UserError", "fingerprint", "for_split", "load", "load_all", "themes"]
+__all__ = [
+    "PROMPT_COLUMNS",
+    "OutOfReachError",
+    "UserError",
+    "fingerprint",
+    "for_split",
+    "known_themes",
+    "load",
+    "load_all",
+    "stacked",
+    "themes",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import polars only where prompts are read: `--help` must not wait for it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module("data.siblings" if name == "themes" else "data.prompts")
+    module = importlib.import_module("data.siblings" if name in ("known_themes", "themes") else "data.prompts")
     return getattr(module, name)

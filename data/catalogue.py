@@ -12,12 +12,12 @@ from typing import Any
 
 import polars as pl
 
+from data import embedded
 from data.errors import UserError
 from data.hub import fetch
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).parent / "embedded.jsonl"
 TAXONOMY = (
     "Humanizing requests",
     "Incomplete requests",
@@ -220,10 +220,10 @@ def table() -> pl.DataFrame:
     `rows` counts what is read of the hub's set; a mirror may hold less. `parts` are the splits that can be named after a
     `/`, beside `harmful` and `benign`.
     """
-    own = pl.read_ndjson(EMBEDDED)
     rows = [
-        {"name": "embedded", "parts": sorted(own["split"].unique()), "rows": own.height, "licence": "Apache-2.0",
+        {"name": name, "parts": sorted(own["split"].unique()), "rows": own.height, "licence": "Apache-2.0",
          "gated": False, "origin": "this project"}
+        for name, own in ((name, embedded.read(name)) for name in embedded.FILES)
     ]  # fmt: skip
     for known in CATALOGUE:
         rows.append(
@@ -258,8 +258,14 @@ def find(source: str) -> tuple[DataSet, str | None] | None:
     return None
 
 
-def read(known: DataSet, part: str | None = None, mirror: Path | None = None) -> pl.DataFrame:
+def read(known: DataSet, part: str | None = None, mirror: Path | None = None, *, partly: bool = False) -> pl.DataFrame:
     """Rows of a known data set: `id`, `prompt`, `category`, `label`, `dataset`, `split`, and `theme`.
+
+    Args:
+        known: The data set.
+        part: One of its splits, or a label; None for all of it.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
+        partly: A mirror that holds only some of the splits is as good, and nothing is said of it.
 
     Raises:
         UserError: It has no such part, is not what it was, or `data.hub.fetch` can't get it.
@@ -277,7 +283,7 @@ def read(known: DataSet, part: str | None = None, mirror: Path | None = None) ->
     here = [split for split in wanted if split in fetched]
     if not here:
         raise UserError(f"{known.name}: no split {' or '.join(map(repr, wanted))}; there is {', '.join(fetched)}")
-    if len(here) < len(wanted):
+    if len(here) < len(wanted) and not partly:
         log.warning("%s: only %s, of %s", known.name, ", ".join(here), ", ".join(wanted))
     try:
         rows = pl.concat([_rows(known, split, fetched[split]) for split in here])

@@ -1,5 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class UserError(Exception):
     """What is wrong and what to do about it, in one line; the command line prints it and exits 1."""
+
+
+class OutOfReachError(UserError):
+    """The hub did not answer: asking it for anything else would only take as long again."""

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import polars as pl
 
-from data.errors import UserError
+from data.errors import OutOfReachError, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,8 @@ def fetch(
         Split name -> frame.
 
     Raises:
-        UserError: The set is gated, out of reach, unknown, without that config or a column, or can't be read.
+        UserError: The set is gated, unknown, without that config or a column, or can't be read.
+        OutOfReachError: The hub does not answer.
     """
     from datasets import load_dataset
 
@@ -63,7 +64,8 @@ def fetch(
         with _quiet():
             loaded = load_dataset(str(folder or hub), config, **options)
     except Exception as error:  # the libraries beneath raise their own kinds of nearly everything
-        raise UserError(_explained(error, hub, config, folder)) from error
+        kind = OutOfReachError if folder is None and _unreachable(error) else UserError
+        raise kind(_explained(error, hub, config, folder)) from error
     name = f"{hub}:{config}" if config else hub
     return {str(split): _frame(rows, name, columns, optional) for split, rows in loaded.items()}
 
@@ -165,7 +167,15 @@ def _explained(error: Exception, hub: str, config: str | None, folder: Path | No
         return f"{hub}: the pinned revision is gone from the hub; see {PAGE}{hub}, or pass --data-mirror DIR"
     if isinstance(error, DatasetNotFoundError):
         return f"no data set {hub!r} on the hub, or a private one: check {PAGE}{hub}, or run `hf auth login`"
-    if isinstance(error, (ConnectionError, TimeoutError)) or re.search("Connect|Timeout", type(error).__name__):
+    if _unreachable(error):
         return f"{hub}: the hub is out of reach (offline?); pass --data-mirror DIR with a copy of it"
     reason = " ".join(text.split())[:200] or type(error).__name__
     return f"{folder or hub}: not readable as a data set of the hub: {reason}"
+
+
+def _unreachable(error: Exception) -> bool:
+    from datasets.exceptions import DatasetNotFoundError
+
+    named = re.search("Connect|Timeout", type(error).__name__)
+    connection = isinstance(error, (ConnectionError, TimeoutError)) or named is not None
+    return connection and not isinstance(error, DatasetNotFoundError)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data import catalogue
-from data.catalogue import EMBEDDED
+from data import catalogue, embedded
 from data.errors import UserError
 from data.hub import fetch
 
@@ -33,7 +32,16 @@ def load_all(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame
     Raises:
         UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
     """
-    frame = pl.concat([load(source, mirror) for source in sources])
+    return stacked([load(source, mirror) for source in sources])
+
+
+def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Prompts of several sources in one frame.
+
+    Raises:
+        UserError: Two of them hold the same (`dataset`, `id`).
+    """
+    frame = pl.concat(frames)
     twice = frame.filter(frame.select("dataset", "id").is_duplicated())
     if twice.height:
         row = twice.row(0, named=True)
@@ -45,7 +53,7 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
     """Load one source of prompts.
 
     Args:
-        source: `embedded` or `embedded/SPLIT`; a name of `data.catalogue`, `NAME[:CONFIG][/PART]`; the id of any hub data
+        source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.catalogue`, `NAME[:CONFIG][/PART]`; the id of any hub data
             set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or a .jsonl, .csv or .parquet file.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
 
@@ -53,8 +61,9 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
         UserError: There is no such source, it can't be reached or read, or its rows are not in shape.
     """
     path = Path(source).expanduser()
-    if source.partition("/")[0] == "embedded":
-        return _load_embedded(source.partition("/")[2])
+    own, split = embedded.named(source)
+    if own:
+        return _load_embedded(own, split)
     if path.suffix in READERS:
         if not path.is_file():
             raise UserError(f"{source}: no such file")
@@ -68,11 +77,11 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
     return _load_hub(source, mirror)
 
 
-def _load_embedded(split: str) -> pl.DataFrame:
-    frame = _checked(_read_jsonl(EMBEDDED, "embedded"), "embedded", "embedded")
+def _load_embedded(name: str, split: str) -> pl.DataFrame:
+    frame = _checked(_read_jsonl(embedded.FILES[name], name), name, name)
     chosen = frame.filter(pl.col("split") == split) if split else frame
     if chosen.is_empty():
-        raise UserError(f"embedded has no split {split!r}; it has {', '.join(_splits(frame))}")
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(_splits(frame))}")
     return chosen
 
 
@@ -102,7 +111,7 @@ def _numbered(frame: pl.DataFrame, split: str, among_others: bool) -> pl.DataFra
 
 
 def _unknown(source: str) -> str:
-    known = ["embedded", *(known.name for known in catalogue.CATALOGUE)]
+    known = [*embedded.FILES, *(known.name for known in catalogue.CATALOGUE)]
     bases = list(dict.fromkeys(name.partition(":")[0] for name in known))
     near = difflib.get_close_matches(source.lower().partition("/")[0], [*bases, *known], n=3)
     return f"unknown data {source!r}: " + (

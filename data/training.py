@@ -6,12 +6,13 @@ from pathlib import Path
 
 import polars as pl
 
-from data.prompts import EMBEDDED, load_all
+from data import embedded
+from data.prompts import load_all
 
 TRAINING_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split", "response")
 
 
-def load_training(sources: Iterable[str]) -> pl.DataFrame:
+def load_training(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame:
     """Prompts as `load_all` gives them, each with its answer: `TRAINING_COLUMNS`, all strings.
 
     The embedded sample has an answer for every row. A file may have a column (JSON lines: a field) `response`;
@@ -19,29 +20,23 @@ def load_training(sources: Iterable[str]) -> pl.DataFrame:
 
     Args:
         sources: Names and files, each as `data.load` takes them.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
 
     Raises:
         UserError: As `load_all` does.
     """
-    return pl.concat([_with_responses(source) for source in sources]) if (sources := _unique(sources)) else _empty()
-
-
-def _unique(sources: Iterable[str]) -> list[str]:
-    """The sources as a list, once their keys have been checked against each other."""
     listed = list(sources)
+    if not listed:
+        return pl.DataFrame(schema=dict.fromkeys(TRAINING_COLUMNS, pl.String))
     if len(listed) > 1:
-        load_all(listed)
-    return listed
+        load_all(listed, mirror)  # holds their keys against each other
+    return pl.concat([_with_responses(source, mirror) for source in listed])
 
 
-def _empty() -> pl.DataFrame:
-    return pl.DataFrame(schema=dict.fromkeys(TRAINING_COLUMNS, pl.String))
-
-
-def _with_responses(source: str) -> pl.DataFrame:
-    frame = load_all([source])
-    if source.partition("/")[0] == "embedded":
-        answers = pl.read_ndjson(EMBEDDED).select("id", "response")
+def _with_responses(source: str, mirror: Path | None) -> pl.DataFrame:
+    frame = load_all([source], mirror)
+    if own := embedded.named(source)[0]:
+        answers = embedded.read(own).select("id", "response")
         return frame.join(answers, on="id", how="left", maintain_order="left").select(TRAINING_COLUMNS)
     path = Path(source).expanduser()
     answers = _responses(path) if path.is_file() else [None] * frame.height  # loading keeps each row of a file

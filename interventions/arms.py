@@ -44,7 +44,8 @@ class Arm:
         name: As it stands in the tables: the kind, or `kind:key=value,…` where a kind runs more than once.
         kind: A key of `KINDS`.
         layer: The block whose output is edited.
-        category: Whose vector; `mean` for the mean of all.
+        category: Whose vector; `mean` for the mean of all. Of `logit-bias`: which control token, `respond` among them;
+            `mean` for every refusal token.
         strength: In `unit`s; for `logit-bias` in logits. Gated: that for prompts which look benign.
         harmful: Gated: the strength for prompts which look harmful.
         unit: One of `vectors.UNITS`.

@@ -1,4 +1,4 @@
-"""Prompts to token ids, and token ids to batches: length-sorted, sized by tokens, padded on the left."""
+"""Prompts to token ids, and token ids to batches: length-sorted, sized by tokens, padded."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 BATCH_TOKENS = 2048
+RENDERED = 512  # prompts tokenized at once: their offsets take ten times the memory of their ids
 CONTROL_TOKEN = re.compile(r"\[([^\W\d_][^\[\]\n]*)\]")  # a name in brackets that begins with a letter
 
 
@@ -46,22 +47,23 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
         prompts: N texts.
         suffixes: With S of them, N·S rows come out, the suffixes of a prompt adjacent.
     """
-    opening = tokenizer("")["input_ids"]
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id in opening else None
+    empty = tokenizer("")["input_ids"]
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id in empty else None
     endings = suffix_ids(tokenizer, suffixes) or [[]]
     ids: list[list[int]] = []
     user: list[tuple[int, int]] = []
-    for prompt in prompts:
-        text = render(tokenizer, prompt)
-        tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        row, offsets = list(tokens["input_ids"]), tokens["offset_mapping"]
-        start, stop = _user_tokens(text, prompt, offsets)
-        if bos is not None and row[:1] != [bos]:
-            row, start, stop = [bos, *row], start + 1, stop + 1
-        span = (max(start, 1), max(stop, 2)) if len(row) > 1 else (0, 1)
-        for ending in endings:
-            ids.append(row + ending)
-            user.append(span)
+    for at in range(0, len(prompts), RENDERED):
+        some = prompts[at : at + RENDERED]
+        texts = [render(tokenizer, prompt) for prompt in some]
+        tokens = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        for text, prompt, row, offsets in zip(texts, some, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+            start, stop = _user_tokens(text, prompt, offsets)
+            if bos is not None and row[:1] != [bos]:
+                row, start, stop = [bos, *row], start + 1, stop + 1
+            span = (max(start, 1), max(stop, 2)) if len(row) > 1 else (0, 1)
+            for ending in endings:
+                ids.append(row + ending)
+                user.append(span)
     return Encoded(ids, user)
 
 
@@ -100,47 +102,29 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | Non
     return batches
 
 
-def pad_batch(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Left-pad rows to one length: `input_ids`, `attention_mask`, `position_ids`, each (rows, tokens).
+def pad_batch(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu", opening: int = 0
+) -> dict[str, torch.Tensor]:
+    """Pad rows to one length, before their first token or, if they share one, behind their opening.
 
-    Left padding shifts nothing: `position_ids` = cumsum(mask) − 1, clamped at 0.
+    Padding shifts nothing: `position_ids` = cumsum(mask) − 1, clamped at 0.
+
+    Args:
+        rows: Token ids.
+        pad: A token id to pad with.
+        device: Where the tensors go.
+        opening: How many first tokens are the same in all rows: the batch's first columns.
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids`, each (rows, tokens).
     """
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    gaps = [width - len(row) for row in rows]
+    ids = torch.tensor([[*row[:opening], *[pad] * gap, *row[opening:]] for row, gap in zip(rows, gaps, strict=True)])
+    mask = torch.tensor([[1] * opening + [0] * gap + [1] * (width - opening - gap) for gap in gaps])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def pack_batch(
-    rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
-) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """A left-padded batch in which each row is followed by every ending, as if each ending alone followed it.
-
-    The endings share one computation of the row: a block mask lets each see the row and itself, and its
-    positions go on from the row's.
-
-    Returns:
-        `input_ids`, `position_ids` (rows, tokens) and `attention_mask` (rows, 1, tokens, tokens), boolean; and the
-        place of each ending's last token. Padding sees itself alone, since a softmax over nothing is not a number.
-    """
-    batch = pad_batch(rows, pad)
-    width, tail = batch["input_ids"].shape[1], [token for ending in endings for token in ending]
-    owner = torch.tensor([-1] * width + [at for at, ending in enumerate(endings) for _ in ending])
-    offsets = torch.tensor([step for ending in endings for step in range(1, len(ending) + 1)], dtype=torch.long)
-    ends, at = [], width
-    for ending in endings:
-        at += len(ending)
-        ends.append(at - 1 if ending else width - 1)
-    ids = torch.cat([batch["input_ids"], torch.tensor(tail, dtype=torch.long).expand(len(rows), -1)], dim=1)
-    positions = torch.cat([batch["position_ids"], batch["position_ids"][:, -1:] + offsets], dim=1)
-    real = torch.cat([batch["attention_mask"].bool(), torch.ones(len(rows), len(tail), dtype=torch.bool)], dim=1)
-    related = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
-    earlier = torch.ones(len(owner), len(owner)).tril().bool()
-    mask = (related & earlier)[None] & real[:, None, :] | torch.eye(len(owner)).bool()[None]
-    packed = {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions}
-    return {name: tensor.to(device) for name, tensor in packed.items()}, ends
 
 
 def pad_id(tokenizer: Any) -> int:

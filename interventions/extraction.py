@@ -1,31 +1,25 @@
-"""Residual activations at chosen layers and positions: one pass, stopped after the deepest layer, streamed to disk."""
+"""Residual activations at chosen layers and positions: stopped after the deepest layer, streamed to disk.
+
+What prompts begin with and what their suffixes share is computed once.
+"""
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import nnsight
 import polars as pl
 import torch
 
 from data import fingerprint
 from data.errors import UserError
 from interventions.activations import SITE
-from interventions.encoding import (
-    BATCH_TOKENS,
-    Encoded,
-    encode,
-    pack_batch,
-    pad_batch,
-    pad_id,
-    plan_batches,
-    suffix_ids,
-)
+from interventions.encoding import plan_batches
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.passes import Budget, default_batch_tokens
 from interventions.progress import progress
+from interventions.reading import Source
 from interventions.rundir import replacing
 
 POSITIONS = ("last", "mean", "suffix")
@@ -40,7 +34,7 @@ def extract(
     layers: Sequence[int] | None = None,
     position: str = "last",
     suffixes: Sequence[str] = (),
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Path:
     """Write the residual stream of every prompt to `folder`, and go on where a killed run stopped.
 
@@ -52,7 +46,7 @@ def extract(
         layers: Block numbers, default all.
         position: `last` token of the rendered prompt; `mean` over the user's tokens; `suffix`, its last token.
         suffixes: Texts to follow each rendered prompt, with position `suffix`.
-        batch_tokens: Padded tokens a batch.
+        batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
 
     Returns:
         Path of the safetensors file.
@@ -65,8 +59,8 @@ def extract(
         raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
     name = "pairs" if suffixes else "prompts"
     texts = prompts["prompt"].to_list()
-    lengths = [len(row) for row in encode(model.tokenizer, texts, suffixes).ids]
-    source = _Source.of(model, texts, suffixes, position)
+    source = Source.of(model, texts, suffixes, position)
+    batch_tokens = batch_tokens or default_batch_tokens(model)
     key = {
         "model": model.name,
         "revision": model.revision,
@@ -77,7 +71,7 @@ def extract(
         "position": position,
         "suffixes": list(suffixes),
     }
-    shape = (len(lengths), len(layers), model.d_model)
+    shape = (len(texts) * source.rows_each, len(layers), model.d_model)
     metadata = {
         "model": model.name,
         "revision": model.revision,
@@ -92,12 +86,12 @@ def extract(
     if not unfinished.exists():
         journal_path.unlink(missing_ok=True)
     most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
-    journal = Journal(journal_path, key, plan_batches(source.lengths, batch_tokens, most_rows))
+    journal = Journal(journal_path, key, plan_batches(source.computed(model), batch_tokens, most_rows))
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
-    _run(model, source, layers, journal, unfinished, shape)
+    _run(model, source, layers, journal, unfinished, shape, batch_tokens)
     with replacing(folder / f"{name}.parquet") as path:
-        _row_table(prompts, suffixes, lengths).write_parquet(path)
+        _row_table(prompts, suffixes, source.row_lengths).write_parquet(path)
     unfinished.replace(folder / f"{name}.safetensors")
     journal.remove()
     return folder / f"{name}.safetensors"
@@ -117,114 +111,26 @@ def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
     return sorted(set(layers))
 
 
-def read_residual(
-    model: Model,
-    batches: Sequence[dict[str, torch.Tensor]],
-    layers: Sequence[int],
-    weights: Sequence[torch.Tensor] | None = None,
-    ends: Sequence[Sequence[int]] | None = None,
-) -> list[torch.Tensor]:
-    """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
-
-    Args:
-        model: An open model.
-        batches: Left-padded batches of `encoding.pad_batch`.
-        layers: Ascending block numbers.
-        weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
-        ends: For each batch, of `encoding.pack_batch`, the positions to read instead.
-
-    Returns:
-        For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
-        of a row adjacent.
-    """
-    blocks = [model.layers[layer] for layer in layers]
-    network = model.nnsight
-    nothing = [None] * len(batches)
-    parts = list(zip(batches, weights or nothing, ends or nothing, strict=True))
-    with network.session(backend=model.door.backend(network)):
-        kept = nnsight.save([])
-        with torch.no_grad():
-            for batch, mean, places in parts:
-                with network.trace(batch) as tracer:
-                    states = []
-                    for block in blocks:
-                        output = block.output
-                        hidden = output[0] if isinstance(output, tuple) else output
-                        if places is not None:
-                            states.append(hidden[:, places, :].flatten(0, 1).cpu())
-                        elif mean is None:
-                            states.append(hidden[:, -1, :].cpu())
-                        else:
-                            mixed = torch.einsum("btd,bt->bd", hidden.float(), mean.to(hidden.device))
-                            states.append(mixed.cpu())
-                    kept.append(torch.stack(states, dim=1))
-                    tracer.stop()
-    return [states.float() for states in kept]
-
-
-def mean_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
-    """(rows, tokens) weights of a left-padded batch that average over each row's user tokens."""
-    width = max(len(encoded.ids[row]) for row in rows)
-    weights = torch.zeros(len(rows), width)
-    for at, row in enumerate(rows):
-        left = width - len(encoded.ids[row])
-        start, stop = encoded.user[row]
-        weights[at, left + start : left + stop] = 1 / (stop - start)
-    return weights
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is read, unit by unit: a row, or a prompt with all its suffixes behind it.
-
-    Attributes:
-        encoded: Token ids of each unit.
-        endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
-        position: `last`, `mean` or `suffix`.
-    """
-
-    encoded: Encoded
-    endings: list[list[int]]
-    position: str
-
-    @classmethod
-    def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], position: str) -> "_Source":
-        """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out."""
-        if suffixes and model.takes_masks:
-            return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
-        return cls(encode(model.tokenizer, texts, suffixes), [], position)
-
-    @property
-    def rows_each(self) -> int:
-        """Rows of the artefact that come of one unit."""
-        return max(1, len(self.endings))
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each unit."""
-        tail = sum(map(len, self.endings))
-        return [len(ids) + tail for ids in self.encoded.ids]
-
-    def read(self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:
-        """Residuals of batches of units: for each (rows, layers, d_model)."""
-        padding = pad_id(model.tokenizer)
-        rows = [[self.encoded.ids[unit] for unit in units] for units in plan]
-        if self.endings:
-            packed = [pack_batch(ids, self.endings, padding, model.device) for ids in rows]
-            return read_residual(model, [batch for batch, _ in packed], layers, ends=[ends for _, ends in packed])
-        weights = [mean_weights(self.encoded, units) for units in plan] if self.position == "mean" else None
-        return read_residual(model, [pad_batch(ids, padding, model.device) for ids in rows], layers, weights)
-
-
 def _run(
-    model: Model, source: _Source, layers: list[int], journal: Journal, path: Path, shape: tuple[int, int, int]
+    model: Model,
+    source: Source,
+    layers: list[int],
+    journal: Journal,
+    path: Path,
+    shape: tuple[int, int, int],
+    tokens: int,
 ) -> None:
     unit_bytes = source.rows_each * shape[1] * shape[2] * 4
     start = path.stat().st_size - shape[0] * shape[1] * shape[2] * 4
     left = sum(len(units) for _, units in journal.todo()) * source.rows_each
+    budget = Budget(tokens)
 
     def read(group: tuple[int, ...]) -> list[torch.Tensor]:
-        return source.read(model, [journal.plan[number] for number in group], layers)
+        plan = [journal.plan[number] for number in group]
+        if len(group) > 1:  # too much for a server: the door sends it in halves
+            return source.read(model, plan, layers, tokens)
+        smallest = min(source.computed(model, plan[0]))
+        return budget.spend(lambda most: source.read(model, plan, layers, most), smallest, model.door.is_far)
 
     with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.door.watch) as bar:
         for group, results in model.door.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):

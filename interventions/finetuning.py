@@ -6,6 +6,7 @@ tokens' own rows of the vocabulary; out come a bare adapter and the merged model
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data.errors import UserError
 from interventions.adapters import grow, merge, save_adapter
 from interventions.embedded import ALIASES, HUB_ID, embedded_folder
 from interventions.encoding import pad_id
-from interventions.lessons import make_lessons, openings, split_rows
+from interventions.lessons import Lesson, make_lessons, openings, split_rows
 from interventions.model_card import card
 from interventions.models import decoder_path
 from interventions.rundir import appearing, writing
@@ -118,7 +119,7 @@ def finetune(
         lessons, held = (make_lessons(tokenizer, slots, part, max_tokens) for part in parts)
         if not lessons or not held:
             raise UserError("nothing to learn: no training, or no validation row is labelled and short enough")
-        module, resized = _adapted(source, base, slots, tokenizer, rank, seed, device, dtype)
+        module, resized = _adapted(source, base, slots, lessons, tokenizer, rank, seed, device, dtype)
         used = rows.select("prompt", "category", "label", "split", "response")
         key = {
             "base": [base, _identity(source, module)],
@@ -211,6 +212,7 @@ def _adapted(
     source: str,
     base: str,
     slots: tuple[Slot, ...],
+    lessons: Sequence[Lesson],
     tokenizer: Any,
     rank: int,
     seed: int,
@@ -232,7 +234,7 @@ def _adapted(
     blocks = module.get_submodule(decoder_path(module, base))
     linear = sorted({n.rpartition(".")[2] for n, m in blocks.named_modules() if isinstance(m, torch.nn.Linear)})
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, trainable_token_indices=tables)
-    _first_rows(module, slots, tokenizer)
+    _first_rows(module, slots, lessons, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(module, config)
@@ -243,15 +245,19 @@ def _adapted(
 
 
 @torch.no_grad()
-def _first_rows(module: Any, slots: tuple[Slot, ...], tokenizer: Any) -> None:
-    """A control token starts as the mean of its name's tokens; one that the base has already stays as it is."""
+def _first_rows(module: Any, slots: tuple[Slot, ...], lessons: Sequence[Lesson], tokenizer: Any) -> None:
+    """Start a control token as the mean of what it stands before, so that it is likely from the first step on.
+
+    That is the first tokens of the answers that it opens, else the tokens of its name. A control token that the base
+    has already stays as it is.
+    """
     for table in (module.get_input_embeddings(), module.get_output_embeddings()):
+        rows = table.weight.float()
         for slot in slots:
-            if slot.replaces == slot.token:
-                continue
-            words = tokenizer(slot.name, add_special_tokens=False)["input_ids"]
-            if words:
-                table.weight[slot.id] = table.weight[words].float().mean(0).to(table.weight.dtype)
+            answers = [lesson.ids[lesson.opening + 1] for lesson in lessons if lesson.name == slot.name and lesson.text]
+            near = answers or tokenizer(slot.name, add_special_tokens=False)["input_ids"]
+            if near and slot.replaces != slot.token:
+                table.weight[slot.id] = rows[near].mean(0).to(table.weight.dtype)
 
 
 def _name_of(module: Any, part: Any) -> str:

@@ -8,6 +8,7 @@ import polars as pl
 from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_batch, pad_id, plan_batches
 from interventions.lessons import openings
 from interventions.models import Model
+from interventions.packing import common_opening
 from interventions.slots import RESPOND
 from interventions.steering import answer, unsteered
 
@@ -43,8 +44,10 @@ def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH
     ids = encode(model.tokenizer, prompts).ids
     first: list[str | None] = [None] * len(ids)
     for rows in plan_batches([len(row) for row in ids], batch_tokens):
-        batch = pad_batch([ids[row] for row in rows], pad_id(model.tokenizer), model.device)
-        found = answer(model, batch, [unsteered(len(rows), model.d_model)], max_new_tokens=1)
+        mine = [ids[row] for row in rows]
+        opening = common_opening(mine) if model.takes_masks else 0
+        batch = pad_batch(mine, pad_id(model.tokenizer), model.device, opening)
+        found = answer(model, batch, [unsteered(len(rows), model.d_model)], max_new_tokens=1, opening=opening)
         for row, number in zip(rows, found.tokens[:, 0, 0].tolist(), strict=True):
             first[row] = names.get(number)
     return first

@@ -13,8 +13,9 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
+from interventions.edits import biased, change, prepared, scored
 from interventions.models import Model
-from interventions.steering import WIDE, Gate, biased, change, prepared, scored
+from interventions.steering import WIDE, Gate
 
 LOGIT_BYTES = 256 << 20  # of float32 logits that one forward pass may put out
 

@@ -14,6 +14,8 @@ from interventions.backends import JOB_BYTES
 from interventions.encoding import BATCH_TOKENS, Encoded, control_tokens, encode, pad_batch, pad_id, plan_batches
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.packing import common_opening
+from interventions.passes import DECODED, Budget, default_batch_tokens
 from interventions.probes import Probe
 from interventions.progress import progress
 from interventions.routes import Plan, Tools, plan_arm, refusals
@@ -38,7 +40,7 @@ def generate(
     *,
     arms: Sequence[Arm],
     max_new_tokens: int = 32,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
     """Answer every prompt in every arm, greedily, and write the table; a killed run's finished batches are kept.
@@ -50,8 +52,8 @@ def generate(
         path: The parquet file to write.
         arms: What to compare.
         max_new_tokens: At most so many tokens an answer.
-        batch_tokens: Padded tokens a batch, the new ones included; a batch decodes up to four times as many, since
-            its arms share one prefill.
+        batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds; up to four times as
+            many are decoded at once, new ones included.
         seed: Written into the table; greedy decoding draws nothing.
 
     Raises:
@@ -64,10 +66,11 @@ def generate(
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, arm, tools, own) for arm in arms]
     variants = variants_of(model, texts, plans)
+    budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
     plan = [
         [number * len(texts) + row for row in rows]
-        for number, (encoded, _) in enumerate(variants)
-        for rows in plan_batches([len(ids) + max_new_tokens for ids in encoded.ids], batch_tokens)
+        for number, (encoded, mine) in enumerate(variants)
+        for rows in plan_answers(encoded, len(mine), max_new_tokens, budget)
     ]
     key = {
         "model": [model.name, model.revision, model.template_hash, model.dtype],
@@ -85,7 +88,7 @@ def generate(
             [at % len(texts) for at in journal.plan[group[0]]],
         )
         encoded, mine = variants[number]
-        found = answer_rows(model, encoded, rows, mine, tools.probe, max_new_tokens, together=4 * batch_tokens)
+        found = answer_rows(model, encoded, rows, mine, tools.probe, max_new_tokens, budget)
         return [
             [row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)]
             for at in range(len(rows))
@@ -103,6 +106,15 @@ def generate(
     return table
 
 
+def plan_answers(encoded: Encoded, arms: int, max_new_tokens: int, budget: Budget) -> list[list[int]]:
+    """Batches of rows whose arms decode at once within the budget; or, of many arms, in turns.
+
+    Decoding costs little more for many rows than for one, up to what memory holds.
+    """
+    tokens = budget.tokens // min(max(arms, 1), DECODED)
+    return plan_batches([len(ids) + max_new_tokens for ids in encoded.ids], tokens)
+
+
 def answer_rows(
     model: Model,
     encoded: Encoded,
@@ -110,20 +122,36 @@ def answer_rows(
     plans: Sequence[Plan],
     probe: Probe | None,
     max_new_tokens: int,
+    budget: Budget | None = None,
     **options: Any,
 ) -> Answers:
-    """`steering.answer` for some rows of encoded prompts."""
-    batch = pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device)
-    return answer(
-        model,
-        batch,
-        [plan.for_rows(rows).shipped() for plan in plans],
-        max_new_tokens=max_new_tokens,
-        refusal_ids=refusals(model).ids,
-        stops=sorted(stop_tokens(model)),
-        gate=gate_of(plans, probe),
-        **options,
-    )
+    """`steering.answer` for some rows of encoded prompts, in as many portions as memory asks for."""
+    ids = [encoded.ids[row] for row in rows]
+    lengths = [len(row) + max_new_tokens for row in ids]
+
+    def work(tokens: int) -> Answers:
+        parts = plan_batches(lengths, tokens)
+        found = []
+        for part in parts:
+            mine = [ids[at] for at in part]
+            opening = common_opening(mine) if model.takes_masks else 0
+            found.append(
+                answer(
+                    model,
+                    pad_batch(mine, pad_id(model.tokenizer), model.device, opening),
+                    [plan.for_rows([rows[at] for at in part]).shipped() for plan in plans],
+                    max_new_tokens=max_new_tokens,
+                    refusal_ids=refusals(model).ids,
+                    stops=sorted(stop_tokens(model)),
+                    gate=gate_of(plans, probe),
+                    together=tokens,
+                    opening=opening,
+                    **options,
+                )
+            )
+        return Answers.joined(found, parts)
+
+    return (budget or Budget(DECODED * BATCH_TOKENS)).spend(work, min(lengths), model.door.is_far)
 
 
 def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:

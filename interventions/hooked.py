@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from interventions.edits import change, chosen, prepared, scored
 from interventions.encoding import pad_batch, pad_id
 from interventions.generation import gate_of
 from interventions.models import Model, decoder_path
 from interventions.probes import Probe
 from interventions.routes import Plan, refusals
-from interventions.steering import change, chosen, prepared, scored
 
 
 class Decided(NamedTuple):

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from data.errors import UserError
 from interventions.line import LateError, Line, PassingError, cleaned, detail, shown
+from interventions.passes import TooBigError
 
 TRIES = 8  # of one step in a row, or of one job; their waits add up to a minute and a half
 RETRY_WAIT, LONGEST_RETRY_WAIT = 1.0, 30.0  # seconds, doubled each time
@@ -33,10 +34,6 @@ TOO_BIG = ("exceeded the execution timeout", "OutOfMemoryError", "out of memory"
 # nnsight's traces are captured per thread, but share caches and the model: one thread at a time, except while waiting.
 _tracing = threading.Lock()
 _thread = threading.local()
-
-
-class TooBigError(UserError):
-    """The server can't do so much in one job; less may do."""
 
 
 class AbandonedError(Exception):

@@ -36,6 +36,11 @@ class Lesson:
     name: str
     row: int
 
+    @property
+    def text(self) -> list[int]:
+        """The answer's tokens, end of turn included; none without an answer."""
+        return self.ids[self.opening + 1 :]
+
 
 @dataclass(frozen=True)
 class Batch:

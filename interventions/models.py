@@ -73,8 +73,15 @@ class Model:
 
     @property
     def takes_masks(self) -> bool:
-        """Whether its attention takes a mask of who sees whom, so that suffixes can share their prompt."""
-        return getattr(self.module.config, "_attn_implementation", None) == "sdpa"
+        """Whether its attention takes a mask of who sees whom, so that what prompts share can be computed once.
+
+        Layers that see a window of the last tokens alone would need another mask than the others.
+        """
+        config = self.module.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or [
+            "sliding" if getattr(config, "sliding_window", None) else "full_attention"
+        ]
+        return getattr(self.module.config, "_attn_implementation", None) == "sdpa" and set(kinds) == {"full_attention"}
 
     @property
     def template_hash(self) -> str:
@@ -89,7 +96,7 @@ class Model:
 def open_model(
     name: str = DEFAULT_MODEL, *, remote: bool | str | Door = False, device: str | None = None, dtype: str | None = None
 ) -> Model:
-    """Open a model by alias (`smollm2`), hub id or local folder.
+    """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
     Args:
         name: What to open.

@@ -72,7 +72,7 @@ class Plan:
         given: (B,) number of each row's vector, where no route decides.
         strengths: (B,) where no gate decides.
         lowrank: `U`, `V`, `z`, `mean` and `mode`, or None.
-        bias: Ids of the tokens whose logits get the strength at the first generated position, or None.
+        bias: Ids of the control tokens whose logits get the strength at the first generated position, or None.
     """
 
     arm: Arm
@@ -152,8 +152,19 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
         given,
         strengths,
         _lowrank(arm, tools),
-        tokens.ids if arm.kind == "logit-bias" else None,
+        _biased_tokens(arm, tokens) if arm.kind == "logit-bias" else None,
     )
+
+
+def _biased_tokens(arm: Arm, tokens: Refusals) -> list[int]:
+    """All refusal tokens, or the control token that the arm names."""
+    if arm.category == MEAN:
+        return tokens.ids
+    known = dict(zip(tokens.names, tokens.ids, strict=True))
+    known |= {} if tokens.respond is None else {RESPOND: tokens.respond}
+    if arm.category not in known:
+        raise UserError(f"arm {arm.name!r}: no control token {arm.category!r}; there are {', '.join(known)}")
+    return [known[arm.category]]
 
 
 def _lowrank(arm: Arm, tools: Tools) -> dict[str, Any] | None:

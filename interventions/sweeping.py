@@ -16,10 +16,11 @@ from data import fingerprint
 from data.errors import UserError
 from interventions.arms import Arm, parse_arms
 from interventions.backends import JOB_BYTES
-from interventions.encoding import BATCH_TOKENS, Encoded, encode, plan_batches
-from interventions.generation import answer_rows, finished, tools_fingerprint
+from interventions.encoding import Encoded, encode
+from interventions.generation import answer_rows, finished, plan_answers, tools_fingerprint
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.passes import DECODED, Budget, default_batch_tokens
 from interventions.progress import progress
 from interventions.routes import Plan, Tools, plan_arm, refusals
 from interventions.rundir import replacing
@@ -104,7 +105,7 @@ def sweep(
     best: int = 5,
     max_new_tokens: int = 32,
     refusal_loss: float = 0.0,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> pl.DataFrame:
     """Try every setting on labelled rows, choose one and write the table; a killed run's finished batches are kept.
 
@@ -118,7 +119,7 @@ def sweep(
         best: How many settings generate.
         max_new_tokens: Tokens an answer in the second stage.
         refusal_loss: How much of the baseline's refusal of harmful rows a chosen setting may lose, 0 to 1.
-        batch_tokens: Padded tokens a batch.
+        batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
 
     Raises:
         UserError: No harmful or no benign row, tools that don't fit the model, or an arm that asks for what isn't there.
@@ -134,7 +135,8 @@ def sweep(
     arms = [Arm("baseline", "baseline", arms[0].layer), *arms]
     unlabelled = [{"category": None, "label": None}] * prompts.height
     plans = [plan_arm(model, arm, tools, unlabelled) for arm in arms]
-    work = _Work(model, prompts, encode(model.tokenizer, prompts["prompt"].to_list()), tools, path, batch_tokens)
+    budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
+    work = _Work(model, prompts, encode(model.tokenizer, prompts["prompt"].to_list()), tools, path, budget)
     probability, chosen = None, list(range(1, len(arms)))
     journals = []
     if refusals(model).ids:
@@ -203,7 +205,7 @@ class _Work:
     encoded: Encoded
     tools: Tools
     path: Path
-    batch_tokens: int
+    budget: Budget
 
     def journal(self, stage: str, plans: Sequence[Plan], tokens: int) -> Journal:
         """Of a stage; the scorer is part of the second's name."""
@@ -215,7 +217,7 @@ class _Work:
             "tools": tools_fingerprint(list(plans), self.tools.probe),
             "tokens": tokens,
         }
-        plan = plan_batches([len(ids) + tokens for ids in self.encoded.ids], self.batch_tokens)
+        plan = plan_answers(self.encoded, len(plans), tokens, self.budget)
         return Journal(self.path.parent / f".{self.path.stem}-{stage}.journal", key, plan)
 
     def first_position(self, journal: Journal, plans: Sequence[Plan]) -> np.ndarray:
@@ -251,8 +253,7 @@ class _Work:
 
         def work(group: tuple[int, ...]) -> list[list[Any]]:
             rows = journal.plan[group[0]]
-            return note(answer_rows(model, self.encoded, rows, plans, self.tools.probe, tokens,
-                                    together=4 * self.batch_tokens))  # fmt: skip
+            return note(answer_rows(model, self.encoded, rows, plans, self.tools.probe, tokens, self.budget))
 
         left = sum(len(rows) for _, rows in journal.todo())
         with progress(total, total - left, name, model.door.watch) as bar:

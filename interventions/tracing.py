@@ -11,11 +11,12 @@ import torch
 from data import fingerprint
 from interventions.arms import Arm
 from interventions.backends import JOB_BYTES
-from interventions.encoding import BATCH_TOKENS, encode, plan_batches
+from interventions.encoding import encode, plan_batches
 from interventions.extraction import RESULT_BYTES
 from interventions.generation import answer_rows, row_answer, tools_fingerprint
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.passes import DECODED, Budget, default_batch_tokens
 from interventions.progress import progress
 from interventions.routes import Plan, Tools, plan_arm
 from interventions.steering import Answers
@@ -40,7 +41,7 @@ def trace(
     *,
     max_new_tokens: int = 0,
     top_k: int = 5,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> pl.DataFrame:
     """Next token, projections and, if asked for, text of each prompt, without and with the arm's vector.
 
@@ -64,13 +65,15 @@ def trace(
         "tools": tools_fingerprint(plans, tools.probe),
         "options": [max_new_tokens, top_k],
     }
+    batch_tokens = batch_tokens or default_batch_tokens(model)
+    budget = Budget(DECODED * batch_tokens)
     most_rows = max(1, RESULT_BYTES // (4 * len(vectors.layers) * model.d_model))  # every layer of a row comes back
     journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens, most_rows))
 
     def work(group: tuple[int, ...]) -> list[dict[str, Any]]:
         rows = journal.plan[group[0]]
         found = answer_rows(
-            model, encoded, rows, plans, tools.probe, max_new_tokens, read_layers=vectors.layers, top_k=top_k
+            model, encoded, rows, plans, tools.probe, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
         )
         assert found.residual is not None
         shadows = projections(found.residual, vectors)

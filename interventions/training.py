@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from interventions.encoding import plan_batches
-from interventions.extraction import progress
 from interventions.lessons import Batch, Lesson, class_weights, collate, epoch_batches
+from interventions.progress import progress
 from interventions.rundir import replacing
 from interventions.slots import RESPOND
 
@@ -70,6 +70,7 @@ class Progress:
         kept: Number of the best of them, 0 before the first.
         best: Its parameters.
         seconds: Time spent, in killed runs too.
+        resumed: Whether a checkpoint was taken up.
     """
 
     batch: int = 0

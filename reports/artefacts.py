@@ -36,6 +36,9 @@ CONTRACT: dict[str, dict[str, Any]] = {
     "capability": {"task": S, "arm": S, "metric": S, "value": F, "stderr": F, "n": N, "scored_logits_changed": B},
     "logit_lens": {"category": S, "layer": N, "token": S, "logit": F},
     "probe_roc": {"fpr": F, "tpr": F, "threshold": F, "split": S},
+    "probe_layers": {"layer": N, "auc": F, "tpr_at_1_fpr": F, "chosen": B},
+    "probe_quality": {"split": S, "against": S, "n_harmful": N, "n_benign": N, "auc": F, "tpr_at_1_fpr": F, "tpr": F,
+                      "tpr_low": F, "tpr_high": F, "fpr": F, "fpr_low": F, "fpr_high": F},
 }  # fmt: skip
 NESTED = {"traces": ("top_unsteered", "top_steered", "projections")}
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from reports import charts
-from reports.blocks import Chart, Section, Table
+from reports.blocks import Chart, Row, Section, Table
 
 WIDTH, PANEL_WIDTH, SCALE = 720, 360, 2.0
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
@@ -23,27 +23,30 @@ def write_assets(sections: Sequence[Section], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for section in sections:
-        for chart in section.charts():
-            written += write_chart(chart, folder)
+        for block in section.blocks:
+            if isinstance(block, Chart):
+                written += write_chart(block, folder, WIDTH)
+            if isinstance(block, Row):
+                for panel in block.charts:
+                    written += write_chart(panel, folder, PANEL_WIDTH)
         for table in section.tables():
             written += write_table(table, folder)
     return written
 
 
-def write_chart(chart: Chart, folder: Path) -> list[Path]:
+def write_chart(chart: Chart, folder: Path, width: int) -> list[Path]:
     """NAME.svg and NAME.png (twice the size), in dark ink on white, with the chart's heading."""
     import vl_convert
 
-    spec = on_paper(chart)
+    spec = on_paper(chart, width)
     paths = [folder / f"{chart.name}.svg", folder / f"{chart.name}.png"]
     paths[0].write_text(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), encoding="utf-8")
     paths[1].write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[]))
     return paths
 
 
-def on_paper(chart: Chart) -> dict[str, Any]:
+def on_paper(chart: Chart, width: int) -> dict[str, Any]:
     """A chart's specification with a width and colours of its own."""
-    width = PANEL_WIDTH if chart.title else WIDTH
     spec: dict[str, Any] = json.loads(json.dumps(chart.chart.to_dict()))
     room = spec.pop("usermeta", {}).get("legend", WIDTH)
     config = charts.on_paper()

@@ -36,6 +36,7 @@ class Table:
         shown: What stands on the page; `frame` itself if None.
         caption: One line above it.
         text: Columns of free text, which wrap.
+        group: A column whose values stand as headings over the rows that share them, in place of a column.
         folded: Behind a summary to open, where a chart says the same.
     """
 
@@ -44,6 +45,7 @@ class Table:
     shown: pl.DataFrame | None = None
     caption: str = ""
     text: Sequence[str] = ()
+    group: str = ""
     folded: bool = False
 
 
@@ -55,7 +57,7 @@ class Chart:
         name: A file name without its ending, unique on a page.
         chart: An Altair chart of width `container`, without a configuration of its own.
         caption: The sentence; it is also the chart's text for those who don't see it.
-        title: A short heading, where charts stand side by side.
+        title: A short heading.
         narrow: Not as wide as the page, where a square shape reads better.
     """
 

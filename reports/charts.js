@@ -24,7 +24,7 @@
   function fitted(spec, width) {
     const config = structuredClone(spec.config || {});
     config.legend = { ...config.legend, columns: Math.max(1, Math.floor((width - 40) / (spec.usermeta?.legend ?? 190))), labelLimit: Math.max(140, width - 60) };
-    if (width < 480) { config.axis = { ...config.axis, labelLimit: 110 }; }
+    if (width < 480) { config.axis = { ...config.axis, labelLimit: 140 }; }
     return { ...spec, config };
   }
 

@@ -16,6 +16,7 @@ STAR = "M0,-1L.25,-.25L1,0L.25,.25L0,1L-.25,.25L-1,0L-.25,-.25Z"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-left", "triangle-right", STAR)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3], [10, 4], [3, 1])
 GREY = "#7D8590"
+NEUTRAL = ("baseline", "benign")  # what others are held against: grey crosses
 HOLLOW_FROM = 0.1  # a point with more broken answers than this is drawn hollow
 
 INK = "currentColor"
@@ -24,6 +25,7 @@ PAGE: dict[str, Any] = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {
+        "labelFlush": False, "labelOverlap": True, "labelSeparation": 5,
         "labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": INK,
         "gridOpacity": 0.12,
         "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 200, "domainOpacity": 0.4,
@@ -67,12 +69,12 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
     lines = base.transform_filter("datum.line").mark_line(opacity=0.6).encode(order="order:Q", detail="group:N")
     across = (
         alt.Chart(data)
-        .mark_rule(opacity=0.75, strokeWidth=1.5)
+        .mark_rule(opacity=0.5, strokeWidth=1.5)
         .encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y, color=colour)
     )
     down = (
         alt.Chart(data)
-        .mark_rule(opacity=0.75, strokeWidth=1.5)
+        .mark_rule(opacity=0.5, strokeWidth=1.5)
         .encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
     )
     dots = base.mark_point(filled=False, size=90, strokeWidth=2.5).encode(shape=shape, tooltip=tips)
@@ -115,11 +117,37 @@ def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> 
     return _sized(alt.layer(bars, points, broken), len(places) * (13 * len(arms) + 16), arms)
 
 
+def beside(table: pl.DataFrame, arms: Sequence[str], places: Sequence[str]) -> Any:
+    """Rates with intervals and, on the same line, published ones as hollow marks.
+
+    Columns `place` (data set, line break, n), `arm`, `rate`, `low`, `high`, `n`, `published`, and `broken`, a share.
+    """
+    lines = alt.Axis(domain=False, ticks=False, labelPadding=8, labelLimit=260, labelExpr="split(datum.label, '\\n')")
+    base = alt.Chart(_data(table)).encode(
+        y=alt.Y("place:N", title=None, sort=list(places), axis=lines),
+        yOffset=alt.YOffset("arm:N", sort=list(arms), scale=alt.Scale(paddingOuter=0.6)),
+        color=_colour("arm", arms),
+    )
+    tips = [alt.Tooltip("place:N"), alt.Tooltip("arm:N"), *_rate_tips("", "refused here"),
+            alt.Tooltip("published:Q", title="papers", format=".1%"), alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
+    x = alt.X("rate:Q", title="refused; hollow: the papers; ✕: broken", axis=alt.Axis(format="%", tickCount=5),
+              scale=alt.Scale(domain=[0, 1]))  # fmt: skip
+    bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
+    ours = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
+    theirs = base.mark_point(filled=False, size=80, strokeWidth=1.5).encode(
+        x="published:Q", shape=_shape("arm", arms), tooltip=tips
+    )
+    broken = (
+        base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
+    )
+    return _sized(alt.layer(bars, theirs, ours, broken), len(places) * (13 * len(arms) + 16), arms)
+
+
 def matrix(table: pl.DataFrame, names: Sequence[str]) -> Any:
     """A square of cosines; columns `a`, `b`, `cosine`."""
     base = alt.Chart(_data(table)).encode(
-        x=alt.X("a:N", title=None, sort=list(names), axis=alt.Axis(labelAngle=-35, labelLimit=120, grid=False)),
-        y=alt.Y("b:N", title=None, sort=list(names), axis=alt.Axis(labelLimit=150, grid=False)),
+        x=alt.X("a:N", title=None, sort=list(names), axis=alt.Axis(labelAngle=-35, grid=False, labelOverlap=False)),
+        y=alt.Y("b:N", title=None, sort=list(names), axis=alt.Axis(grid=False)),
     )
     scale = alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True)
     squares = base.mark_rect().encode(color=alt.Color("cosine:Q", scale=scale, title="cosine"),
@@ -145,7 +173,7 @@ def heat(table: pl.DataFrame, title: str) -> Any:
     )
     numbers = base.mark_text(fontSize=12).encode(
         text=alt.Text("value:Q", format=".0%"),
-        color=alt.condition("datum.value > 0.6", alt.value("black"), alt.value("white")),
+        color=alt.condition("datum.value > 0.45", alt.value("black"), alt.value("white")),
     )
     frame = base.transform_filter("datum.chosen").mark_rect(
         fill=None, stroke="#D55E00", strokeWidth=4, strokeOpacity=1, fillOpacity=0
@@ -162,19 +190,19 @@ def lines(
     format: str = ".2f",
     zero: bool = True,
     height: int = 200,
-    ceiling: float | None = None,
-    floor: tuple[float, float] | None = None,
+    domain: tuple[float, float] | None = None,
 ) -> Any:
     """Lines over layers with a band where `low` and `high` are there; columns `x`, `series`, `value`, `n`.
 
-    A ceiling is a dashed line across, a floor a grey band behind.
+    A column `ceiling` is a dotted line, `floor_low` and `floor_high` a grey band behind. With `domain`, charts side by
+    side share their y axis.
     """
     axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x)
-    base = alt.Chart(_data(table)).encode(x=axis, color=_colour("series", series))
+    base = alt.Chart(_data(table)).encode(x=axis, color=_colour("series", series, line=True))
     tips = ["series:N", f"{x}:Q", alt.Tooltip("value:Q", title=y, format=format)]
     tips += [alt.Tooltip(f"{name}:Q", format=format) for name in ("low", "high") if name in table.columns]
     tips += ["n:Q"] if "n" in table.columns else []
-    scale = alt.Scale(zero=zero, nice=True)
+    scale = alt.Scale(zero=zero, nice=True) if domain is None else alt.Scale(domain=list(domain), nice=True)
     drawn = base.mark_line(point=alt.OverlayMarkDef(size=30, filled=True)).encode(
         y=alt.Y("value:Q", title=y, scale=scale, axis=alt.Axis(tickCount=5)),
         strokeDash=_dash("series", series),
@@ -183,16 +211,13 @@ def lines(
     layers = [drawn]
     if "low" in table.columns:
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=y, scale=scale), y2="high:Q"))
-    if floor is not None:
-        area = alt.Chart(_data(pl.DataFrame({"low": [floor[0]], "high": [floor[1]]}))).mark_rect(
-            color=GREY, opacity=0.25
-        )
-        layers.insert(0, area.encode(y="low:Q", y2="high:Q"))
-    if ceiling is not None:
-        rule = alt.Chart(_data(pl.DataFrame({"level": [ceiling]}))).mark_rule(
-            color=GREY, strokeDash=[4, 3], strokeWidth=2
-        )
-        layers.append(rule.encode(y="level:Q"))
+    apart = base.encode(color=alt.value(GREY), detail="series:N")
+    if "floor_low" in table.columns:
+        floor = apart.mark_area(opacity=0.25).encode(y=alt.Y("floor_low:Q", title=y, scale=scale), y2="floor_high:Q")
+        layers.insert(0, floor)
+    if "ceiling" in table.columns:
+        top = apart.mark_line(strokeDash=[2, 3], strokeWidth=2).encode(y=alt.Y("ceiling:Q", title=y, scale=scale))
+        layers.insert(0, top)
     return _sized(alt.layer(*layers), height, series)
 
 
@@ -218,13 +243,13 @@ def roc(table: pl.DataFrame, marks: pl.DataFrame, splits: Sequence[str]) -> Any:
         color=GREY, strokeDash=[4, 3], strokeWidth=1
     )
     curves = alt.Chart(_data(table)).mark_line(interpolate="step-after").encode(
-        x=x, y=y, color=_colour("series", splits), strokeDash=_dash("series", splits), order="order:Q"
+        x=x, y=y, color=_colour("series", splits, line=True), strokeDash=_dash("series", splits), order="order:Q"
     )  # fmt: skip
-    dots = alt.Chart(_data(marks)).mark_point(filled=True, size=110, color="#D55E00", opacity=1).encode(
+    dots = alt.Chart(_data(marks)).mark_point(size=140, strokeWidth=2.5, opacity=1, stroke=INK).encode(
         x=x, y=y, tooltip=[alt.Tooltip("fpr:Q", format=".1%"), alt.Tooltip("tpr:Q", format=".1%"),
                            alt.Tooltip("threshold:Q", format=".3f")]
     )  # fmt: skip
-    return _sized(alt.layer(diagonal.encode(x=x, y=y), curves, dots), 380, splits)
+    return _sized(alt.layer(diagonal.encode(x=x, y=y), curves, dots), 300, splits)
 
 
 def intervals(table: pl.DataFrame, rows: Sequence[str], *, x: str, format: str = ".3~g") -> Any:
@@ -262,27 +287,34 @@ def _rate_tips(suffix: str, title: str) -> list[alt.Tooltip]:
 
 
 def _cycled(values: Sequence[Any], names: Sequence[str], grey: Any, step: int = 0) -> list[Any]:
-    """A value a name; the baseline has its own and the others keep theirs whether it is there or not.
+    """A value a name; what others are held against has its own, and they keep theirs whether it is there or not.
 
     With `step` the values are moved on after each round, so that two cycles meet again only after all their pairs.
     """
-    others = {name: at for at, name in enumerate(name for name in names if name != "baseline")}
+    others = {name: at for at, name in enumerate(name for name in names if name not in NEUTRAL)}
     size = len(values)
     return [
-        grey if name == "baseline" else values[(others[name] + step * (others[name] // size)) % size] for name in names
+        grey if name in NEUTRAL else values[(others[name] + step * (others[name] // size)) % size] for name in names
     ]
 
 
-def _colour(field: str, names: Sequence[str]) -> alt.Color:
+def _colour(field: str, names: Sequence[str], *, line: bool = False) -> alt.Color:
     scale = alt.Scale(domain=list(names), range=_cycled(COLOURS, names, GREY))
-    return alt.Color(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)
+    return alt.Color(f"{field}:N", title=None, scale=scale, legend=_legend(names, line=line))
 
 
 def _shape(field: str, names: Sequence[str]) -> alt.Shape:
     scale = alt.Scale(domain=list(names), range=_cycled(SHAPES, names, "cross", 1))
-    return alt.Shape(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)
+    return alt.Shape(f"{field}:N", title=None, scale=scale, legend=_legend(names))
 
 
 def _dash(field: str, names: Sequence[str]) -> alt.StrokeDash:
-    scale = alt.Scale(domain=list(names), range=_cycled(DASHES, names, [1, 0], 1))
-    return alt.StrokeDash(f"{field}:N", title=None, scale=scale, legend=alt.Legend() if len(names) > 1 else None)
+    scale = alt.Scale(domain=list(names), range=_cycled(DASHES, names, [1, 1], 1))
+    return alt.StrokeDash(f"{field}:N", title=None, scale=scale, legend=_legend(names, line=True))
+
+
+def _legend(names: Sequence[str], *, line: bool = False) -> alt.Legend | None:
+    """None for a single series; lines are shown as such, so that their dashes can be told apart."""
+    if len(names) < 2:
+        return None
+    return alt.Legend(symbolType="stroke", symbolSize=500, symbolStrokeWidth=2) if line else alt.Legend()

@@ -7,6 +7,7 @@ import polars as pl
 
 from data.errors import UserError
 from reports.broken import strip_thinking
+from reports.lexical import NAME, lexical_verdicts
 
 VERDICTS = ("comply", "partial", "refuse")
 # What known refusal classifiers call their classes, lower case.
@@ -30,7 +31,8 @@ def classifier_verdicts(
 
     Args:
         answers: The table of `generate` with the column `broken` that `scoring.score` adds.
-        name: A model folder or hub id with weights in safetensors; its own code is never run.
+        name: A model folder or hub id with weights in safetensors, whose own code is never run; or `embedded`, the small
+            one of `reports.lexical`.
         labels: Class name -> `comply`, `partial` or `refuse`; classes of known names need none.
         batch_size: Answers a forward pass, sorted by length.
         device: As torch writes it; without it, transformers chooses.
@@ -38,6 +40,8 @@ def classifier_verdicts(
     Raises:
         UserError: The model can't be opened, or a class has no verdict.
     """
+    if name == NAME:
+        return lexical_verdicts(answers)
     texts = strip_thinking(answers["response"].fill_null(""))
     classified = texts.filter(~answers["broken"]).unique().sort()
     if classified.is_empty():

@@ -27,7 +27,7 @@ def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None
         UserError: Fewer than two runs, one given twice, or nothing in them that can be compared.
     """
     if len(folders) < 2:
-        raise UserError("--compare takes two run directories or more: --compare runs/a --compare runs/b")
+        raise UserError("--compare takes two run directories or more: --compare runs/a runs/b")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--compare names one run directory twice")
     missing = [folder for folder in folders if not folder.is_dir()]

@@ -17,7 +17,9 @@ from reports.blocks import Block, Chart, Code, Prose, Row, Samples, Section, Tab
 from reports.wording import number, visible
 
 LONGEST = 2000  # characters of a cell
-NUMBERS = r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?([ \u00a0]%)?( to [−+]?[\d.,]+)?$"
+NUMBERS = (
+    r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?([ \u00a0]%)?( to [−+]?[\d.,]+)?(\u00a0\([\d.]+–[\d.]+\))?(\u00a0/\u00a0[\d.]+)*$"
+)
 MOST_ROWS = 400  # rows of a table that stand on the page
 
 
@@ -89,13 +91,16 @@ def row(part: Row) -> str:
 def table(part: Table) -> str:
     """A table in a box of its own, which scrolls sideways on a phone; folded ones open by their summary."""
     shown = part.shown if part.shown is not None else part.frame
+    groups = shown[part.group].to_list() if part.group else []
+    shown = shown.drop(part.group) if part.group else shown
     kinds = ["text" if name in part.text else "number" if _numeric(shown[name]) else "" for name in shown.columns]
     head = "".join(
         f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in zip(shown.columns, kinds, strict=True)
     )
     body = "".join(
-        f"<tr>{''.join(_cell(value, kind) for value, kind in zip(values, kinds, strict=True))}</tr>"
-        for values in shown.head(MOST_ROWS).iter_rows()
+        _heading(groups, at, shown.width)
+        + f"<tr>{''.join(_cell(value, kind) for value, kind in zip(values, kinds, strict=True))}</tr>"
+        for at, values in enumerate(shown.head(MOST_ROWS).iter_rows())
     )
     more = f'<p class="note">{MOST_ROWS} of {shown.height:,} rows.</p>' if shown.height > MOST_ROWS else ""
     label = escape(part.caption or part.name)
@@ -112,6 +117,14 @@ def samples(part: Samples) -> str:
     """The controls, an empty table that `samples.js` fills, and the answers as JSON."""
     form = (Path(__file__).parent / "samples.html").read_text(encoding="utf-8")
     return form + f'<script type="application/json" id="samples-data">{as_json(part.data)}</script>'
+
+
+def _heading(groups: list[Any], at: int, width: int) -> str:
+    """A line over the first row of each group."""
+    if not groups or (at and groups[at] == groups[at - 1]):
+        return ""
+    text = f'<span dir="auto">{escape(groups[at])}</span>'
+    return f'<tr class="group"><th scope="rowgroup" colspan="{width}">{text}</th></tr>'
 
 
 def _cell(value: Any, kind: str) -> str:

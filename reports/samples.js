@@ -133,8 +133,9 @@
     first.dataset.title = "prompt";
     first.append(textBox([[prompt ?? "–", false]], "mark"));
     const about = node("div", "badges");
-    for (const text of [name(data.sets, set) + " · " + visible(id), name(data.labels, label), name(data.categories, category)]) {
-      about.append(node("span", "badge plain", text));
+    about.append(node("span", "badge plain", name(data.sets, set) + " · " + visible(id)));
+    for (const [list, at] of [[data.labels, label], [data.categories, category]]) {
+      if (at >= 0) { about.append(node("span", "badge plain", name(list, at))); }
     }
     if (fitted) { about.append(node("span", "badge none", "text used for fitting: not counted")); }
     first.append(about);

@@ -12,6 +12,7 @@ from reports.bootstrap import clustered_interval, macro_interval
 from reports.power import prompts_needed
 
 POOLED, MACRO = "(pooled)", "(macro)"
+WILSON, PROMPTS, THEMES = "wilson", "bootstrap of prompts", "bootstrap of themes"
 KEYS = ("dataset", "label", "arm", "kind", "scorer")
 COUNTS = ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")
 SCHEMA = {
@@ -20,9 +21,10 @@ SCHEMA = {
     "low": pl.Float64, "high": pl.Float64, "partial": pl.Int64, "broken": pl.Int64, "answered": pl.Int64,
     "n_paired": pl.Int64, "delta": pl.Float64, "delta_low": pl.Float64, "delta_high": pl.Float64,
     "p": pl.Float64, "p_holm": pl.Float64,
-    # Beyond the contract: bootstrap over clusters, where there are any, and the sample size for a named difference.
+    # Beyond the contract: bootstrap over clusters, where there are any; the sample size for a named difference; and what
+    # `low` and `high` are: `wilson`, or `bootstrap` of prompts or of themes.
     "n_clusters": pl.Int64, "cluster_low": pl.Float64, "cluster_high": pl.Float64, "delta_cluster_low": pl.Float64,
-    "delta_cluster_high": pl.Float64, "n_needed": pl.Int64,
+    "delta_cluster_high": pl.Float64, "n_needed": pl.Int64, "interval": pl.String,
 }  # fmt: skip
 
 
@@ -142,6 +144,7 @@ def _rates(rows: pl.DataFrame, used: pl.Expr) -> pl.DataFrame:
             (used & (pl.col("verdict") == verdict)).sum().alias(name)
             for name, verdict in (("partial", "partial"), ("broken", "broken"), ("answered", "comply"))
         ],
+        pl.lit(WILSON).alias("interval"),
     )
     low, high = wilson(counts["refused"].to_numpy(), counts["n"].to_numpy())
     return counts.with_columns(
@@ -219,7 +222,10 @@ def _macro(table: pl.DataFrame, valid: pl.DataFrame, pairs: pl.DataFrame, seed: 
         entry: dict[str, Any] = {"dataset": MACRO, **dict(zip(KEYS[1:], key, strict=True))}
         entry |= {name: int(group[name].sum()) for name in (*COUNTS, "n_paired")}
         if key in singles:
-            entry["rate"], entry["low"], entry["high"] = macro_interval(singles[key], "refused", seed, key)
+            single = singles[key]
+            entry["n_clusters"] = single["cluster"].n_unique()
+            entry["interval"] = THEMES if entry["n_clusters"] < single.height else PROMPTS
+            entry["rate"], entry["low"], entry["high"] = macro_interval(single, "refused", seed, key)
         if key in changes:
             values = macro_interval(changes[key], "change", seed, key)
             entry["delta"], entry["delta_low"], entry["delta_high"] = values

@@ -33,7 +33,8 @@ def arm(value: Any) -> str:
     parts = [part for part in rest.split(",") if part]
     strengths = [part.partition("=")[2] for part in parts if part.startswith("strength=")]
     others = [part for part in parts if not part.startswith("strength=")]
-    return name(" ".join([kind, ", ".join(others), *map(signed, strengths)]))
+    words = [name(" ".join(part for part in (kind, ", ".join(others)) if part))]
+    return "\u00a0".join(words + [name(signed(strength), 12) for strength in strengths[:1]])
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -68,6 +68,8 @@ def synthetic_run(folder: Path, rows: int = 60, *, seed: int = 0, texts: Texts =
         "capability": _capability(),
         "logit_lens": _logit_lens(random, texts),
         "probe_roc": _probe_roc(random),
+        "probe_layers": _probe_layers(),
+        "probe_quality": _probe_quality(),
     }
     for name, table in tables.items():
         table.write_parquet(folder / f"{name}.parquet")
@@ -265,12 +267,32 @@ def _probe_roc(random: np.random.Generator) -> pl.DataFrame:
     from sklearn.metrics import roc_curve
 
     rows = []
-    for split, n in (("train", 400), ("validation", 120)):
+    for split, n in (("validation", 120), ("test", 120)):
         truth = np.arange(n) % 2
         fpr, tpr, threshold = roc_curve(truth, 1 / (1 + np.exp(-(random.normal(0, 1, n) + 2.2 * truth - 1.1))))
         rows += [(float(a), float(b), min(float(c), 1.0), split) for a, b, c in zip(fpr, tpr, threshold, strict=True)]
     schema = {"fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64, "split": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _probe_layers() -> pl.DataFrame:
+    rows = [(layer, 0.97 - 0.02 * abs(layer - 4), 0.8 - 0.05 * abs(layer - 4), layer == 4) for layer in LAYERS]
+    schema = {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64, "chosen": pl.Boolean}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _probe_quality() -> pl.DataFrame:
+    from interventions.detection import quality_table
+
+    random = np.random.default_rng(3)
+    tables = []
+    for split in ("validation", "test"):
+        harmful = np.arange(120) % 2 == 1
+        scores = 1 / (1 + np.exp(-(random.normal(0, 1, 120) + 2.2 * harmful - 1.1)))
+        tables.append(
+            quality_table(split, harmful, ~harmful & (np.arange(120) % 4 == 0), scores.astype(np.float32), 0.42)
+        )
+    return pl.concat(tables)
 
 
 def _activations(random: np.random.Generator, folder: Path, rows: int, texts: Texts) -> None:

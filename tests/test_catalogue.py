@@ -10,59 +10,19 @@ from typing import Any
 import polars as pl
 import pytest
 from fake_hub import serve
+from mirror import KNOWN, put, put_known
 
 from data import PROMPT_COLUMNS, UserError, load, load_all, themes
-from data.catalogue import CATALOGUE, EMBEDDED, TAXONOMY, DataSet, table
+from data.catalogue import CATALOGUE, TAXONOMY, table
+from data.embedded import FILES, read
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 needs_hub = pytest.mark.skipif(not HUB.is_dir(), reason="needs the mirror of the hub's data sets")
-KNOWN = {known.name: known for known in CATALOGUE}
-SPECIAL: dict[str, list[Any]] = {
-    "turns": [["a request", "a second turn"]],
-    "choices": [["one", "two", "three", "four"]],
-    "Index": [0],
-    "question_id": [7],
-    "prompt_style": ["base"],
-    "prompt_harm_label": ["harmful"],
-    "data_type": ["adversarial_harmful"],
-    "input": [""],
-}
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def put(mirror: Path, hub: str, config: str | None, splits: dict[str, pl.DataFrame], kind: str = "parquet") -> Path:
-    """Write one config of a data set as the hub lays it out."""
-    folder = mirror / hub / (config or "data")
-    folder.mkdir(parents=True)
-    for split, frame in splits.items():
-        if kind == "tsv":
-            frame.write_csv(folder / f"{split}.tsv", separator="\t")
-        else:
-            frame.write_parquet(folder / f"{split}.parquet")
-    files = [f"  - split: {split}\n    path: {folder.name}/{split}.{kind}\n" for split in splits]
-    card = f"configs:\n- config_name: {config or 'default'}\n  data_files:\n{''.join(files)}"
-    (mirror / hub / "README.md").write_text(f"---\n{card}---\n")
-    return mirror
-
-
-def made_up(known: DataSet, **values: list[Any]) -> pl.DataFrame:
-    """A frame with the columns that a declaration reads: one row, or the values given."""
-    rows = max(map(len, values.values()), default=1)
-    made: dict[str, list[Any]] = {}
-    for column in known.columns:
-        one = SPECIAL.get(column, ["safe" if column == "label" else f"some {column}"])
-        made[column] = values.get(column, one * rows)
-    return pl.DataFrame(made)
-
-
-def put_known(mirror: Path, name: str, split: str | None = None, kind: str = "parquet", **values: list[Any]) -> Path:
-    known = KNOWN[name]
-    splits = {s: made_up(known, **{"id": [f"an id of {s}"], **values}) for s in ([split] if split else known.splits)}
-    return put(mirror, known.hub, known.config, splits, kind)
 
 
 @pytest.mark.parametrize("known", CATALOGUE, ids=lambda known: known.name)
@@ -357,8 +317,8 @@ def test_the_hub_is_asked_for_the_pinned_commit_and_its_refusals_are_told_apart(
 
 def test_the_table_describes_every_set():
     rows = table()
-    assert rows["name"].n_unique() == rows.height == len(CATALOGUE) + 1
-    assert set(rows["name"]) == {"embedded", *KNOWN}
+    assert rows["name"].n_unique() == rows.height == len(CATALOGUE) + len(FILES)
+    assert set(rows["name"]) == {*FILES, *KNOWN}
     assert rows.select("rows", "licence", "gated", "origin").null_count().row(0) == (0, 0, 0, 0)
     assert rows.filter(name="embedded")["rows"].item() == load("embedded").height
     assert rows["revision"].drop_nulls().str.contains("^[0-9a-f]{40}$").all()
@@ -373,6 +333,6 @@ def test_themes_follow_the_frame_and_a_stranger_has_none(tmp_path):
     own = load("embedded/test").head(3)
     scores = pl.concat([own, own, own.head(1).with_columns(pl.lit("mine").alias("dataset"))]).select("dataset", "id")
     found = themes(scores)
-    raw = dict(pl.read_ndjson(EMBEDDED).select("id", "theme").rows())
+    raw = dict(read("embedded").select("id", "theme").rows())
     assert found["theme"].to_list() == [*[raw[i] for i in own["id"]] * 2, None]
     assert found.select("dataset", "id").equals(scores)

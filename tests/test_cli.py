@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import cli
+from commands.settings import spread
 
 
 @pytest.fixture
@@ -283,3 +284,36 @@ def test_the_tables_say_what_was_done(run, chain, tmp_path):
     row = pl.read_parquet(tmp_path / "run" / "generations.parquet").row(0, named=True)
     told = {"layer": 1, "strength": -2.0, "strength_unit": "unit", "scope": "all", "vector": "weapons"}
     assert told.items() <= row.items()
+
+
+def test_runs_are_compared_in_one_page_of_its_own(run, tmp_path):
+    from synthetic import synthetic_run
+
+    a, b = (synthetic_run(tmp_path / name, 60, arms=["baseline", "random"]) for name in "ab")
+    pages = []
+    for words in (["--compare", a, b], ["--compare", a, "--compare", b]):
+        code, out, err = run("--run", a, "--json", "report", *words, "datasets")
+        assert code == 0, err
+        first, second = map(json.loads, out.splitlines())
+        assert (first["command"], second["command"]) == ("report", "datasets")
+        assert first["wrote"] == str(a / "compare.html") and not (a / "report.html").exists()
+        pages.append((a / "compare.html").read_text())
+    assert pages[0] == pages[1] and "Paired differences" in pages[0]
+    code, _, err = run("--run", a, "report", "--compare", a)
+    assert code == 1 and "--compare runs/a runs/b" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--compare a b c", "--compare a --compare b --compare c"),
+        ("--compare a b --out x y", "--compare a --compare b --out x y"),
+        ("--compare a b status d", "--compare a --compare b status d"),
+        ("--compare status b", "--compare status --compare b"),
+        ("--compare a --compare b c", "--compare a --compare b --compare c"),
+        ("--out x --compare a", "--out x --compare a"),
+        ("a b", "a b"),
+    ],
+)
+def test_values_after_one_option_end_at_an_option_or_a_command(typed, meant):
+    assert spread(typed.split(), ["--compare"], {"status", "report"}) == meant.split()

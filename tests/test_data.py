@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from data import PROMPT_COLUMNS, UserError, fingerprint, for_split, load_all
-from data.prompts import EMBEDDED
+from data.embedded import FILES, read
 
 TAXONOMY = {
     "Humanizing requests",
@@ -60,12 +60,23 @@ def test_embedded_sample_has_its_categories_benign_rows_and_near_misses():
     assert rows.columns == list(PROMPT_COLUMNS) and set(rows.dtypes) == {pl.String}
 
 
-def test_every_embedded_row_has_a_response():
-    assert all(text and text.strip() for text in pl.read_ndjson(EMBEDDED)["response"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_own_row_has_a_response(name):
+    assert all(text and text.strip() for text in read(name)["response"])
+
+
+def test_lessons_teach_alone_and_have_themes_of_their_own():
+    rows, sample = read("embedded:lessons"), read("embedded")
+    assert rows.columns == sample.columns and set(rows["split"]) == {"train"}
+    assert not set(rows["theme"]) & set(sample["theme"]) and not set(rows["id"]) & set(sample["id"])
+    kinds = Counter(rows.select("category", "label").rows())
+    assert set(kinds) == {(name, label) for name in TAXONOMY for label in ("harmful", "benign")} | {(None, "benign")}
+    assert min(kinds.values()) >= 100
+    assert load_all(["embedded:lessons"])["dataset"].unique().to_list() == ["embedded:lessons"]
 
 
 def test_every_category_is_split_by_theme_in_the_same_way():
-    kinds = pl.read_ndjson(EMBEDDED).filter(pl.col("category").is_not_null())
+    kinds = read("embedded").filter(pl.col("category").is_not_null())
     shape = kinds.group_by("category", "split", "label").agg(pl.len(), pl.col("theme").n_unique())
     for split, themes in (("train", 24), ("validation", 6), ("test", 10)):
         for label, each in (("harmful", 5), ("benign", 3)):
@@ -75,23 +86,23 @@ def test_every_category_is_split_by_theme_in_the_same_way():
 
 
 def test_no_theme_straddles_a_split_and_no_prompt_stands_twice():
-    rows = pl.read_ndjson(EMBEDDED)
+    rows = pl.concat(read(name) for name in FILES)
     assert rows.group_by("theme").agg(pl.col("split").n_unique())["split"].max() == 1
     assert len({normalised(text) for text in rows["prompt"]}) == rows.height
 
 
-def test_no_two_embedded_prompts_are_near_duplicates():
-    assert list(near_duplicates(load_all(["embedded"])["prompt"].to_list())) == []
+def test_no_two_own_prompts_are_near_duplicates():
+    assert list(near_duplicates(load_all(FILES)["prompt"].to_list())) == []
 
 
 @pytest.mark.skipif(not HUB.is_dir(), reason="needs the mirror of the hub's data sets")
 @pytest.mark.parametrize("name", ["coconot", "XSTest", "AdvBench", "do-not-answer", "JBB-Behaviors", "alpaca"])
-def test_no_embedded_prompt_is_taken_from_a_public_set(name):
+def test_no_own_prompt_is_taken_from_a_public_set(name):
     theirs: list[str] = []
     for path in HUB.glob(f"*/{name}/*/*.parquet"):
         column = {"do-not-answer": "question", "JBB-Behaviors": "Goal", "alpaca": "instruction"}.get(name, "prompt")
         theirs += pl.read_parquet(path, columns=[column])[column].to_list()
-    ours = load_all(["embedded"])["prompt"].to_list()
+    ours = load_all(FILES)["prompt"].to_list()
     assert theirs and not {normalised(text) for text in ours} & {normalised(text) for text in theirs}
     assert list(near_duplicates(ours, theirs)) == []
 

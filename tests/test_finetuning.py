@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -32,7 +33,7 @@ from interventions.training import logits, objective
 
 ROOT = Path(__file__).parents[1]
 SPARE = ["<|reserved_special_token_0|>", "<repo_name>", "<file_sep>"]
-FAST = {"epochs": 2, "rank": 2, "batch_tokens": 64, "device": "cpu"}
+FAST: dict[str, Any] = {"epochs": 2, "rank": 2, "batch_tokens": 64, "device": "cpu"}
 
 
 def make_base(tiny_folder: Path, folder: Path, spare: list[str], *, tied: bool) -> Path:
@@ -256,7 +257,7 @@ def test_answers_are_read_from_files_and_from_the_embedded_sample(tmp_path):
 
 
 def test_training_learns_the_categories(tuned, base, rows, tmp_path):
-    report = finetune(str(base), rows, tmp_path / "m", **FAST | {"epochs": 30, "learning_rate": 1e-2})
+    report = finetune(str(base), rows, tmp_path / "m", **{**FAST, "epochs": 15, "learning_rate": 1e-2})
     assert report.epochs[-1].token_loss < tuned.epochs[0].token_loss / 2
     model = open_model(str(report.folder))
     figures = measure(first_tokens(model, rows["prompt"].to_list()), rows)
@@ -283,10 +284,10 @@ print(report.resumed)
 
 def test_a_run_killed_in_the_middle_ends_as_an_undisturbed_one(base, rows, tmp_path):
     rows.write_parquet(tmp_path / "rows.parquet")
-    arguments = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "rows.parquet"), str(tmp_path / "m"), "60"]
+    arguments = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "rows.parquet"), str(tmp_path / "m"), "12"]
     running = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     state = tmp_path / ".m.training" / "state.safetensors"
-    while not (state.exists() and _epochs_done(state) >= 3):
+    while not (state.exists() and _epochs_done(state) >= 2):
         assert running.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGKILL)
@@ -294,7 +295,7 @@ def test_a_run_killed_in_the_middle_ends_as_an_undisturbed_one(base, rows, tmp_p
     assert not (tmp_path / "m").exists()
     resumed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
     assert resumed.stdout.strip() == "True"
-    whole = finetune(str(base), rows, tmp_path / "whole", **(FAST | {"epochs": 60}))  # pyright: ignore[reportArgumentType]  # a dictionary of mixed types
+    whole = finetune(str(base), rows, tmp_path / "whole", **{**FAST, "epochs": 12})
     assert tensors(whole.folder) == tensors(tmp_path / "m")
 
 

@@ -406,7 +406,8 @@ def test_what_is_too_much_alone_is_an_error(tiny, tmp_path):
         door, journal = far(server), plan(tmp_path, 2)
         with pytest.raises(TooBigError, match="batch"):
             list(door.each(journal, tracer_of(tiny, door), 1))
-    assert sorted(journal.groups(8)) == [(0, 1)]  # what failed is not kept as a job
+    # What failed is not kept as a job; its other half may have been under way.
+    assert sorted(journal.groups(8)) in ([(0, 1)], [(0,), (1,)])
 
 
 def test_one_that_fails_ends_the_run_and_sends_no_more(tiny, tmp_path):

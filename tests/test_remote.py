@@ -29,9 +29,10 @@ from data import UserError, load_all
 from interventions import open_model
 from interventions.arms import Arm, parse_arms
 from interventions.backends import open_door
-from interventions.extraction import extract, read_residual
+from interventions.extraction import extract
 from interventions.generation import generate
 from interventions.journal import Journal
+from interventions.reading import read_residual
 from interventions.routes import Tools
 from tests.conftest import WORDS as VOCABULARY
 from tests.conftest import make_tiny

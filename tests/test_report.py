@@ -3,18 +3,19 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from synthetic import ARMS, CATEGORIES, synthetic_run
 
 from data.errors import UserError
-from reports import charts
+from reports import charts, markup
 from reports import wording as say
 from reports.artefacts import open_run, read_activations
 from reports.assets import write_assets, write_table
@@ -22,7 +23,19 @@ from reports.blocks import Prose, Table
 from reports.compare import write_comparison
 from reports.markup import as_json, escape
 from reports.page import write_report
-from reports.sections import activations, answer, costs, ordered, paper, probe, provenance, rates, samples, vectors
+from reports.sections import (
+    activations,
+    answer,
+    costs,
+    diffing,
+    ordered,
+    paper,
+    probe,
+    provenance,
+    rates,
+    samples,
+    vectors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,43 +120,49 @@ def told(tmp_path, *rows):
     run = open_run(tmp_path)
     pooled = answer.pooled_rows(run)
     assert pooled is not None
-    texts = [answer.sentence(pooled, "fixed", run.arms()), *answer.warnings(pooled, run.arms())]
-    sentence, *warnings = [text.replace("\u00a0", " ") for text in texts]
-    return sentence, warnings
+    texts = [answer.sentence(pooled, "fixed"), answer.footing(run, pooled, "fixed", run.arms())]
+    texts += answer.warnings(pooled, run.arms())
+    sentence, footing, *warnings = [text.replace("\u00a0", " ") for text in texts]
+    return sentence, footing, warnings
 
 
 def test_the_answer_states_rates_differences_and_intervals(tmp_path):
-    sentence, warnings = told(
+    sentence, footing, warnings = told(
         tmp_path, row("benign", "baseline", 200, 60, 0, 0, 0), row("benign", "fixed", 200, 20, 18, 2, 42),
         row("harmful", "baseline", 100, 90, 0, 0, 0), row("harmful", "fixed", 100, 91, 88, 3, 2),
     )  # fmt: skip
-    assert "refuses 10.0 % of 200 benign prompts (−20.0 points against the baseline, 95 % interval −26" in sentence
-    assert "91.0 % of 100 harmful prompts (no difference is shown: +1.0 points" in sentence
-    assert "No answer is broken." in sentence and not warnings
+    assert sentence.startswith(
+        "With fixed, over-refusal falls from 30.0 % to 10.0 % of 200 benign prompts (−20.0 points, 95 % interval −26"
+    )
+    assert "; no change of refusal is shown: from 90.0 % to 91.0 % of 100 harmful prompts (+1.0 points" in sentence
+    assert sentence.count(". ") == 0 and sentence[-1] == "."  # one sentence
+    assert footing == "No answer of it is broken. Scored by phrases." and not warnings
 
 
 def test_an_interval_without_its_test_is_no_finding(tmp_path):
     # Six discordant pairs to none: the score interval leaves 0 out, the exact test of one arm does too, that of many doesn't.
     rows = [row("benign", "baseline", 100, 20, 0, 0, 0), row("benign", "fixed", 100, 14, 14, 0, 6)]
-    alone, _ = told(tmp_path, *rows)
-    assert "no difference" not in alone
+    alone, *_ = told(tmp_path, *rows)
+    assert "over-refusal falls from 20.0 % to 14.0 %" in alone
     crowd = [row("benign", f"other-{at}", 100, 20, 20, 0, 0) for at in range(4)]
-    among, _ = told(tmp_path, *rows, *crowd)
-    assert "adjusted for all comparisons, p = 0.156: no difference is shown" in among
+    among, *_ = told(tmp_path, *rows, *crowd)
+    assert "no change of over-refusal is shown" in among and "p = 0.156 adjusted for all comparisons" in among
 
 
 def test_broken_answers_are_no_cure(tmp_path):
-    sentence, warnings = told(
+    _, footing, warnings = told(
         tmp_path, row("benign", "baseline", 50, 25, 0, 0, 0), row("benign", "fixed", 50, 0, 0, 0, 25, broken=40)
     )
-    assert "Broken answers: 80.0 % of the benign" in sentence
+    assert "Broken answers: 80.0 % of the benign." in footing
     assert len(warnings) == 1 and "80.0 % of its answers to benign prompts are broken (0.0 % unsteered)" in warnings[0]
 
 
 def test_without_a_baseline_nothing_is_claimed(tmp_path):
     lonely = row("benign", "fixed", 50, 5, 0, 0, 0) | dict.fromkeys(("delta", "delta_low", "delta_high", "p"))
-    sentence, warnings = told(tmp_path, lonely)
-    assert "points" not in sentence and any("no baseline" in text for text in warnings)
+    sentence, _, warnings = told(tmp_path, lonely)
+    assert sentence == "With fixed, the model refuses 10.0 % of 50 benign prompts." and any(
+        "no baseline" in text for text in warnings
+    )
 
 
 def test_lines_join_the_strengths_of_one_kind():
@@ -157,6 +176,11 @@ def test_the_arm_chosen_on_validation_is_spoken_of_first(run):
     assert answer.leading_arm(run, run.arms()) == "fixed:strength=-0.4"
     without = type(run)(run.folder, run.records, {name: table for name, table in run.tables.items() if name != "sweep"})
     assert answer.leading_arm(without, run.arms()) == "fixed:strength=-0.2"
+    pooled = there(answer.pooled_rows(run))
+    assert "chosen on validation rows" in answer.footing(run, pooled, "fixed:strength=-0.4", run.arms())
+    assert "the first of 5 steered arms; none was chosen" in answer.footing(
+        without, pooled, "fixed:strength=-0.2", run.arms()
+    )
 
 
 def test_rates_say_shown_only_where_interval_and_adjusted_test_agree(run):
@@ -216,6 +240,64 @@ def test_probe_areas_are_scikit_learns():
     )
 
 
+def test_the_probe_is_shown_with_its_threshold_its_counts_and_other_layers(run):
+    section = there(probe.section(run))
+    curve, layers = section.charts()
+    assert "n = 60 harmful and 60 benign" in curve.caption and "At the threshold 0.420 (ring): " in curve.caption
+    assert "The probe reads layer 4." in layers.caption
+    quality = run.table("probe_quality")
+    shown = there(next(table for table in section.tables() if table.name == "probe-quality").shown)
+    assert shown["harmful called harmful"][0] == say.percent(quality["tpr"][0])
+    assert shown["95 % interval"][0] == say.span(quality["tpr_low"][0], quality["tpr_high"][0])
+
+
+def test_base_and_tuned_stand_between_their_own_ceiling_and_floor(run):
+    panels = there(diffing.section(run)).charts()
+    specs = [json.loads(json.dumps(panel.chart.to_dict())) for panel in panels]
+    drawn = {layer["encoding"]["y"]["field"] for layer in specs[0]["layer"]}
+    assert drawn == {"value", "low", "ceiling", "floor_low"}
+    domains = [layer["encoding"]["y"]["scale"]["domain"] for spec in specs for layer in spec["layer"]]
+    assert len(domains) == 4 * len(CATEGORIES) and all(domain == domains[0] for domain in domains)
+    (drawn,) = specs[0]["datasets"].values()
+    rows = run.table("diff").filter(category=CATEGORIES[0])
+    assert [row["ceiling"] for row in drawn] == rows["ceiling"].to_list()  # each layer's own
+
+
+def test_how_the_base_read_the_tags_is_said(run):
+    def note(own_split):
+        key = {"base": {"model": "base/llama"}, "tuned": {"model": "tuned/llama"}, "own_split": own_split}
+        section = there(diffing.section(replace(run, records={"diff": {"key": key}})))
+        assert section.title == "tuned/llama against base/llama"
+        return words(section)
+
+    assert "same token ids" in note(False) and "different tokens" in note(True)
+
+
+def test_silhouettes_of_each_group_are_scikit_learns(run, folder):
+    from sklearn.metrics import silhouette_samples
+
+    values, rows = there(read_activations(folder, 4, 10_000))
+    groups = np.array(activations.group_names(rows))
+    table = there(activations.section(run)).tables()[0].frame
+    each = np.asarray(silhouette_samples(values, groups))
+    for name, n, mean, _ in table.iter_rows():
+        member = groups == name if name != "(all)" else groups == groups
+        assert n == member.sum() and mean == pytest.approx(each[member].mean())
+    one = activations.silhouettes(values[:5], values[:5, :2], ["benign"] * 5, ["benign"])
+    assert one["silhouette"].null_count() == one.height
+
+
+def test_rows_that_share_a_heading_stand_under_it(run):
+    page = markup.table(
+        rates.rate_table(run.table("summary").filter(scorer="phrases"), "phrases", run.arms(), folded=False)
+    )
+    headings = re.findall(r'<th scope="rowgroup" colspan="(\d+)"><span dir="auto">([^<]*)</span>', page)
+    wide = page.count('scope="col"')
+    assert len(headings) == len({name for _, name in headings}) and {int(span) for span, _ in headings} == {wide}
+    assert ("xstest/safe: benign prompts" in {name for _, name in headings}) and page.count("<tr>") == 1 + run.table(
+        "summary").filter(scorer="phrases").height  # fmt: skip
+
+
 def test_cosines_and_norms_are_numpys(run):
     at = run.vectors.layers.index(4)
     a, b = (run.vectors.tensors[name][at] for name in CATEGORIES[:2])
@@ -238,7 +320,7 @@ def test_the_map_of_activations_is_a_pca_of_the_steered_layer(run, folder):
     wanted = np.linalg.svd(centred, full_matrices=False)[0][:, :2] * np.linalg.svd(centred, full_matrices=False)[1][:2]
     assert np.allclose(np.abs(placed), np.abs(wanted), atol=1e-6)
     groups = activations.group_names(rows)
-    assert say.number(float(silhouette_score(whole, groups)), 2) in there(activations.section(run)).charts()[0].caption
+    assert say.fixed(float(silhouette_score(whole, groups))) in there(activations.section(run)).charts()[0].caption
 
 
 def test_t_sne_is_an_option(run):
@@ -304,6 +386,7 @@ def test_assets_are_pictures_and_tables(run, tmp_path):
     assert pl.read_csv(tmp_path / "sweep.csv").height == run.table("sweep").height
 
 
+@settings(deadline=None)  # it writes files
 @given(st.text())
 def test_no_cell_of_a_csv_is_a_formula(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("csv")

@@ -19,6 +19,7 @@ from tests.test_steering import NONE, STEPS, cut, near_tie, plain, vectors_of
 WORDS = [
     "baseline", "fixed:category=weapons", "routed", "gated:benign=-6,harmful=4", "wrong-category:route=gated",
     "random:seed=3,route=gated", "ablate:route=routed", "logit-bias:strength=-4", "logit-bias:route=gated,strength=-3",
+    "logit-bias:category=respond,strength=5",
 ]  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
                 assert plans[at].names[int(found.vector[row, at])] == name
             if arm.kind == "logit-bias":
                 biased = logits.clone()
-                biased[ids] += strength
+                biased[refusals(tiny_tuned).respond if arm.category == "respond" else ids] += strength
                 assert int(found.tokens[row, at, 0]) == int(biased.argmax()) or near_tie(biased)
                 continue
             wanted, _ = plain(tiny_tuned, tokens, arm.layer, arm.scope, STEPS, **edit)

@@ -115,6 +115,25 @@ def test_all_arms_of_a_batch_are_a_plain_hooks(tiny, texts, together):
             assert cut(tiny, found.tokens[row, at].tolist()) == cut(tiny, wanted), (arm, row)
 
 
+def test_what_arms_do_alike_to_a_row_is_computed_once(tiny, texts):
+    """Three arms that change nothing, one that is written twice, and one of its own."""
+    words = [
+        "baseline", "fixed:strength=0", "fixed:scope=prompt-last,strength=0", "fixed:strength=3", "fixed:strength=3.0",
+        "fixed:layer=1,strength=3",
+    ]  # fmt: skip
+    arms = parse_arms(words, Arm("x", "fixed", 2, "weapons", 3.0, unit="unit"))
+    sizes = []
+    block = tiny.module.get_submodule("model.layers")[3]
+    handle = block.register_forward_hook(lambda _module, inputs, _output: sizes.append(inputs[0][..., 0].numel()))
+    _, found = run(tiny, texts, arms, Tools(vectors_of(tiny)), max_new_tokens=3, stops=[])
+    handle.remove()
+    assert sizes[-3:] == [3 * len(texts)] * 3
+    for first, others in ((0, (1, 2)), (3, (4,))):
+        for other in others:
+            assert torch.equal(found.tokens[:, first], found.tokens[:, other])
+    assert not torch.equal(found.tokens[:, 3], found.tokens[:, 5])
+
+
 def test_low_rank_maps_add_what_their_formula_says(tiny, texts):
     from interventions.lowrank import LowRank
 

@@ -8,10 +8,11 @@ import polars as pl
 from reports import charts
 from reports import wording as say
 from reports.artefacts import Run, read_activations
-from reports.blocks import Chart, Prose, Section
+from reports.blocks import Chart, Prose, Section, Table
 
 MOST_POINTS = 1500
 MAPS = ("pca", "tsne")
+EVERY = "(all)"
 
 
 def section(run: Run, how: str = "pca") -> Section | None:
@@ -27,10 +28,10 @@ def section(run: Run, how: str = "pca") -> Section | None:
     placed, titles = project(values, how)
     names = sorted(set(groups), key=lambda name: (name != "benign", name))
     table = pl.DataFrame({"x": placed[:, 0], "y": placed[:, 1], "group": groups})
-    kinds = f"{len(names)} groups: {say.listed(names, 8)}"
+    told = silhouettes(values, placed, groups, names)
     caption = (
-        f"Activations of {say.counted(len(values), 'prompt')} at layer {layer}, {titles[2]}; {kinds}. "
-        f"{scores(values, placed, groups)}"
+        f"Activations of {say.counted(len(values), 'prompt')} in {say.counted(len(names), 'group')} at layer {layer}, "
+        f"{titles[2]}. {overall(told)}"
     )
     chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
     total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
@@ -39,7 +40,15 @@ def section(run: Run, how: str = "pca") -> Section | None:
         if total > len(values)
         else []
     )
-    return Section("activations", "Activations by category", [chart, *drawn])
+    shown = say.table_of(
+        told,
+        ("group", say.name, "group"),
+        ("n", say.number, "n"),
+        (f"in all {values.shape[1]:,} dimensions", say.fixed, "silhouette"),
+        ("on this map", say.fixed, "silhouette_map"),
+    )
+    scored = Table("silhouettes", told, shown, "Mean silhouette by group", folded=True)
+    return Section("activations", "Activations by category", [chart, *drawn, scored])
 
 
 def group_names(rows: pl.DataFrame) -> list[str]:
@@ -66,14 +75,31 @@ def project(values: np.ndarray, how: str) -> tuple[np.ndarray, tuple[str, str, s
     return placed, (f"PC 1 ({first:.0%} of variance)", f"PC 2 ({second:.0%})", "first two principal components")
 
 
-def scores(values: np.ndarray, placed: np.ndarray, groups: list[str]) -> str:
-    """Mean silhouette in the whole space and on the map."""
-    from sklearn.metrics import silhouette_score
+def silhouettes(values: np.ndarray, placed: np.ndarray, groups: list[str], names: list[str]) -> pl.DataFrame:
+    """Mean silhouette (Rousseeuw 1987) of each group and of all, in the whole space and on the map.
 
-    if not 2 <= len(set(groups)) < len(groups):
+    Null where it does not exist: with one group only, or nothing but groups of one.
+    """
+    from sklearn.metrics import silhouette_samples
+
+    possible = 2 <= len(set(groups)) < len(groups)
+    each = [np.asarray(silhouette_samples(space, groups)) if possible else None for space in (values, placed)]
+    of_group = np.asarray(groups)
+    rows = []
+    for name in (EVERY, *names):
+        member = np.ones(len(groups), bool) if name == EVERY else of_group == name
+        means = [float(scores[member].mean()) if scores is not None else None for scores in each]
+        rows.append((name, int(member.sum()), *means))
+    schema = {"group": pl.String, "n": pl.Int64, "silhouette": pl.Float64, "silhouette_map": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def overall(told: pl.DataFrame) -> str:
+    """The silhouettes of all rows, in words."""
+    whole, seen = told.row(0)[2:]
+    if whole is None:
         return "One group only: nothing to tell apart."
-    whole, seen = silhouette_score(values, groups), silhouette_score(placed, groups)
     return (
-        f"Mean silhouette {say.number(float(whole), 2)} in all {values.shape[1]:,} dimensions, "
-        f"{say.number(float(seen), 2)} on this map (1: groups far apart; 0: they overlap; below: mixed)."
+        f"Mean silhouette {say.fixed(whole)} in the whole space, {say.fixed(seen)} on this map (1: groups far apart; "
+        "0: they overlap; below: mixed)."
     )

@@ -37,7 +37,9 @@ def section(run: Run) -> Section | None:
         return None
     arms = run.arms()
     first = leading_arm(run, arms)
-    blocks: list[Block] = [Prose(sentence(pooled, first, arms), "lead")] if first else []
+    blocks: list[Block] = []
+    if first:
+        blocks += [Prose(sentence(pooled, first), "lead"), Prose(footing(run, pooled, first, arms), "note")]
     blocks += [Prose(text, "warning") for text in warnings(pooled, arms)]
     blocks += trade_off(pooled, arms)
     blocks.append(glance(pooled, arms, macro_rates(run, pooled.scorer)))
@@ -65,12 +67,19 @@ def pooled_rows(run: Run) -> Pooled | None:
 def leading_arm(run: Run, arms: list[str]) -> str | None:
     """The arm to speak of first: the one chosen on validation, else the first that is neither baseline nor control."""
     steered = [arm for arm in arms if kind_of(arm) not in CONTROLS]
-    sweep, generations = run.table("sweep"), run.table("generations")
-    if sweep is not None and generations is not None:
-        keys = ["layer", "strength", "strength_unit"]
-        chosen = generations.join(sweep.filter("chosen").select(keys).unique(), on=keys)["arm"].unique().to_list()
-        steered = [arm for arm in steered if arm in chosen] or steered
+    chosen = chosen_arms(run)
+    steered = [arm for arm in steered if arm in chosen] or steered
     return next(iter(steered or [arm for arm in arms if kind_of(arm) != "baseline"]), None)
+
+
+def chosen_arms(run: Run) -> set[str]:
+    """Arms that ran with the layer, strength and unit that the sweep chose for their kind."""
+    sweep, generations = run.table("sweep"), run.table("generations")
+    if sweep is None or generations is None:
+        return set()
+    keys = ["layer", "strength", "strength_unit", "kind"]
+    chosen = sweep.filter("chosen").with_columns(pl.col("arm").str.split(":").list.first().alias("kind"))
+    return set(generations.join(chosen.select(keys).unique(), on=keys, nulls_equal=True)["arm"])
 
 
 def kind_of(arm: str) -> str:
@@ -78,35 +87,48 @@ def kind_of(arm: str) -> str:
     return arm.partition(":")[0]
 
 
-def sentence(pooled: Pooled, arm: str, arms: list[str]) -> str:
+def sentence(pooled: Pooled, arm: str) -> str:
     """One sentence with both rates, both differences and their intervals."""
-    parts = []
-    for label in LABELS:
-        row = pooled.row(label, arm)
-        if row is None:
-            continue
-        parts.append(f"refuses {say.percent(row['rate'])} of {say.counted(row['n'], f'{label} prompt')}{change(row)}")
+    parts = [finding(label, row, pooled.row(label, "baseline")) for label in LABELS if (row := pooled.row(label, arm))]
     if not parts:
-        return f"Nothing is left to say of {say.name(arm)}: no answer of it counts."
+        return f"Nothing is left to say of {say.arm(arm)}: no answer of it counts."
+    return f"With {say.arm(arm)}, {'; '.join(parts)}."
+
+
+def finding(label: str, row: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """Whether a label's rate fell, rose or shows no change, with the difference and its interval."""
+    what = "over-refusal" if label == "benign" else "refusal"
+    prompts = say.counted(row["n"], f"{label} prompt")
+    if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
+        return f"the model refuses {say.percent(row['rate'])} of {prompts}"
+    rates = f"{say.percent(row['rate'])} of {prompts}"
+    rates = f"from {say.percent(before['rate'])} to {rates}" if before else f"to {rates}"
+    told = (
+        f"{say.points(row['delta'])} points, 95\u00a0% interval {say.points_span(row['delta_low'], row['delta_high'])}"
+    )
+    if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"]):
+        return f"{what} {'falls' if row['delta'] < 0 else 'rises'} {rates} ({told})"
+    if row["delta_low"] > 0 or row["delta_high"] < 0:  # the interval stands alone; the test counts its companions
+        told += f"; p = {say.p_value(row['p_holm'])} adjusted for all comparisons"
+    return f"no change of {what} is shown: {rates} ({told})"
+
+
+def footing(run: Run, pooled: Pooled, arm: str, arms: list[str]) -> str:
+    """How the sentence's arm was picked, its broken answers, who scored, and how many arms stand beside it."""
+    steered = [other for other in arms if kind_of(other) not in CONTROLS]
+    picked = (
+        "Its setting was chosen on validation rows."
+        if arm in chosen_arms(run)
+        else f"It is the first of {say.counted(len(steered), 'steered arm')}; none was chosen on validation rows."
+        if len(steered) > 1
+        else ""
+    )
     broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in LABELS
               if (row := pooled.row(label, arm)) and row["broken"]]  # fmt: skip
-    rest = f" Broken answers: {' and '.join(broken)}." if broken else " No answer is broken."
-    others = len([a for a in arms if a != arm and kind_of(a) != "baseline"])
-    beside = f" {say.counted(others, 'other arm')} below." if others else ""
-    return f"With the arm {say.name(arm)}, the model {', and '.join(parts)}.{rest}{beside}"
-
-
-def change(row: dict[str, Any]) -> str:
-    """How a rate differs from the baseline's, or that no difference is shown."""
-    if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
-        return ""
-    interval = say.points_span(row["delta_low"], row["delta_high"])
-    found = f"{say.points(row['delta'])} points against the baseline, 95 % interval {interval}"
-    if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"]):
-        return f" ({found})"
-    if row["delta_low"] > 0 or row["delta_high"] < 0:  # the interval stands alone; the test counts its companions
-        return f" ({found}; adjusted for all comparisons, p = {say.p_value(row['p_holm'])}: no difference is shown)"
-    return f" (no difference is shown: {found})"
+    answers = f"Broken answers: {' and '.join(broken)}." if broken else "No answer of it is broken."
+    others = len([other for other in arms if other not in (arm, "baseline")])
+    beside = f"{say.counted(others, 'other arm')} below." if others else ""
+    return " ".join(part for part in (picked, answers, f"Scored by {pooled.scorer}.", beside) if part)
 
 
 def warnings(pooled: Pooled, arms: list[str]) -> list[str]:
@@ -119,7 +141,7 @@ def warnings(pooled: Pooled, arms: list[str]) -> list[str]:
             if row and before and row["broken"] / row["n"] > before["broken"] / before["n"] + charts.HOLLOW_FROM:
                 shares = [say.percent(one["broken"] / one["n"]) for one in (row, before)]
                 found.append(
-                    f"{say.name(arm)}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
+                    f"{say.arm(arm)}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
                     "unsteered). A broken answer is neither a refusal nor a cure."
                 )
     if not any(pooled.row(label, "baseline") for label in LABELS):
@@ -148,7 +170,7 @@ def trade_off(pooled: Pooled, arms: list[str]) -> list[Block]:
         f"Over-refusal against refusal, all data sets pooled, scored by {pooled.scorer}: benign prompts n = "
         f"{say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the left is "
         "better. Bars are Wilson's 95 % intervals; a line joins the strengths of one kind; hollow: over "
-        f"{charts.HOLLOW_FROM:.0%} of answers broken."
+        f"{say.percent(charts.HOLLOW_FROM, 0)} of answers broken."
     )
     return [Chart("trade-off", charts.trade_off(table, groups), caption)]
 
@@ -183,7 +205,7 @@ def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
 
 def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float]) -> Table:
     """Every arm's pooled rates in one table, and the mean of the data sets' rates."""
-    rows = [row for arm in arms for label in LABELS if (row := pooled.row(label, arm))]
+    rows = [row for label in LABELS for arm in arms if (row := pooled.row(label, arm))]
     keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
             "p_holm")  # fmt: skip
     means = [macro.get((row["label"], row["arm"])) for row in rows]
@@ -191,8 +213,8 @@ def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float])
     frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
     shown = pl.DataFrame(
         {
-            "arm": [say.name(row["arm"]) for row in rows],
-            "prompts": [row["label"] for row in rows],
+            "prompts": [say.LABELS[row["label"]] for row in rows],
+            "arm": [say.arm(row["arm"]) for row in rows],
             "n": [f"{row['n']:,}" for row in rows],
             "refused": [say.percent(row["rate"]) for row in rows],
             "95 % interval": [say.span(row["low"], row["high"]) for row in rows],
@@ -203,6 +225,5 @@ def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float])
             "p (Holm)": [say.p_value(row["p_holm"]) for row in rows],
         }
     )
-    return Table(
-        "at-a-glance", frame, shown, f"Every arm, all data sets pooled, scored by {pooled.scorer}", folded=True
-    )
+    caption = f"Every arm, all data sets pooled, scored by {pooled.scorer}"
+    return Table("at-a-glance", frame, shown, caption, group="prompts", folded=True)

@@ -1,4 +1,4 @@
-"""The harmful/benign probe: its ROC on training and validation rows, and the threshold that was taken."""
+"""The harmful/benign probe: its ROC on rows it was not fitted on, the threshold that was taken, and other layers."""
 
 import numpy as np
 import polars as pl
@@ -7,40 +7,102 @@ from safetensors import SafetensorError, safe_open
 from reports import charts
 from reports import wording as say
 from reports.artefacts import Run
-from reports.blocks import Chart, Section, Table
+from reports.blocks import Block, Chart, Row, Section, Table
+
+AGAINST = {"all": "all benign", "near-miss": "benign near-misses"}
 
 
 def section(run: Run) -> Section | None:
-    """The curves, or None where there is no table of them."""
+    """The curves, the layers and the rates at the threshold, or None where there are no curves."""
     table = run.table("probe_roc")
     if table is None:
         return None
-    splits = sorted(table["split"].drop_nulls().unique().to_list(), key=lambda split: split == "train")
-    threshold = chosen_threshold(run)
-    areas = {split: area(table.filter(pl.col("split") == split)) for split in splits}
-    names = {split: f"{say.name(split)} (AUC {areas[split]:.3f})" for split in splits}
-    curves = table.drop_nulls(["fpr", "tpr", "split"]).sort("fpr", "tpr", maintain_order=True)
-    curves = curves.with_columns(
+    panels = [curves(run, table), *layers(run)]
+    blocks: list[Block] = [Row(panels), *quality(run)]
+    areas = table.group_by("split", maintain_order=True)
+    shown = pl.DataFrame(
+        {"split": [say.name(split) for (split,), _ in areas], "area": [say.fixed(area(part), 4) for _, part in areas]}
+    )
+    return Section("probe", "Probe", [*blocks, Table("probe-roc", table, shown, "Areas under the curves", folded=True)])
+
+
+def curves(run: Run, table: pl.DataFrame) -> Chart:
+    """The receiver operating characteristic, a curve a split; rows that the probe was fitted on come last."""
+    splits = sorted(
+        table["split"].drop_nulls().unique().to_list(), key=lambda split: (split == "train", split == "test")
+    )
+    threshold, told_of = chosen_threshold(run), sizes(run)
+    names = {
+        split: f"{say.name(split)} (AUC {say.fixed(area(table.filter(pl.col('split') == split)), 3)})"
+        for split in splits
+    }
+    drawn = table.drop_nulls(["fpr", "tpr", "split"]).sort("fpr", "tpr", maintain_order=True)
+    drawn = drawn.with_columns(
         pl.col("split").replace_strict(names).alias("series"), pl.int_range(pl.len()).alias("order")
     )
-    mark = point(table.filter(pl.col("split") == splits[0]), threshold) if splits and threshold is not None else None
+    chooser = next((split for split in splits if split != "test"), splits[0] if splits else None)
+    mark = point(table.filter(pl.col("split") == chooser), threshold) if threshold is not None else table.head(0)
     said = (
-        f" At the threshold {threshold:.3f} (dot): {say.percent(mark['tpr'][0])} of harmful and "
-        f"{say.percent(mark['fpr'][0])} of benign {say.name(splits[0])} rows are called harmful."
-        if mark is not None and mark.height and threshold is not None
+        f" At the threshold {say.fixed(threshold, 3)} (ring): {say.percent(mark['tpr'][0])} of harmful and "
+        f"{say.percent(mark['fpr'][0])} of benign {say.name(chooser)} prompts are called harmful."
+        if mark.height
         else ""
     )
-    marks = mark if mark is not None else table.head(0).select("fpr", "tpr", "threshold")
-    caption = (
-        f"Receiver operating characteristic: {say.listed(names.values())}.{said} A curve on training rows flatters."
+    caption = "; ".join(names[split] + told_of.get(split, "") for split in splits) + "." + said
+    caption += " A curve on training rows flatters." if "train" in splits else ""
+    chart = charts.roc(drawn.select("fpr", "tpr", "threshold", "series", "order"),
+                       mark.select("fpr", "tpr", "threshold"), list(names.values()))  # fmt: skip
+    return Chart("probe-roc", chart, caption, "Receiver operating characteristic")
+
+
+def layers(run: Run) -> list[Chart]:
+    """How well a probe at each layer tells the prompts apart."""
+    table = run.table("probe_layers")
+    if table is None or table.height < 2:
+        return []
+    kinds = {"auc": "AUC", "tpr_at_1_fpr": "harmful found at 1 % false alarms"}
+    drawn = table.unpivot(list(kinds), index="layer", variable_name="series").drop_nulls()
+    drawn = drawn.with_columns(pl.col("series").replace_strict(kinds))
+    chosen = table.filter(pl.col("chosen").fill_null(False))["layer"].to_list()
+    took = f" The probe reads layer {say.listed(chosen)}." if chosen else ""
+    n = next(iter(sizes(run).values()), "")
+    caption = f"Probes of every layer, fitted alike, on the rows that the threshold was chosen on{n}.{took}"
+    chart = charts.lines(drawn, list(kinds.values()), y="share", zero=False, height=300)
+    return [Chart("probe-layers", chart, caption, "Other layers")]
+
+
+def quality(run: Run) -> list[Table]:
+    """Rates at the threshold, with intervals, against all benign prompts and against near-misses."""
+    table = run.table("probe_quality")
+    if table is None:
+        return []
+    shown = say.table_of(
+        table,
+        ("rows", say.name, "split"),
+        ("against", lambda against: AGAINST.get(against, say.name(against)), "against"),
+        ("n harmful", say.number, "n_harmful"),
+        ("n benign", say.number, "n_benign"),
+        ("AUC", lambda auc: say.fixed(auc, 3), "auc"),
+        ("harmful found at 1 % false alarms", say.percent, "tpr_at_1_fpr"),
+        ("harmful called harmful", say.percent, "tpr"),
+        ("95 % interval", say.span, "tpr_low", "tpr_high"),
+        ("benign called harmful", say.percent, "fpr"),
+        ("95 % interval of it", say.span, "fpr_low", "fpr_high"),
     )
-    shown = pl.DataFrame({"split": list(names), "area under the curve": [f"{value:.4f}" for value in areas.values()]})
-    chart = charts.roc(curves.select("fpr", "tpr", "threshold", "series", "order"), marks, list(names.values()))
-    return Section(
-        "probe",
-        "Probe",
-        [Chart("probe-roc", chart, caption, narrow=True), Table("probe-roc", table, shown, "Areas", folded=True)],
-    )
+    return [
+        Table(
+            "probe-quality", table, shown, "At the threshold; near-misses are benign prompts that resemble a category"
+        )
+    ]
+
+
+def sizes(run: Run) -> dict[str, str]:
+    """Split -> how many prompts its curve rests on, as far as the probe's table says so."""
+    table = run.table("probe_quality")
+    if table is None:
+        return {}
+    rows = table.filter(pl.col("against") == "all").select("split", "n_harmful", "n_benign").drop_nulls()
+    return {split: f", n = {harmful:,} harmful and {benign:,} benign" for split, harmful, benign in rows.iter_rows()}
 
 
 def area(curve: pl.DataFrame) -> float:

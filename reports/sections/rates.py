@@ -56,9 +56,9 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[st
     data = data.with_columns(pl.col("place").replace_strict(titles))
     meaning = {"benign": "Over-refusal: benign prompts refused", "harmful": "Refusal: harmful prompts refused"}
     title = meaning.get(label or "", "Prompts without a label: refused")
-    caption = f"{title}, by data set and arm, scored by {scorer}. Bars: Wilson's 95 % intervals. ✕: broken answers."
+    caption = f"By data set and arm, scored by {scorer}. Bars: Wilson's 95 % intervals. ✕: broken answers."
     kinds = {say.arm(arm): split_strength(arm)[0] for arm in arms}
-    return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption)
+    return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption, title)
 
 
 def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool) -> Table:
@@ -70,25 +70,24 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool
     needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
     shown = say.table_of(
         rows,
-        ("data set", say.name, "dataset"),
-        ("label", lambda label: label or "–", "label"),
-        ("arm", say.name, "arm"),
+        ("group", lambda dataset, label: f"{say.name(dataset)}: {say.LABELS.get(label, label)}", "dataset", "label"),
+        ("arm", say.arm, "arm"),
         ("n", say.number, "n"),
         ("refused", say.percent, "rate"),
         ("95 % interval", say.span, "low", "high"),
-        ("broken", _share, "broken", "n"),
-        ("partial", _share, "partial", "n"),
-        ("answered", _share, "answered", "n"),
         ("Δ points", say.points, "delta"),
         ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
         ("p", say.p_value, "p"),
         ("p (Holm)", say.p_value, "p_holm"),
         ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
+        ("broken", _share, "broken", "n"),
+        ("partial", _share, "partial", "n"),
+        ("answered", _share, "answered", "n"),
         *needed,
         ("failed", say.number, "n_failed"),
         ("fitted", say.number, "n_overlap"),
     )
-    return Table(f"rates-{scorer}", rows, shown, f"Scored by {scorer}", folded=folded)
+    return Table(f"rates-{scorer}", rows, shown, f"Scored by {scorer}", group="group", folded=folded)
 
 
 def notes(summary: pl.DataFrame) -> str:

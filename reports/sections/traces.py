@@ -91,7 +91,7 @@ def whose(category: str | None) -> str:
 
 def _tokens(tops: list[dict[str, object]] | None) -> str:
     best = [top for top in (tops or [])[:3] if top]
-    return ", ".join(f"{say.token(str(top.get('token')))} {_percent(top.get('probability'))}" for top in best)
+    return ", ".join(f"{say.token(str(top.get('token')))}\u00a0{_percent(top.get('probability'))}" for top in best)
 
 
 def _percent(value: object) -> str:

@@ -1,0 +1,205 @@
+"""`reproduce`: a paper's whole table, by the same steps as the single commands, from one file of settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.activations import make_activations, pairing
+from commands.evaluation import SCORING, make_report, make_summary
+from commands.fitting import make_lowrank, make_probe
+from commands.framework import Session, command
+from commands.output import warn
+from commands.prompts import load_prompts, spread
+from commands.recipe import PAPER, Recipe, RecipeFile, read_recipe
+from commands.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged
+from commands.settings import Command, Settings
+from commands.steering import Ready, answer_prompts, prepare
+from commands.vectors import make_vectors, needs_pairs
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from interventions.arms import Arm
+    from reports.blocks import Table
+
+PAPERS = ("paper",)
+
+
+class Reproduction(Command):
+    """A command whose one word may stand before its options: click, reading a chain, would stop at the word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the word behind all options, and parse."""
+        _, rest, _ = self.make_parser(ctx).parse_args([*args])
+        word = len(args) - len(rest) - 1
+        if rest and rest[0].startswith("-") and word >= 0 and args[word] in PAPERS:
+            options, rest, _ = self.make_parser(ctx).parse_args(rest)
+            end = len(args) - len(rest) - isinstance(options.get("what"), str)  # that would be the next command
+            args = [*args[:word], *args[word + 1 : end], args[word], *args[end:]]
+        return super().parse_args(ctx, args)
+
+
+@dataclass(frozen=True)
+class Set:
+    """One data set that is there: as it was asked for, and its prompts."""
+
+    source: str
+    prompts: "pl.DataFrame"
+
+    @property
+    def artefact(self) -> str:
+        """Its answers' name in the run directory."""
+        plain = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.source)
+        return f"sets/{plain[-60:]}-{identity({'source': self.source})[:6]}"
+
+
+@command(
+    click.argument("what", type=click.Choice(PAPERS)),
+    click.option("--config", type=RecipeFile(), help="TOML file of what to run.  [default: commands/paper.toml, which says "
+                 "what may stand in it]"),
+    click.option("--layer", type=click.IntRange(min=0), help="Block to read and to steer.  [default: the file's, else "
+                 "round(18/32 · n_layers)]"),
+    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: the file's, 128]"),
+    *SCORING,
+    cls=Reproduction,
+)  # fmt: skip
+def reproduce(session: Session, s: Settings) -> dict[str, Any]:
+    """Run the whole table of arXiv 2603.13359, and put paper and ours side by side.
+
+    Usage: reproduce paper [OPTIONS]. --limit N takes N prompts of each set, evenly spread over it; --data names other
+    sets than the file's. What is done is kept: run the same command again to go on. A set that can't be had leaves an
+    empty row, and a line that says how to get it.
+    """
+    from interventions.arms import Arm, parse_arms
+
+    recipe = read_recipe(s.get("config", PAPER))
+    answering = dict(recipe.of("generate"))
+    sources = s.get("data") or answering.pop("data")
+    answering.pop("data", None)
+    wanted = s.with_defaults(**answering)
+    arms = parse_arms(wanted.get("arm"), Arm("fixed", "fixed", 0))  # says at once if one can't be read
+    there, missing = load_sets(wanted, sources)
+    below = s.with_values(data=(), limit=None, split=None, no_auto=None)
+    layer = fit(session, below, recipe, arms)
+    answer_sets(session, below.with_values(layer=layer).with_defaults(**answering), there)
+    make_summary(session, below.with_defaults(**recipe.of("evaluate")))
+    table = write_table(below, there, missing)
+    page = make_report(below)
+    prompts = sum(one.prompts.height for one in there)
+    if s.get("as_json", False):
+        return {"prompts": prompts, "missing": missing, "table": table.frame, "wrote": str(s.run)}
+    for source, how in missing.items():
+        warn(f"{source} is missing: {how}")
+    return {"prompts": prompts, "sets": len(there), "missing": len(missing), "table": table.shown,
+            "wrote": page["wrote"]}  # fmt: skip
+
+
+def load_sets(s: Settings, sources: Sequence[str]) -> tuple[list[Set], dict[str, str]]:
+    """The sets that can be had, at most --limit prompts of each; and of the others, how to get them.
+
+    Raises:
+        UserError: There are none, or two hold the same prompt.
+    """
+    from data import for_split, load, stacked
+
+    there: list[Set] = []
+    missing: dict[str, str] = {}
+    split = s.get("split", "test")
+    for source in sources:
+        try:
+            prompts = for_split(load(source, s.get("data_mirror")), split)
+            if prompts.is_empty():
+                raise UserError(f"no prompt in split {split!r}: pass --split")
+        except UserError as error:
+            missing[source] = how_to_get(source, str(error))
+            warn(f"{source} is missing and left out: {missing[source]}")
+        else:
+            there.append(Set(source, spread(prompts, s.get("limit"))))
+    if not there:
+        raise UserError(f"none of the {len(missing)} data sets is there: {next(iter(missing.values()))}")
+    stacked([one.prompts for one in there])
+    return there, missing
+
+
+def how_to_get(source: str, error: str) -> str:
+    """What to do about a set that can't be had; of one that is gated, that its terms come first."""
+    from data.catalogue import find
+    from data.hub import PAGE
+
+    found = find(source)
+    if found is None or not found[0].gated or "gated" in error:
+        return error
+    return f"{error}; it is gated: accept its terms at {PAGE}{found[0].hub} and run `hf auth login` first"
+
+
+def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") -> int:
+    """Make what the arms draw on: activations at one layer, vectors, and where an arm needs them probe and low-rank map.
+
+    Returns:
+        The layer.
+    """
+    model = session.model(s)
+    default = model.default_layer() if recipe.layer is None else recipe.layer
+    layer = s.get("layer", default)
+    below = s.with_values(layer=layer, layers=(layer,)).with_defaults(**recipe.of("extract"))
+    prompts = load_prompts(below, limited=True)
+    make_activations(session, below, prompts, ())
+    directions = below.with_defaults(**recipe.of("vectors"))
+    if needs_pairs(session, directions):
+        make_activations(session, directions, *pairing(model, prompts, directions.get("split", "train")))
+    make_vectors(session, directions, own_data=True)
+    if any(arm.route == "gated" for arm in arms):
+        make_probe(session, below.with_defaults(**recipe.of("probe")), own_data=True)
+    if any(arm.kind == "lowrank" for arm in arms):
+        make_lowrank(session, below.with_defaults(**recipe.of("lowrank")), own_data=True)
+    return layer
+
+
+def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
+    """Answer set by set, each into a file of its own, so that another set costs only its own answers; then join them."""
+    ready = prepare(session, s)
+    answered, total = 0, sum(one.prompts.height for one in sets)
+    for number, one in enumerate(sets, 1):
+        warn(
+            f"set {number} of {len(sets)}: {one.source}, {one.prompts.height:,} prompts, after {answered:,} of {total:,}"
+        )
+        answer_prompts(s, ready, one.prompts, one.artefact, s.run / f"{one.artefact}.parquet", [one.source])
+        answered += one.prompts.height
+    join_answers(s, ready, sets)
+
+
+def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
+    """All sets' answers in one table, as `generate` would have written it."""
+    import polars as pl
+
+    from data import stacked
+    from interventions.rundir import now, replacing
+
+    start, path = now(), s.run / "generations.parquet"
+    key = ready.key(stacked([one.prompts for one in sets]))
+    if unchanged(s, GENERATIONS, key, path):
+        return
+    order = {arm.name: at for at, arm in enumerate(ready.arms)}
+    parts = pl.concat([pl.read_parquet(s.run / f"{one.artefact}.parquet") for one in sets])
+    whole = parts.sort(pl.col("arm").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
+    with replacing(path) as unfinished:
+        whole.write_parquet(unfinished)
+    note(s, GENERATIONS, key, ready.model, start, data=[one.source for one in sets], options=s.given())
+
+
+def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "Table":
+    """The papers' table and ours, as `paper.parquet`; its record says what is missing, so that a report can."""
+    from interventions.rundir import now, records, replacing
+    from reports.artefacts import open_run
+    from reports.sections.paper import whole
+
+    start, known = now(), records(s.run)
+    table, _, _ = whole(open_run(s.run), missing)
+    with replacing(s.run / "paper.parquet") as unfinished:
+        table.frame.write_parquet(unfinished)
+    note(s, PAPER_TABLE, {"summary": known["summary"]["id"], "missing": missing}, None, start, like=known[GENERATIONS],
+         data=[one.source for one in sets], options=s.given(), more={"missing": missing})  # fmt: skip
+    return table

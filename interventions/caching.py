@@ -1,0 +1,104 @@
+"""One prefill for all arms: keys and values of prompts, computed in passes of like lengths and branched arm by arm.
+
+Runs inside a trace, wherever that is: plain functions of tensors and of an nnsight model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+Part = tuple[torch.Tensor, int]
+
+
+def prefill_parts(batch: dict[str, torch.Tensor], opening: int, passes: Sequence[Sequence[int]]) -> list[Part]:
+    """For each pass over some rows: their numbers, and how many columns before the last they need behind the opening."""
+    width = batch["input_ids"].shape[1] - 1
+    if width <= opening:
+        return []
+    lengths = batch["attention_mask"].sum(-1) - 1 - opening
+    if len(passes) == 1:
+        return [(torch.arange(len(lengths)), width - opening)]
+    return [(torch.tensor(rows), max(int(lengths[rows].max()), 1)) for rows in passes]
+
+
+def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: int, parts: Sequence[Part]) -> Any:
+    """A cache of every column but the last.
+
+    Args:
+        network: The nnsight model.
+        last: Its last block; nothing behind it is computed.
+        batch: Of `encoding.pad_batch`, B rows.
+        opening: How many first columns are the same in all rows; they are computed once.
+        parts: Of `prefill_parts`.
+    """
+    ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+    rows, width = len(ids), ids.shape[1] - 1
+    first = DynamicCache()
+    if opening:
+        inputs = {
+            "input_ids": ids[:1, :opening],
+            "attention_mask": mask[:1, :opening],
+            "position_ids": positions[:1, :opening],
+        }
+        with network.trace(inputs, past_key_values=first, use_cache=True, logits_to_keep=1) as tracer:
+            _end = last.output
+            tracer.stop()
+    caches = []
+    for of, own in parts:
+        at = of.to(ids.device)
+        inputs = {
+            "input_ids": ids[at, width - own : width],
+            "attention_mask": torch.cat([mask[at, :opening], mask[at, width - own : width]], dim=1),
+            "position_ids": positions[at, width - own : width],
+        }
+        cache = repeated(first, len(of))
+        with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
+            _end = last.output
+            tracer.stop()
+        caches.append(cache)
+    if not caches:
+        return repeated(first, rows)
+    return caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width)
+
+
+def repeated(cache: Any, rows: int) -> Any:
+    """A cache of one row as one of many."""
+    return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in pair[:2]) for pair in cache])
+
+
+def merged(caches: Sequence[Any], parts: Sequence[Part], rows: int, opening: int, width: int) -> Any:
+    """The parts' caches as one, padded behind the opening as the whole batch is; what is masked there is zero."""
+    layers = []
+    for pairs in zip(*caches, strict=True):
+        layer = []
+        for which in (0, 1):
+            _, heads, _, depth = pairs[0][which].shape
+            whole = pairs[0][which].new_zeros(rows, heads, width, depth)
+            for (of, own), pair in zip(parts, pairs, strict=True):
+                at = of.to(whole.device)
+                whole[at, :, :opening] = pair[which][:, :, :opening]
+                whole[at, :, width - own :] = pair[which][:, :, opening:]
+            layer.append(whole)
+        layers.append(tuple(layer))
+    return DynamicCache(layers)
+
+
+def branched(cache: Any, whose: torch.Tensor, place: torch.Tensor, width: int) -> Any:
+    """A cache of rows that go on alone after a step that they took side by side.
+
+    Args:
+        cache: Of B rows: `width` columns of their prompts, then one for each way to go on.
+        whose: (rows,) which of the B each continues.
+        place: (rows,) which way it took.
+        width: Columns that all ways share.
+    """
+    layers = []
+    for pair in cache:
+        ways = []
+        for part in pair[:2]:
+            own = part[whose.to(part.device), :, width + place.to(part.device)]
+            ways.append(torch.cat([part[whose.to(part.device), :, :width], own[:, :, None]], dim=2))
+        layers.append(tuple(ways))
+    return DynamicCache(layers)

@@ -1,0 +1,45 @@
+"""What the documents say is what there is: file formats, commands, links."""
+
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from interventions.diffing import SCHEMA as DIFF
+from interventions.generation import SCHEMA as GENERATIONS
+from interventions.sweeping import SCHEMA as SWEEP
+from interventions.tracing import SCHEMA as TRACES
+from reports.artefacts import CONTRACT
+from reports.scoring import SCHEMA as SCORES
+from reports.statistics import SCHEMA as SUMMARY
+
+ROOT = Path(__file__).parents[1]
+FILES = (ROOT / "docs" / "files.md").read_text()
+
+
+def documented(name):
+    """Column -> type, of the table under the heading that names a file."""
+    section = re.search(rf"^### [^\n]*`{name}\.parquet`.*?(?=^##)", FILES, re.MULTILINE | re.DOTALL)
+    assert section is not None, name
+    rows = re.findall(r"^\| (`[^|]*`) \| (\w+) \|", section[0], re.MULTILINE)
+    return {column: kind for names, kind in rows for column in re.findall(r"`([^`]+)`", names)}
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [("generations", GENERATIONS), ("scores", SCORES), ("summary", SUMMARY), ("sweep", SWEEP), ("diff", DIFF), ("traces", TRACES)],
+)  # fmt: skip
+def test_every_column_of_a_table_is_documented_with_its_type(name, schema):
+    names = {pl.String: "String", pl.Int64: "Int64", pl.Float64: "Float64", pl.Boolean: "Boolean"}
+    wanted = {column: names.get(kind, "List") for column, kind in schema.items()}
+    assert documented(name) == wanted
+
+
+@pytest.mark.parametrize("name", ["effects", "capability", "logit_lens", "probe_quality", "probe_layers", "probe_roc"])
+def test_columns_that_a_report_reads_are_documented(name):
+    names = {pl.String: "String", pl.Int64: "Int64", pl.Float64: "Float64", pl.Boolean: "Boolean"}
+    told = documented(name)
+    assert {column: told.get(column) for column in CONTRACT[name]} == {
+        column: names[kind] for column, kind in CONTRACT[name].items()
+    }
