@@ -214,7 +214,8 @@ def _reason(error: Exception) -> str:
     """The first link of an exception's chain in one line: lm-eval wraps what went wrong."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    hint = " (a split or column that its data lacks?)" if isinstance(error, KeyError) else ""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + hint
 
 
 @contextlib.contextmanager

@@ -130,6 +130,15 @@ def test_likelihoods_are_plain_hooks_from_the_last_context_token_on(tiny_tuned, 
         assert lm.changed == (set() if arm.kind == "baseline" else {"choices"})
 
 
+def test_batches_of_a_size_that_lm_eval_finds_are_steered_too(tiny_tuned, rows, tools, arms):
+    requests, arm = asked("loglikelihood", rows), next(arm for arm in arms if arm.kind == "gated")
+    fixed, found = (
+        guest(tiny_tuned, arm, tools, batch_size=size).loglikelihood(requests, disable_tqdm=True)
+        for size in (5, "auto")
+    )
+    assert np.allclose([pair[0] for pair in fixed], [pair[0] for pair in found], rtol=1e-4)
+
+
 def test_a_whole_documents_likelihood_is_steered_from_its_first_token_on(tiny_tuned, rows, tools):
     arm = Arm("fixed", "fixed", 2, "weapons", -5.0, unit="unit")
     lm = guest(tiny_tuned, arm, tools)
@@ -383,6 +392,23 @@ def test_the_command(run, tiny_tuned_folder, prompts_file, folder, tmp_path, mon
     assert run(*words, "--batch-size", "many")[0] == 2
     code, _, err = run("--run", tmp_path / "run", "report")
     assert code == 0 and "Capability" in (tmp_path / "run" / "report.html").read_text(), err
+
+
+def test_a_mirrors_copy_is_read_instead_of_the_hub(tiny_tuned, tools, folder, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "hub" / "some" / "set").mkdir(parents=True)
+    pl.DataFrame(rows).write_parquet(tmp_path / "hub" / "some" / "set" / "test.parquet")
+    task = tmp_path / "mirrored.yaml"
+    task.write_text(
+        TASKS["choices"].replace("choices\n", "mirrored\n", 1) + "dataset_path: some/set\ntest_split: test\n"
+    )
+    arms = parse_arms(["baseline"], Arm("x", "fixed", 2))
+    table = tables(tiny_tuned, tools, folder, tmp_path, arms, [str(task), "choices"], mirror=tmp_path / "hub")
+    one, two = (table.filter(task=name).drop("task") for name in ("mirrored", "choices"))
+    assert one.equals(two) and one.height == 2
+    task.write_text(task.read_text().replace("test_split: test", "test_split: test\ntraining_split: train"))
+    with pytest.raises(UserError, match=r"can't be run: KeyError: 'train' \(a split or column that its data lacks\?\)"):
+        tables(tiny_tuned, tools, folder, tmp_path, arms, [str(task)], mirror=tmp_path / "hub")
 
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
