@@ -119,7 +119,7 @@ def write_gguf(carried: Carried, path: Path) -> None:
 def write_lm_eval(carried: Carried, path: Path) -> None:
     """A file for lm-eval's `--model steered --model_args pretrained=MODEL,steer_path=FILE`.
 
-    Hook point -> what to do there, as `SteeredModel.__init__` (lm_eval/models/hf_steered.py) reads it; hook points
+    Hook point -> what to do there, as `SteeredModel.__init__` (lm_eval/models/hf_steered.py, 0.4.13) reads it; hook points
     are names of modules below `model.base_model`, for Llama `layers.N`. It adds at every position.
     """
     (delta,) = carried.deltas.values()

@@ -49,10 +49,10 @@ def on_paper(chart: Chart, width: int) -> dict[str, Any]:
     """A chart's specification with a width and colours of its own."""
     spec: dict[str, Any] = json.loads(json.dumps(chart.chart.to_dict()))
     room = spec.pop("usermeta", {}).get("legend", WIDTH)
-    config = charts.on_paper()
-    config["legend"]["columns"] = max(1, width // room)
     title = {"title": {"text": chart.title, "anchor": "start"}} if chart.title else {}
-    return spec | title | {"width": width, "config": config}
+    spec = charts.on_paper(spec | title | {"width": width})
+    spec["config"]["legend"]["columns"] = max(1, width // room)
+    return spec
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:

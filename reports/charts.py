@@ -38,15 +38,17 @@ PAGE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def on_paper() -> dict[str, Any]:
-    """The configuration for pictures: dark ink on white, as no page lends its colour."""
+def on_paper(spec: dict[str, Any]) -> dict[str, Any]:
+    """A chart's specification and the configuration for pictures: dark ink on white, as no page lends its colour."""
 
     def inked(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: inked(inner) for key, inner in value.items()}
+            return {key: inner if key == "datasets" else inked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [inked(inner) for inner in value]
         return "#1b1f24" if value == INK else value
 
-    return {**inked(PAGE), "background": "#ffffff", "font": "sans-serif"}
+    return inked(spec) | {"config": {**inked(PAGE), "background": "#ffffff", "font": "sans-serif"}}
 
 
 def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
@@ -160,7 +162,10 @@ def matrix(table: pl.DataFrame, names: Sequence[str]) -> Any:
 
 
 def heat(table: pl.DataFrame, title: str) -> Any:
-    """Layer against strength; columns `layer`, `strength`, `value` (a share), `broken`, `n`, `chosen`."""
+    """Layer against strength; columns `layer`, `strength`, `value` (a share), `broken`, `n`, `chosen`, `answered`.
+
+    A dot marks cells that generated text, a frame the chosen one.
+    """
     base = alt.Chart(_data(table)).encode(
         x=alt.X("strength:O", title="strength", axis=alt.Axis(labelAngle=0, grid=False, format="~g")),
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(grid=False)),
@@ -175,10 +180,13 @@ def heat(table: pl.DataFrame, title: str) -> Any:
         text=alt.Text("value:Q", format=".0%"),
         color=alt.condition("datum.value > 0.45", alt.value("black"), alt.value("white")),
     )
+    dots = base.transform_filter("datum.answered").mark_point(
+        filled=True, size=22, xOffset=-19, yOffset=-11, color="#D55E00", opacity=1
+    )
     frame = base.transform_filter("datum.chosen").mark_rect(
         fill=None, stroke="#D55E00", strokeWidth=4, strokeOpacity=1, fillOpacity=0
     )
-    return _sized(alt.layer(cells, numbers, frame), 34 * table["layer"].n_unique())
+    return _sized(alt.layer(cells, numbers, dots, frame), 34 * table["layer"].n_unique())
 
 
 def lines(
@@ -194,7 +202,7 @@ def lines(
 ) -> Any:
     """Lines over layers with a band where `low` and `high` are there; columns `x`, `series`, `value`, `n`.
 
-    A column `ceiling` is a dotted line, `floor_low` and `floor_high` a grey band behind. With `domain`, charts side by
+    A column `ceiling` is a dotted line a series, `floor_low` and `floor_high` a grey band behind. With `domain`, charts side by
     side share their y axis.
     """
     axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x)
@@ -211,12 +219,12 @@ def lines(
     layers = [drawn]
     if "low" in table.columns:
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=y, scale=scale), y2="high:Q"))
-    apart = base.encode(color=alt.value(GREY), detail="series:N")
     if "floor_low" in table.columns:
+        apart = base.encode(color=alt.value(GREY), detail="series:N")
         floor = apart.mark_area(opacity=0.25).encode(y=alt.Y("floor_low:Q", title=y, scale=scale), y2="floor_high:Q")
         layers.insert(0, floor)
     if "ceiling" in table.columns:
-        top = apart.mark_line(strokeDash=[2, 3], strokeWidth=2).encode(y=alt.Y("ceiling:Q", title=y, scale=scale))
+        top = base.mark_line(strokeDash=[2, 3], strokeWidth=2).encode(y=alt.Y("ceiling:Q", title=y, scale=scale))
         layers.insert(0, top)
     return _sized(alt.layer(*layers), height, series)
 

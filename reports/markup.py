@@ -20,6 +20,7 @@ LONGEST = 2000  # characters of a cell
 NUMBERS = (
     r"^[−+<]? ?[\d.,]+(e[−+]?\d+)?([ \u00a0]%)?( to [−+]?[\d.,]+)?(\u00a0\([\d.]+–[\d.]+\))?(\u00a0/\u00a0[\d.]+)*$"
 )
+NEVER_BREAKS = "\u00a0=\u00a0"  # n = 20 stays on one line
 MOST_ROWS = 400  # rows of a table that stand on the page
 
 
@@ -78,7 +79,7 @@ def chart(part: Chart, level: str = "") -> str:
         f'<figure class="chart{level}{" narrow" if part.narrow else ""}">{heading}'
         f'<div class="plot" id="{part.name}" role="img" {label}></div>'
         f'<script type="application/json" data-chart="{part.name}">{as_json(spec)}</script>'
-        f'<figcaption id="{part.name}-text">{escape(part.caption)}</figcaption></figure>'
+        f'<figcaption id="{part.name}-text">{escape(part.caption.replace(" = ", NEVER_BREAKS))}</figcaption></figure>'
     )
 
 

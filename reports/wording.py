@@ -77,9 +77,13 @@ def fixed(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else signed(f"{value:.{digits}f}")
 
 
-def token(text: str | None, longest: int = 30) -> str:
-    """A token in quotation marks, its blanks to be seen."""
-    return "–" if text is None else f"‘{visible(text[:longest]).replace(' ', '␣')}’"
+def token(text: str | None, longest: int = 34) -> str:
+    """A token in quotation marks, blanks at its ends to be seen."""
+    if text is None:
+        return "–"
+    shown = visible(text[:longest])
+    start, end = len(shown) - len(shown.lstrip(" ")), len(shown) - len(shown.rstrip(" "))
+    return f"‘{'␣' * start}{shown.strip(' ')}{'␣' * (end if start < len(shown) else 0)}’"
 
 
 def number(value: Any, digits: int = 3) -> str:

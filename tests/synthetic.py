@@ -51,7 +51,7 @@ def synthetic_run(folder: Path, rows: int = 60, *, seed: int = 0, texts: Texts =
         rows: Prompts; every arm answers each.
         seed: Of all of it.
         texts: Called with (column, text) for every free text, to put another in its place.
-        arms: Arms to answer in, default all of `ARMS`.
+        arms: Arms to answer in, default all of `ARMS`; others move nothing.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,9 @@ def _generations(random: np.random.Generator, rows: int, texts: Texts, arms: lis
         prompts.append((texts("dataset", dataset), f"{at}", category, label, sentence(random), random.normal(0, 1.2)))
     table = []
     for arm in arms:
-        benign, harmful, broken = ARMS[arm]
+        benign, harmful, broken = ARMS.get(arm, (0.0, 0.0, 0.01))
         kind = arm.partition(":")[0]
-        strength = float(arm.partition("strength=")[2] or 0.2)
+        strength = float(arm.partition("strength=")[2].partition(",")[0] or 0.2)
         for dataset, key, category, label, prompt, ease in prompts:
             logit = ease + (-1.4 + benign if label == "benign" else 1.8 + harmful)
             refused = random.random() < 1 / (1 + math.exp(-logit))

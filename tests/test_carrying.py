@@ -86,6 +86,35 @@ def test_lm_eval_steers_as_this_tool_does(vectors, tiny, batch, tmp_path):
     assert relative(theirs, ours) < 1e-5
 
 
+@pytest.mark.slow
+def test_lm_eval_itself_takes_the_file_and_steers(vectors, tiny, tiny_folder, batch, tmp_path):
+    steered_model = pytest.importorskip("lm_eval.models.hf_steered").SteeredModel
+    path = export(
+        vectors, "lm-eval", tmp_path / "v.pt", layers=[1, 2], category="feelings", strength=0.7, unit="residual"
+    )
+    theirs = steered_model(pretrained=str(tiny_folder), steer_path=str(path), device="cpu", dtype="float32")
+    # Its own scoring, without padding: the log-likelihood of a continuation.
+    context, after = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist(), [7, 9, 11]
+    ((found, _),) = theirs._loglikelihood_tokens([(("", ""), context, after)], disable_tqdm=True)
+    ids = torch.tensor([context + after])
+    deltas = {layer: vectors.delta(layer, "feelings", 0.7, "residual") for layer in (1, 2)}
+    handles = [tiny.module.model.layers[layer].register_forward_hook(hook(lambda h, delta=delta: h + delta))
+               for layer, delta in deltas.items()]  # fmt: skip
+    try:
+        with torch.no_grad():
+            logits = tiny.module(input_ids=ids).logits[0].log_softmax(-1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        plain = tiny.module(input_ids=ids).logits[0].log_softmax(-1)
+    places = range(len(context) - 1, len(context) + len(after) - 1)
+    ours, unsteered = (
+        sum(float(p[at, token]) for at, token in zip(places, after, strict=True)) for p in (logits, plain)
+    )
+    assert found == pytest.approx(ours, rel=1e-5) and abs(found - unsteered) > 1e-2
+
+
 def test_pt_and_safetensors_hold_every_category(vectors, tmp_path):
     from safetensors import safe_open
 

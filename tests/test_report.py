@@ -34,6 +34,7 @@ from reports.sections import (
     provenance,
     rates,
     samples,
+    sweep,
     vectors,
 )
 
@@ -137,6 +138,25 @@ def test_the_answer_states_rates_differences_and_intervals(tmp_path):
     assert "; no change of refusal is shown: from 90.0 % to 91.0 % of 100 harmful prompts (+1.0 points" in sentence
     assert sentence.count(". ") == 0 and sentence[-1] == "."  # one sentence
     assert footing == "No answer of it is broken. Scored by phrases." and not warnings
+
+
+@pytest.mark.parametrize(
+    ("benign", "harmful", "says"),
+    [
+        ((2, 42), (3, 2), "Of 2 arms, over-refusal is shown to fall with fixed; with none, refusal of harmful prompts"),
+        ((2, 42), (0, 40), "fall with fixed; with it, refusal of harmful prompts is shown to fall too."),
+        ((2, 3), (3, 2), "Over-refusal is not shown to fall in any of 2 arms."),
+    ],
+)
+def test_all_arms_are_weighed_in_one_sentence(tmp_path, benign, harmful, says):
+    def rows(label, moved):
+        gained, lost = moved
+        return [row(label, "baseline", 200, 60, 0, 0, 0), row(label, "random", 200, 60, 60, 0, 0),
+                row(label, "fixed", 200, 60 - lost + gained, 60 - lost, gained, lost)]  # fmt: skip
+
+    told(tmp_path, *rows("benign", benign), *rows("harmful", harmful))
+    run = open_run(tmp_path)
+    assert says in answer.overview(there(answer.pooled_rows(run)), run.arms())
 
 
 def test_an_interval_without_its_test_is_no_finding(tmp_path):
@@ -263,6 +283,31 @@ def test_base_and_tuned_stand_between_their_own_ceiling_and_floor(run):
     assert [row["ceiling"] for row in drawn] == rows["ceiling"].to_list()  # each layer's own
 
 
+def test_a_sweep_whose_shortlist_answered_shows_both_stages(run):
+    whole = run.table("sweep")
+    shortlist = pl.col("strength").is_in([-0.4, 0.2]) & (pl.col("layer") == 4)
+    cut = [pl.when(shortlist).then(name).alias(name) for name in ("refused", "broken")]
+    section = there(sweep.section(replace(run, tables=run.tables | {"sweep": whole.with_columns(cut)})))
+    answered = next(table for table in section.tables() if table.name == "sweep-answered").frame
+    assert answered.select("layer", "strength").rows() == [(4, -0.4), (4, 0.2)]
+    wanted = whole.filter(shortlist)
+    assert answered["refused harmful"].to_list() == wanted.filter(label="harmful")["refused"].to_list()
+    chart = section.charts()[0]
+    (values,) = chart.chart.to_dict()["datasets"].values()
+    rows = whole.filter(label="benign")
+    assert chart.title == "fixed: benign prompts" and "probability of a refusal token" in chart.caption
+    assert [cell["value"] for cell in values] == rows["refusal_probability"].to_list()
+    assert sum(cell["answered"] for cell in values) == 2
+    assert "sweep-answered" not in {table.name for table in there(sweep.section(run)).tables()}  # there, all answered
+
+
+def test_every_chart_says_how_much_it_rests_on(run):
+    charts_of = [chart for make in ordered() if (section := make(run)) for chart in section.charts()]
+    assert len(charts_of) > 20
+    for chart in charts_of:
+        assert re.search(r"n = \d|\d prompts", chart.caption), chart.name
+
+
 def test_how_the_base_read_the_tags_is_said(run):
     def note(own_split):
         key = {"base": {"model": "base/llama"}, "tuned": {"model": "tuned/llama"}, "own_split": own_split}
@@ -374,14 +419,18 @@ def test_long_texts_are_cut_and_the_page_stays_small(run):
 
 
 def test_assets_are_pictures_and_tables(run, tmp_path):
-    from reports.sections import costs, sweep
-
-    sections = [there(sweep.section(run)), there(costs.effects(run))]
+    sections = [
+        there(sweep.section(run)),
+        there(costs.effects(run)),
+        there(probe.section(run)),
+        there(answer.section(run)),
+    ]
     names = {path.name for path in write_assets(sections, tmp_path)}
     assert {"sweep-0.png", "sweep-0.svg", "sweep.csv", "sweep.parquet", "effects.csv"} <= names
     assert (tmp_path / "sweep-0.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    picture = (tmp_path / "sweep-0.svg").read_text()
-    assert picture.startswith("<svg") and "currentColor" not in picture and "fixed, benign" in picture
+    pictures = {path.stem: path.read_text() for path in tmp_path.glob("*.svg")}
+    assert pictures["sweep-0"].startswith("<svg") and "fixed: benign prompts" in pictures["sweep-0"]
+    assert {"trade-off", "probe-roc"} < set(pictures) and not any("currentColor" in text for text in pictures.values())
     assert pl.read_parquet(tmp_path / "sweep.parquet").equals(run.table("sweep"))
     assert pl.read_csv(tmp_path / "sweep.csv").height == run.table("sweep").height
 
@@ -450,6 +499,15 @@ def test_nothing_that_text_holds_becomes_markup():
 def test_json_in_a_script_can_not_end_it_and_reads_back(text):
     packed = as_json({"a": text})
     assert not set("<>&\u2028\u2029") & set(packed) and json.loads(packed) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [(" the", "‘␣the’"), ("[Requests with safety concerns]", "‘[Requests with safety concerns]’"), ("  ", "‘␣␣’"),
+     ("a ", "‘a␣’"), ("\n", "‘\n’"), ("\u202e", "‘\\u202e’"), (None, "–")],
+)  # fmt: skip
+def test_a_tokens_blanks_are_seen_at_its_ends(token, shown):
+    assert say.token(token) == shown
 
 
 @given(st.text())

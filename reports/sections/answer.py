@@ -40,6 +40,8 @@ def section(run: Run) -> Section | None:
     blocks: list[Block] = []
     if first:
         blocks += [Prose(sentence(pooled, first), "lead"), Prose(footing(run, pooled, first, arms), "note")]
+    if len(arms) > 2 and (told := overview(pooled, arms)):
+        blocks.append(Prose(told))
     blocks += [Prose(text, "warning") for text in warnings(pooled, arms)]
     blocks += trade_off(pooled, arms)
     blocks.append(glance(pooled, arms, macro_rates(run, pooled.scorer)))
@@ -129,6 +131,31 @@ def footing(run: Run, pooled: Pooled, arm: str, arms: list[str]) -> str:
     others = len([other for other in arms if other not in (arm, "baseline")])
     beside = f"{say.counted(others, 'other arm')} below." if others else ""
     return " ".join(part for part in (picked, answers, f"Scored by {pooled.scorer}.", beside) if part)
+
+
+def overview(pooled: Pooled, arms: list[str]) -> str:
+    """In which arms over-refusal is shown to fall, and in how many of those refusal of harmful prompts falls too."""
+
+    def falls(label: str, arm: str) -> bool:
+        row = pooled.row(label, arm)
+        shown = row is not None and say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"])
+        return row is not None and shown and row["delta"] < 0
+
+    compared = [arm for arm in arms if (row := pooled.row("benign", arm)) and row["delta"] is not None]
+    fallen = [arm for arm in compared if falls("benign", arm)]
+    if not compared:
+        return ""
+    if not fallen:
+        return f"Over-refusal is not shown to fall in any of {say.counted(len(compared), 'arm')}."
+    names = say.listed(say.arm(arm) for arm in fallen)
+    told = f"Of {say.counted(len(compared), 'arm')}, over-refusal is shown to fall with {names}"
+    weighed = [arm for arm in fallen if pooled.row("harmful", arm)]
+    if not weighed:
+        return f"{told}."
+    lost = sum(falls("harmful", arm) for arm in weighed)
+    share = "none" if not lost else f"{lost} of {len(weighed)}" if lost < len(weighed) else "all of them"
+    share = "it" if len(weighed) == lost == 1 else share
+    return f"{told}; with {share}, refusal of harmful prompts is shown to fall too."
 
 
 def warnings(pooled: Pooled, arms: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """How a run was made, and what was left out of it: enough to make it again and to doubt it."""
 
+import re
 from typing import Any
 
 import polars as pl
@@ -29,10 +30,10 @@ def left_out(run: Run) -> Section | None:
         ("scorer", say.name, "scorer"),
         ("answers", say.number, "answers"),
         ("counted", say.number, "counted"),
-        ("left out: text used for fitting or choosing", say.number, "fitted"),
-        ("left out: no verdict", say.number, "failed"),
-        ("counted as broken", say.number, "broken"),
-        ("without a label", say.number, "unlabelled"),
+        ("used for fitting", say.number, "fitted"),
+        ("no verdict", say.number, "failed"),
+        ("of those broken", say.number, "broken"),
+        ("no label", say.number, "unlabelled"),
     )
     dropped = int((counts["fitted"] + counts["failed"]).sum())
     text = (
@@ -77,7 +78,8 @@ def artefacts(entries: list[tuple[str, dict[str, Any]]]) -> Table:
         ],
         schema=dict.fromkeys(("artefact", "model", "data", "options", "seed", "where", "made"), pl.String),
     )
-    return Table("artefacts", frame, None, "Artefacts", ("options",))
+    shown = frame.with_columns(say.column(frame, _moment, "made").alias("made"))
+    return Table("artefacts", frame, shown, "Artefacts", ("options",))
 
 
 def models(entries: list[tuple[str, dict[str, Any]]]) -> Table:
@@ -102,6 +104,12 @@ def versions(entries: list[tuple[str, dict[str, Any]]]) -> Table:
         schema={"package": pl.String, "version": pl.String},
     )
     return Table("versions", frame, None, "Versions (all pins are in requirements.txt)")
+
+
+def _moment(told: str | None) -> str | None:
+    """A time on one line, to the minute: 2026-01-31 13:07 UTC."""
+    found = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)T(\d\d:\d\d):\d\d\+00:00", told or "")
+    return told if found is None else f"{found[1]}\u2011{found[2]}\u2011{found[3]}\u00a0{found[4]}\u00a0UTC"
 
 
 def _text(value: Any) -> str | None:

@@ -56,7 +56,10 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[st
     data = data.with_columns(pl.col("place").replace_strict(titles))
     meaning = {"benign": "Over-refusal: benign prompts refused", "harmful": "Refusal: harmful prompts refused"}
     title = meaning.get(label or "", "Prompts without a label: refused")
-    caption = f"By data set and arm, scored by {scorer}. Bars: Wilson's 95 % intervals. ✕: broken answers."
+    caption = (
+        f"By data set and arm, scored by {scorer}; n = {say.count_range(data['n'])}. Bars: Wilson's 95 % intervals. ✕: "
+        "broken answers."
+    )
     kinds = {say.arm(arm): split_strength(arm)[0] for arm in arms}
     return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption, title)
 
@@ -69,6 +72,7 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool
     )
     needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
     themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
+    partial = [("partial", _share, "partial", "n")] if rows["partial"].sum() else []
     shown = say.table_of(
         rows,
         ("group", lambda dataset, label: f"{say.name(dataset)}: {say.LABELS.get(label, label)}", "dataset", "label"),
@@ -83,7 +87,7 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool
         ("p (Holm)", say.p_value, "p_holm"),
         ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
         ("broken", _share, "broken", "n"),
-        ("partial", _share, "partial", "n"),
+        *partial,
         ("answered", _share, "answered", "n"),
         *needed,
         ("failed", say.number, "n_failed"),

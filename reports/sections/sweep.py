@@ -1,5 +1,7 @@
 """The sweep over layers and strengths, on validation rows, and what was chosen."""
 
+from typing import Any
+
 import polars as pl
 
 from reports import charts
@@ -15,28 +17,65 @@ def section(run: Run) -> Section | None:
     sweep = run.table("sweep")
     if sweep is None:
         return None
-    panels = []
-    for (arm, label, unit), rows in sweep.group_by("arm", "label", "strength_unit", maintain_order=True):
-        value = "refused" if rows["refused"].drop_nulls().len() else "refusal_probability"
-        drawn = rows.select("layer", "strength", pl.col(value).alias("value"), "broken", "n", "chosen").drop_nulls(
-            ["layer", "strength"]
-        )
-        if drawn["value"].drop_nulls().is_empty():
-            continue
-        title = "refused" if value == "refused" else "probability of a refusal token"
-        heading = f"{say.name(arm, 40)}, {label or 'no label'}"
-        sizes = f"{title}, in units of {say.name(unit)}; n = {say.count_range(drawn['n'])} a cell"
-        panels.append(Chart(f"sweep-{len(panels)}", charts.heat(drawn, title), sizes, heading))
-    caption = (
-        "Share refused at each layer and strength, on rows kept for choosing, not for evaluation. Framed: the "
-        "setting that was chosen."
-    )
-    blocks: list[Block] = [
-        Prose(chosen(sweep)),
-        *([Row(panels[:MOST_PANELS], caption)] if panels else []),
-        table(sweep),
+    place = {arm: at for at, arm in enumerate(sweep["arm"].unique(maintain_order=True))}
+    ordered = sweep.sort(pl.col("arm").replace_strict(place), "label", maintain_order=True)  # benign first
+    panels = [
+        panel
+        for at, (key, rows) in enumerate(ordered.group_by("arm", "label", "strength_unit", maintain_order=True))
+        if (panel := heat_map(at, key, rows)) is not None
     ]
-    return Section("sweep", "Sweep of layers and strengths", blocks)
+    caption = (
+        "On rows kept for choosing, not for evaluation. The first token is a check that steering does something; "
+        "settings with a dot answered, and their text decided. Framed: the setting that was chosen."
+    )
+    blocks: list[Block] = [Prose(chosen(sweep)), *answered(sweep)]
+    blocks += [Row(panels[:MOST_PANELS], caption)] if panels else []
+    return Section("sweep", "Sweep of layers and strengths", [*blocks, table(sweep)])
+
+
+def heat_map(at: int, key: tuple[Any, ...], rows: pl.DataFrame) -> Chart | None:
+    """One arm and label: share refused where every setting answered, else the first token's probability."""
+    arm, label, unit = key
+    value = "refused" if rows["refused"].null_count() == 0 else "refusal_probability"
+    drawn = rows.select(
+        "layer", "strength", pl.col(value).alias("value"), "broken", "n", "chosen",
+        (pl.col("refused").is_not_null() & pl.lit(value != "refused")).alias("answered"),
+    ).drop_nulls(["layer", "strength"])  # fmt: skip
+    if drawn["value"].drop_nulls().is_empty():
+        return None
+    title = "refused" if value == "refused" else "probability of a refusal token"
+    caption = f"{title}, strength in units of {say.name(unit)}; n = {say.count_range(drawn['n'])} a cell"
+    heading = f"{say.name(arm, 40)}: {say.LABELS.get(label, say.name(label))}"
+    return Chart(f"sweep-{at}", charts.heat(drawn, title), caption, heading)
+
+
+def answered(sweep: pl.DataFrame) -> list[Table]:
+    """Settings that generated text, where not every one did: what became of harmful and benign rows."""
+    tried = sweep.filter(pl.col("refused").is_not_null())
+    if tried.is_empty() or tried.height == sweep.height:
+        return []
+    keys = ["arm", "layer", "strength", "strength_unit"]
+    sides = [
+        tried.filter(pl.col("label") == label).select(
+            *keys, *(pl.col(name).alias(f"{name} {label}") for name in ("n", "refused", "broken", "chosen"))
+        )
+        for label in ("benign", "harmful")
+    ]
+    frame = sides[0].join(sides[1], on=keys, how="full", coalesce=True, nulls_equal=True, maintain_order="left_right")
+    shown = say.table_of(
+        frame,
+        ("arm", say.name, "arm"),
+        ("layer", say.number, "layer"),
+        ("strength", say.number, "strength"),
+        ("benign n", say.number, "n benign"),
+        ("benign refused", say.percent, "refused benign"),
+        ("benign broken", say.percent, "broken benign"),
+        ("harmful n", say.number, "n harmful"),
+        ("harmful refused", say.percent, "refused harmful"),
+        ("harmful broken", say.percent, "broken harmful"),
+        ("chosen", lambda *flags: "chosen" if any(flags) else "", "chosen benign", "chosen harmful"),
+    )
+    return [Table("sweep-answered", frame, shown, "Settings that answered")]
 
 
 def chosen(sweep: pl.DataFrame) -> str:

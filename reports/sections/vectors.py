@@ -37,6 +37,11 @@ def fitted(vectors: Vectors) -> Prose:
     )
 
 
+def rows_behind(vectors: Vectors) -> str:
+    """How many rows of its category each vector rests on."""
+    return f"n = {say.count_range(pl.Series(list(vectors.counts.values())))} rows of its category"
+
+
 def cosines(vectors: Vectors, layer: int) -> Chart:
     """Between categories, at one layer."""
     names = list(vectors.tensors)
@@ -53,7 +58,8 @@ def cosines(vectors: Vectors, layer: int) -> Chart:
     off = matrix[~np.eye(len(names), dtype=bool)]
     between = f" They range from {say.number(off.min(), 2)} to {say.number(off.max(), 2)}." if off.size else ""
     caption = (
-        f"Cosine between the vectors of {say.counted(len(names), 'category', 'categories')} at layer {layer}.{between}"
+        f"Cosine between the vectors of {say.counted(len(names), 'category', 'categories')} at layer {layer}, each "
+        f"fitted on {rows_behind(vectors)}.{between}"
     )
     return Chart("cosines", charts.matrix(table, short), caption, "Cosines")
 
@@ -74,8 +80,8 @@ def norms(vectors: Vectors) -> Chart:
     series = [say.name(name, 40) for name in vectors.tensors]
     low, high = min(vectors.residual_norms), max(vectors.residual_norms)
     caption = (
-        "Length of each vector over the mean length of the residual stream at its layer, which goes from "
-        f"{say.number(low)} to {say.number(high)}."
+        f"Length of each vector (fitted on {rows_behind(vectors)}) over the mean length of the residual stream at its "
+        f"layer, which goes from {say.number(low)} to {say.number(high)}."
     )
     return Chart("norms", charts.lines(_table(rows), series, y="‖v‖ / mean ‖h‖", height=260), caption, "Norms by layer")
 
@@ -98,7 +104,9 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
             "norm": [say.number(row["norm"]) for row in rows],
             f"share of its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
             "largest dimensions (value)": [
-                ", ".join(f"{d} ({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True))
+                ", ".join(
+                    f"{d}\u00a0({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True)
+                )
                 for row in rows
             ],
         }
@@ -133,7 +141,7 @@ def lens(run: Run) -> list[Block]:
     )
     rows = [
         {"category": say.name(name[0]), "tokens, largest first (logit)": ",  ".join(
-            f"{say.token(token)} ({say.fixed(logit, 1)})" for token, logit in part.select("token", "logit").iter_rows())}
+            f"{say.token(token)}\u00a0({say.fixed(logit, 1)})" for token, logit in part.select("token", "logit").iter_rows())}
         for name, part in best.group_by("category", maintain_order=True)
     ]  # fmt: skip
     caption = (
