@@ -2,8 +2,8 @@
 
 Run: .venv/bin/python benchmarks/claims.py RUN [--mirror FOLDER] [--controls N] [--max-new-tokens N]
 
-- Vectors, gate and setting are fitted and chosen on the embedded sample's (and, with a mirror, CoCoNot's preference
-  set's) training and validation rows; what is shown are test rows alone.
+- Vectors, gate and setting are fitted and chosen on the embedded sample's training and validation rows. What is shown are
+  its test rows or, with a mirror of the hub, CoCoNot's test and contrast sets and XSTest's safe prompts.
 - (a) Causal: away from refusal without a gate takes over-refusal away; random directions of the same norm don't.
 - (b) Selective: at the setting that `sweep` chose on validation rows, gated: over-refusal falls, refusal stays.
   Controls under the same gate, scope and norm: twenty random directions, another category's vector, a logit bias.
@@ -23,7 +23,7 @@ import polars as pl
 from data import load_all
 
 ROOT = Path(__file__).parents[1]
-STRENGTHS = (-0.15, -0.3, -0.6)
+STRENGTHS = (-0.15, -0.3, -0.45)
 BIASES = (1, 2, 4)
 RANDOM, RANDOM_UNGATED = 20, 5
 
@@ -129,16 +129,14 @@ def main():
     parser.add_argument("--mirror", type=Path)
     parser.add_argument("--model", default="refusal-smollm2")
     parser.add_argument("--method", default="contrastive")
-    parser.add_argument("--max-new-tokens", default=20)
-    parser.add_argument("--layers", default="9,11,13,15,17,19")
-    parser.add_argument("--controls", type=int, default=200, help="harmful, and benign, rows that the controls answer")
+    parser.add_argument("--max-new-tokens", default=16)
+    parser.add_argument("--layers", default="13,15,17,19")
+    parser.add_argument("--controls", type=int, default=120, help="harmful, and benign, rows that the controls answer")
     given = parser.parse_args()
     shared = ["--run", given.run, "--model", given.model]
     mirror = ["--data-mirror", given.mirror] if given.mirror else []
-    benign = ["--benign", "coconot:pref"] if given.mirror else []
-    cli(*shared, *mirror, "--data", "embedded", "--data", "embedded:lessons", "extract", *benign,
-        "vectors", "--method", given.method, *benign, "probe", "--layer", "auto", *benign,
-        "sweep", "--layers", given.layers, "--data", "embedded")  # fmt: skip
+    cli(*shared, "extract", "vectors", "--method", given.method, "probe", "--fit", "mass-mean", "--layer", "auto",
+        "sweep", "--layers", given.layers)  # fmt: skip
     chosen = setting(given.run)
     print("setting:", chosen)
     sets = ["embedded"]

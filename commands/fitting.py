@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @command(
     click.option("--layer", type=LayerOrAuto(), help="Block to read; auto: the one with the highest AUC on "
                  "--threshold-split.  [default: round(18/32 · n_layers)]"),
-    click.option("--fit", type=click.Choice(["logistic", "published"]), help="Logistic regression, its penalty "
-                 "cross-validated; or as published: AdamW, 15 epochs.  [default: logistic]"),
+    click.option("--fit", type=click.Choice(["logistic", "mass-mean", "published"]), help="Logistic regression, its penalty "
+                 "cross-validated; the difference in means over each dimension's variance, which carries over better to "
+                 "other data; or as published: AdamW, 15 epochs.  [default: logistic]"),
     click.option("--fpr", type=click.FloatRange(0, 1), help="Share of benign rows that may pass for harmful.  "
                  "[default: Youden's J]"),
     click.option("--threshold-split", help="Rows to choose the threshold on.  [default: validation]"),

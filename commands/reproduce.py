@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,15 +77,14 @@ def reproduce(session: Session, s: Settings) -> dict[str, Any]:
     from interventions.arms import Arm, parse_arms
 
     recipe = read_recipe(s.get("config", PAPER))
-    answering = dict(recipe.of("generate"))
-    sources = s.get("data") or answering.pop("data")
-    answering.pop("data", None)
-    wanted = s.with_defaults(**answering)
+    wanted = s.with_defaults(**recipe.of("generate"))
     arms = parse_arms(wanted.get("arm"), Arm("fixed", "fixed", 0))  # says at once if one can't be read
-    there, missing = load_sets(wanted, sources)
-    below = s.with_values(data=(), limit=None, split=None, no_auto=None)
+    there, missing = load_sets(wanted)
+    keep(s.get("config", PAPER), s.run / "paper.toml")
+    nothing: dict[str, Any] = {"data": (), "limit": None, "split": None, "no_auto": None}
+    below = s.with_values(**nothing).with_defaults(model=session.model(s).name)
     layer = fit(session, below, recipe, arms)
-    answer_sets(session, below.with_values(layer=layer).with_defaults(**answering), there)
+    answer_sets(session, wanted.with_values(**nothing, layer=layer, model=below.get("model")), there)
     make_summary(session, below.with_defaults(**recipe.of("evaluate")))
     table = write_table(below, there, missing)
     page = make_report(below)
@@ -97,8 +97,8 @@ def reproduce(session: Session, s: Settings) -> dict[str, Any]:
             "wrote": page["wrote"]}  # fmt: skip
 
 
-def load_sets(s: Settings, sources: Sequence[str]) -> tuple[list[Set], dict[str, str]]:
-    """The sets that can be had, at most --limit prompts of each; and of the others, how to get them.
+def load_sets(s: Settings) -> tuple[list[Set], dict[str, str]]:
+    """The sets of --data that can be had, at most --limit prompts of each; and of the others, how to get them.
 
     Raises:
         UserError: There are none, or two hold the same prompt.
@@ -108,7 +108,7 @@ def load_sets(s: Settings, sources: Sequence[str]) -> tuple[list[Set], dict[str,
     there: list[Set] = []
     missing: dict[str, str] = {}
     split = s.get("split", "test")
-    for source in sources:
+    for source in s.get("data"):
         try:
             prompts = for_split(load(source, s.get("data_mirror")), split)
             if prompts.is_empty():
@@ -122,6 +122,15 @@ def load_sets(s: Settings, sources: Sequence[str]) -> tuple[list[Set], dict[str,
         raise UserError(f"none of the {len(missing)} data sets is there: {next(iter(missing.values()))}")
     stacked([one.prompts for one in there])
     return there, missing
+
+
+def keep(recipe: Path, copy: Path) -> None:
+    """Leave a copy of what was run."""
+    from interventions.rundir import replacing
+
+    text = recipe.read_bytes()
+    with replacing(copy) as unfinished:
+        unfinished.write_bytes(text)
 
 
 def how_to_get(source: str, error: str) -> str:

@@ -15,7 +15,7 @@ from data.errors import UserError
 from interventions.activations import Activations
 from interventions.artefacts import check_model, check_shapes, load_tensors, save_tensors
 from interventions.detection import choose_threshold, quality_table, roc_table, tpr_at
-from interventions.logistic import Linear, best_c, fit_logistic, stratified
+from interventions.logistic import Linear, best_c, fit_logistic, fit_mass_mean, stratified
 from interventions.progress import progress
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "refusal-steering/probe/1"
 FITS = {
     "logistic": "L2-regularised logistic regression on standardised activations, C cross-validated within the split",
+    "mass-mean": "difference in means over each dimension's variance: fits less closely, carries over better",
     "published": "AdamW, learning rate 1e-3, weight decay 1e-4, 15 epochs, on mean-centred activations",
 }
 Fit = Callable[[np.ndarray, np.ndarray], Linear]
@@ -160,7 +161,7 @@ def fit_probe(
     known, chooser = _labelled(activations.rows, split), _labelled(activations.rows, threshold_split)
     _need_both(known, split, "fit")
     _need_both(chooser, threshold_split, "choose the threshold")
-    layers = _by_layer(activations, known, chooser, seed)
+    layers = _by_layer(activations, known, chooser, fit_mass_mean if fit == "mass-mean" else fit_logistic, seed)
     if layer is None:
         layer = int(layers.sort("auc", "tpr_at_1_fpr", descending=True, maintain_order=True)["layer"][0])
     fitter, noted = _fitter(fit, _x(activations, layer, known), known.harmful, seed)
@@ -218,6 +219,8 @@ def _fitter(fit: str, x: np.ndarray, harmful: np.ndarray, seed: int) -> tuple[Fi
     """How rows become a probe, and what to note of it; C is chosen once, on all rows of the split."""
     if fit == "published":
         return lambda x, harmful: fit_published(x, harmful, seed), {}
+    if fit == "mass-mean":
+        return fit_mass_mean, {}
     c = best_c(x, harmful, seed)
     return lambda x, harmful: fit_logistic(x, harmful, c), {"c": f"{c:.6g}"}
 
@@ -262,15 +265,15 @@ def _held_out(
     return score
 
 
-def _by_layer(activations: Activations, known: _Rows, held: _Rows, seed: int) -> pl.DataFrame:
+def _by_layer(activations: Activations, known: _Rows, held: _Rows, quick: Fit, seed: int) -> pl.DataFrame:
     """AUC and TPR at 1 % FPR of a probe at every layer; one layer in memory at a time."""
     from sklearn.metrics import roc_auc_score
 
     found = []
     with progress(len(activations.layers), 0, "probe", unit="layer") as bar:
         for layer in activations.layers:
-            bare = _probe(*fit_logistic(_x(activations, layer, known), known.harmful))
-            score = _held_out(activations, layer, bare, fit_logistic, known, held, seed)
+            bare = _probe(*quick(_x(activations, layer, known), known.harmful))
+            score = _held_out(activations, layer, bare, quick, known, held, seed)
             found.append((layer, float(roc_auc_score(held.harmful, score)), tpr_at(held.harmful, score, 0.01)))
             bar.update(1)
     return pl.DataFrame(found, {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64}, orient="row")

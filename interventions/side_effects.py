@@ -23,6 +23,7 @@ from interventions.forcing import forced, most_rows
 from interventions.generation import answer_rows, finished, gate_of, stop_tokens, tools_fingerprint, variants_of
 from interventions.journal import Journal
 from interventions.models import Model
+from interventions.passes import DECODED, Budget
 from interventions.progress import progress
 from interventions.routes import Plan, Tools, plan_arm, refusals
 from interventions.rundir import replacing
@@ -120,7 +121,7 @@ class _Work:
         journal = self._journal("answers", variants, [tokens] * prompts.height, fingerprint(prompts))
 
         def measure(rows: list[int]) -> list[Any]:
-            done = [answer_rows(model, encoded, rows, plans, self.tools.probe, tokens, together=4 * self.batch_tokens)
+            done = [answer_rows(model, encoded, rows, plans, self.tools.probe, tokens, budget=Budget(DECODED * self.batch_tokens))
                     for encoded, plans in variants]  # fmt: skip
             answers = np.concatenate([found.tokens.numpy() for found in done], axis=1).tolist()
             given = [upto_stop(model, row[0]) for row in answers]

@@ -227,7 +227,9 @@ def theirs(folder, model, task, **options):
                            batch_size=5, device="cpu", log_samples=False, **options)  # fmt: skip
 
 
-def test_the_baseline_is_lm_evals_own_model_to_the_last_digit(tiny_tuned, tiny_tuned_folder, tools, folder, tmp_path):
+def test_the_baseline_is_lm_evals_own_model_to_the_last_digit(
+    tiny_tuned, tiny_tuned_folder, tools, folder, rows, tmp_path
+):
     arms = parse_arms(["baseline", "routed"], Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
     table = tables(tiny_tuned, tools, folder, tmp_path, arms, ["both", "rolling"])
     assert table.schema == pl.Schema(SCHEMA) and not list(tmp_path.glob(".*"))
@@ -236,6 +238,14 @@ def test_the_baseline_is_lm_evals_own_model_to_the_last_digit(tiny_tuned, tiny_t
         found = table.filter(arm="baseline").filter(pl.col("task").is_in(list(own["results"])))
         wanted = pl.DataFrame(rows_of(own, "baseline", False), SCHEMA, orient="row")
         assert found.equals(wanted) and found["n"].unique().to_list() == ([13] if task == "rolling" else [13, 26])
+    from lm_eval.models.huggingface import HFLM
+
+    model: Any = HFLM
+    own = model(pretrained=str(tiny_tuned_folder), dtype="float32", device="cpu", batch_size=5)
+    ours = guest(tiny_tuned, arms[0], tools)
+    for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        requests = asked(kind, rows)
+        assert getattr(ours, kind)(requests, disable_tqdm=True) == getattr(own, kind)(requests, disable_tqdm=True)
     steered = table.filter(arm="routed")
     assert steered["scored_logits_changed"].all() and not table.filter(arm="baseline")["scored_logits_changed"].any()
     assert steered["value"].to_list() != table.filter(arm="baseline")["value"].to_list()

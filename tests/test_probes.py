@@ -178,6 +178,28 @@ def test_c_is_cross_validations(made):
     assert best_c(x, y, 0) == C_GRID[int(np.argmax(means))]
 
 
+def test_mass_mean_is_the_difference_in_means_over_the_variance_within(made):
+    path, values, rows = made
+    report = fit_probe(path, None, fit="mass-mean")
+    layer = report.probe.layer
+    x, y = part(values, rows, "train", layer)
+    wanted = np.array([
+        (np.mean(column[y]) - np.mean(column[~y])) / np.mean(np.where(y, column - column[y].mean(), column - column[~y].mean()) ** 2)
+        for column in x.T
+    ])  # fmt: skip
+    weight = report.probe.weight.double().numpy()
+    assert np.allclose(weight / np.linalg.norm(weight), wanted / np.linalg.norm(wanted), atol=1e-6)
+    along = x @ wanted
+    line = LogisticRegression(class_weight="balanced").fit((along / along.std())[:, None], y)
+    x, y = part(values, rows, "test", layer)
+    score = report.probe.score(torch.from_numpy(x)).numpy()
+    assert np.allclose(score, line.predict_proba((x @ wanted / along.std())[:, None])[:, 1], atol=1e-4)
+    assert report.probe.metadata["method"] == "mass-mean"
+    assert list(report.layers.filter("chosen")["layer"]) == [layer]
+    best = report.layers.sort("auc", "tpr_at_1_fpr", descending=True, maintain_order=True)["layer"][0]
+    assert layer == best
+
+
 def test_the_published_fit_is_pytorchs_own_loop(made):
     path, values, rows = made
     probe = fit_probe(path, 1, fit="published", seed=7).probe
@@ -201,7 +223,7 @@ def test_the_published_fit_is_pytorchs_own_loop(made):
     assert np.allclose(probe.mean.numpy(), x.mean(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("fit", ["logistic", "published"])
+@pytest.mark.parametrize("fit", ["logistic", "mass-mean", "published"])
 def test_rows_without_a_split_are_scored_by_probes_that_have_not_seen_them(tmp_path, fit):
     """Labels at random: a probe on more dimensions than rows would tell its own rows apart perfectly."""
     rng = np.random.default_rng(0)

@@ -307,8 +307,17 @@ def test_the_embedded_models_figures(embedded):
     plan = plan_arm(embedded, arm, Tools(vectors), [{}] * 3)
     found = forced(embedded, pad_batch(ids, pad_id(embedded.tokenizer)), given, [plan.shipped()])
     vector = vectors.at(17, "weapons")
+    assert found.kl is not None
     for row in range(3):
         before = by_hand(embedded, ids[row], given[row], 17, "all")
         after = by_hand(embedded, ids[row], given[row], 17, "generated", delta=40 * vector / vector.norm())
         assert np.allclose(found.kl[row, 0], kl_of(before, after), rtol=1e-4)
         assert np.allclose(found.nll[row, 0], -after[np.arange(8), given[row]], rtol=1e-4)
+
+
+def test_the_page_names_measures_and_draws_no_open_interval():
+    from reports.sections.costs import drawn, measured
+
+    assert measured("kl_32_p95") == "KL a token of the first 32, nats, 95th percentile" and measured("mine") == "mine"
+    rows = pl.DataFrame({"arm": ["a", "b"], "value": [1.0, 2.0], "low": [0.5, 1.5], "high": [None, 3.0], "n": [9, 9]})
+    assert drawn(rows).rows() == [("a", 1.0, 1.0, 1.0, 9), ("b", 2.0, 1.5, 3.0, 9)]

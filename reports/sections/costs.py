@@ -1,5 +1,7 @@
 """What steering cost: side effects on ordinary text, and capability."""
 
+import re
+
 import polars as pl
 
 from reports import charts
@@ -9,10 +11,22 @@ from reports.blocks import Block, Chart, Prose, Row, Section, Table
 
 Z = 1.959963984540054
 MOST_PANELS = 12
+EFFECTS = (
+    "What steering does to text that it should leave alone, with 95 % intervals. No bar: the rows are too few to bound "
+    "the number on both sides."
+)
 CAPTION = (
     "Capability by task, ± 1.96 standard errors. The items are the same in every arm, so these unpaired bars do "
     "not settle whether two arms differ."
 )
+MEASURES = {
+    r"kl_first_mean": "KL of the first token, nats, mean",
+    r"kl_first_p95": "KL of the first token, nats, 95th percentile",
+    r"kl_(\d+)_mean": r"KL a token of the first \1, nats, mean",
+    r"kl_(\d+)_p95": r"KL a token of the first \1, nats, 95th percentile",
+    r"broken": "broken answers, share",
+    r"perplexity_ratio": "perplexity, over the baseline's",
+}
 
 
 def effects(run: Run) -> Section | None:
@@ -22,33 +36,40 @@ def effects(run: Run) -> Section | None:
         return None
     panels = []
     for (dataset, measure), rows in table.group_by("dataset", "measure", maintain_order=True):
-        data = rows.drop_nulls("value").select(
-            say.column(rows.drop_nulls("value"), say.arm, "arm").alias("row"), "value", "low", "high", "n"
-        )
+        data = drawn(rows.drop_nulls("value"))
         if data.height:
-            chart = charts.intervals(data, data["row"].unique(maintain_order=True).to_list(), x=say.name(measure, 40))
-            panels.append(
-                Chart(
-                    f"effects-{len(panels)}",
-                    chart,
-                    f"{say.name(dataset)}, n = {data['n'].max()}",
-                    say.name(measure, 40),
-                )
-            )
+            title = measured(measure)
+            chart = charts.intervals(data, data["row"].unique(maintain_order=True).to_list(), x=title)
+            counted = f"{say.name(dataset)}, n = {data['n'].max()}"
+            panels.append(Chart(f"effects-{len(panels)}", chart, counted, title))
     shown = say.table_of(
         table,
         ("data set", say.name, "dataset"),
         ("arm", say.name, "arm"),
-        ("measure", say.name, "measure"),
+        ("measure", measured, "measure"),
         ("value", say.number, "value"),
         ("95 % interval", say.number_span, "low", "high"),
         ("n", say.number, "n"),
     )
-    caption = "What steering does to text that has nothing to do with refusal, with 95 % intervals."
-    blocks: list[Block] = [Row(panels[:MOST_PANELS], caption)] if panels else []
+    blocks: list[Block] = [Row(panels[:MOST_PANELS], EFFECTS)] if panels else []
     return Section(
         "effects", "Side effects", [*blocks, Table("effects", table, shown, "The numbers", folded=bool(panels))]
     )
+
+
+def measured(name: str | None) -> str:
+    """A measure's name in words."""
+    for pattern, words in MEASURES.items():
+        if found := re.fullmatch(pattern, name or ""):
+            return found.expand(words)
+    return say.name(name, 40)
+
+
+def drawn(rows: pl.DataFrame) -> pl.DataFrame:
+    """What a panel shows; an interval that is open at one end can't be drawn."""
+    is_open = pl.col("low").is_null() | pl.col("high").is_null()
+    ends = [pl.when(is_open).then(pl.col("value")).otherwise(pl.col(name)).alias(name) for name in ("low", "high")]
+    return rows.select(say.column(rows, say.arm, "arm").alias("row"), "value", *ends, "n")
 
 
 def capability(run: Run) -> Section | None:

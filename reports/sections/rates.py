@@ -68,6 +68,7 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool
         pl.col("dataset").is_in(TOGETHER), "dataset", "label", pl.col("arm").replace_strict(order, default=99)
     )
     needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
+    themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
     shown = say.table_of(
         rows,
         ("group", lambda dataset, label: f"{say.name(dataset)}: {say.LABELS.get(label, label)}", "dataset", "label"),
@@ -75,6 +76,7 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool
         ("n", say.number, "n"),
         ("refused", say.percent, "rate"),
         ("95 % interval", say.span, "low", "high"),
+        *themes,
         ("Δ points", say.points, "delta"),
         ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
         ("p", say.p_value, "p"),
@@ -90,17 +92,26 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool
     return Table(f"rates-{scorer}", rows, shown, f"Scored by {scorer}", group="group", folded=folded)
 
 
+def has_themes(summary: pl.DataFrame) -> bool:
+    """Whether any rate has an interval that draws whole themes."""
+    return "cluster_low" in summary.columns and summary["cluster_low"].is_not_null().any()
+
+
 def notes(summary: pl.DataFrame) -> str:
     """What the columns mean."""
     tests = summary.filter(pl.col("p_holm").is_not_null()).group_by("scorer").len()["len"]
     family = f" ({say.count_range(tests)} tests a scorer)" if tests.len() else ""
+    themes = (
+        " by themes: a bootstrap that draws whole themes of prompts, which resemble one another; so do the intervals of "
+        "(macro)."
+    )
     return (
         "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's "
         f"adjustment is over data set × label × arm{family}. (pooled) counts every prompt once, so large sets "
         "weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test. failed: the "
         "scorer gave no verdict; fitted: the prompt's text was used for fitting or choosing. Both are left out of "
         "n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
-        "disagreement seen."
+        f"disagreement seen.{themes if has_themes(summary) else ''}"
     )
 
 
