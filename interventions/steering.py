@@ -27,6 +27,7 @@ SCOPES = {
     "(the papers' scope)",
     "all": "every prompt token and each generated one",
 }
+LOGIT_TOKENS = 16  # a row's logits, and what is computed of them, take the memory of some so many cached tokens
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def answer(
     """
     network, path = model.nnsight, list(model.layers)
     rows, width = batch["input_ids"].shape
-    groups = _groups(plans, rows, width + max_new_tokens, together)
+    at_once = model.takes_masks and max_new_tokens <= 1
+    groups = _groups(plans, rows, width + max_new_tokens, together, at_once)
     look = gate is not None or bool(read_layers) or top_k > 0 or any(plan["routed"] for plan in plans)
     shared = look or any(plan["scope"] not in WIDE for plan in plans)
     wanted: list[int] = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
@@ -168,12 +170,15 @@ def unsteered(rows: int, width: int) -> dict[str, Any]:
     }
 
 
-def _groups(plans: Sequence[dict[str, Any]], rows: int, tokens: int, together: int) -> list[list[int]]:
-    """Arms that decode together: those that share a cache, and those that don't, in portions."""
-    most = max(1, together // max(1, rows * tokens))
+def _groups(plans: Sequence[dict[str, Any]], rows: int, tokens: int, together: int, at_once: bool) -> list[list[int]]:
+    """Arms that decode together: those that share a cache, and those that don't, in portions.
+
+    `at_once`: those that share a cache take one step side by side, so that they share their prompts' tokens too.
+    """
     groups = []
     for wide in (False, True):
         arms = [at for at, plan in enumerate(plans) if (plan["scope"] in WIDE) == wide]
+        most = max(1, together // max(1, rows * (LOGIT_TOKENS if at_once and not wide else tokens)))
         groups += [arms[at : at + most] for at in range(0, len(arms), most)]
     return groups
 
