@@ -18,7 +18,7 @@ setup: .venv/done
 	touch $@
 
 demo: setup
-	$(BIN)/python cli.py --run runs/demo --limit 600 extract vectors trace --max-new-tokens 24 generate --limit 80 evaluate --limit 80 report
+	$(BIN)/python cli.py --run runs/demo --limit 600 extract vectors probe trace --max-new-tokens 24 generate --limit 80 evaluate --limit 80 report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
