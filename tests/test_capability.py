@@ -260,6 +260,18 @@ def test_the_baseline_is_lm_evals_own_model_to_the_last_digit(
     assert steered["value"].to_list() != table.filter(arm="baseline")["value"].to_list()
 
 
+def test_a_groups_figures_are_told_and_what_is_no_figure_is_not():
+    found = {"group": {"alias": "g", "acc,none": np.float32(0.5), "acc_stderr,none": "N/A"},
+             "a": {"name": "a", "acc,none": 1, "acc_stderr,none": np.float64(0.25), "f1,strict": 0.0, "text,none": "x"}}  # fmt: skip
+    results = {"results": found, "group_subtasks": {"group": ["a", "b"]},
+               "n-samples": {"a": {"effective": 3}, "b": {"effective": 4}}}  # fmt: skip
+    assert rows_of(results, "routed", True) == [
+        ["group", "routed", "acc", 0.5, None, 7, True],
+        ["a", "routed", "acc", 1.0, 0.25, 3, True],
+        ["a", "routed", "f1,strict", 0.0, None, 3, True],
+    ]
+
+
 def test_an_arm_that_changes_nothing_is_not_reported(tiny_tuned, tools, folder, tmp_path):
     for task in ("choices", "answers"):
         arms = parse_arms(["baseline", "fixed"], Arm("x", "fixed", 2, strength=0.0, unit="unit"))
