@@ -1,24 +1,29 @@
 """Worker: the package `steering-vectors`, in an environment of its own."""
 
+import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from serving import serve
 from steering_vectors import train_steering_vector  # pyright: ignore[reportMissingImports]  # in its own environment
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 BATCH = 8
 
 
 @cache
 def opened(folder: str) -> tuple[Any, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
+    """The package needs transformers 4, which reads neither the tokenizer's class nor the base of the rotary embedding
+    from a folder that transformers 5 wrote."""
+    files = {name: json.loads((Path(folder) / name).read_text()) for name in ("config.json", "tokenizer_config.json")}
+    end = files["tokenizer_config.json"]["eos_token"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", eos_token=end, pad_token=end)
+    theta = files["config.json"]["rope_parameters"]["rope_theta"]
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, rope_theta=theta).eval(), tokenizer
 
 
 def pairs(job: dict[str, Any]) -> Callable[[], np.ndarray]:
