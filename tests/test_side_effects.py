@@ -18,6 +18,7 @@ from interventions.generation import stop_tokens
 from interventions.lowrank import LowRank
 from interventions.routes import Tools
 from interventions.side_effects import CONTEXT, pieces_of, side_effects
+from tests.test_remote import doors, ndif  # noqa: F401  # a fixture
 from tests.test_routes import expected, look, probe_of
 from tests.test_steering import cut, edited, plain, vectors_of
 
@@ -208,6 +209,16 @@ def test_simulated_traces_measure_the_same(tiny_tuned, tools, arms, prompts, tmp
     far = replace(tiny_tuned, door=Door("simulate"))
     one, two = (side_effects(model, prompts.head(3), passages()[:1], tools, tmp_path / "e.parquet", arms=arms, broken=bool,
                              max_new_tokens=3) for model in (tiny_tuned, far))  # fmt: skip
+    assert one.equals(two)
+
+
+@pytest.mark.ndif
+def test_a_server_measures_the_same(ndif, tiny_tuned, tiny_tuned_folder, tools, arms, prompts, tmp_path):  # noqa: F811
+    from interventions import open_model
+
+    there = open_model(str(tiny_tuned_folder), remote=doors(ndif)["remote"])  # type: ignore[arg-type]  # an open door
+    one, two = (side_effects(model, prompts, passages()[:4], tools, tmp_path / "e.parquet", arms=arms, broken=bool,
+                             max_new_tokens=4, batch_tokens=60) for model in (tiny_tuned, there))  # fmt: skip
     assert one.equals(two)
 
 
