@@ -1,5 +1,6 @@
 """`reproduce`: a paper's whole table, by the same steps as the single commands, from one file of settings."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from reports.blocks import Table
 
 PAPERS = ("paper",)
+LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself is 0.3
 
 
 class Reproduction(Command):
@@ -170,6 +172,8 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") ->
 def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
     """Answer set by set, each into a file of its own, so that another set costs only its own answers; then join them."""
     ready = prepare(session, s)
+    for arm in ready.arms:
+        warn_of_little(ready, arm)
     answered, total = 0, sum(one.prompts.height for one in sets)
     for number, one in enumerate(sets, 1):
         warn(
@@ -178,6 +182,18 @@ def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
         answer_prompts(s, ready, one.prompts, one.artefact, s.run / f"{one.artefact}.parquet", [one.source])
         answered += one.prompts.height
     join_answers(s, ready, sets)
+
+
+def warn_of_little(ready: Ready, arm: "Arm") -> None:
+    """Say that a strength in unit vectors, right for one model, is next to nothing in another's residual stream."""
+    vectors = ready.tools.vectors
+    if not arm.steers or arm.kind == "lowrank" or arm.unit != "unit" or arm.layer not in vectors.layers:
+        return
+    norm = json.loads(vectors.metadata["residual_norms"])[vectors.layers.index(arm.layer)]
+    most = max(abs(arm.strength), abs(arm.harmful) if arm.route == "gated" else 0.0)
+    if most < LITTLE * norm:
+        warn(f"{arm.name}: {most:g} × the unit vector is {most / norm:.1%} of the mean residual norm of layer {arm.layer}, "
+             f'{norm:.3g}: expect little; with strength-unit = "residual" in --config strengths are shares of it')  # fmt: skip
 
 
 def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:

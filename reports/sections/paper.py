@@ -290,11 +290,21 @@ def settings(run: Run) -> str:
         for (arm, unit), part in steered.group_by("arm", "strength_unit", maintain_order=True):
             strengths = part["strength"].unique().sort().to_list()
             spread = " to ".join(say.number(strength) for strength in dict.fromkeys((strengths[0], strengths[-1])))
-            told.append(f"{say.arm(arm)} {spread} ({say.name(unit)})")
+            share = residual_share(run, layer, max(map(abs, strengths))) if unit == "unit" else ""
+            told.append(f"{say.arm(arm)} {spread} ({say.name(unit)}{share})")
     data = run.records.get("vectors", {}).get("data")
     if isinstance(data, list) and data:
         told.append(f"vectors fitted on {say.listed(data)}")
     return f"Here: {'; '.join(told)}." if told else ""
+
+
+def residual_share(run: Run, layer: int | None, strength: float) -> str:
+    """How long so many unit vectors are beside the residual stream: a strength means little without it."""
+    vectors = run.vectors
+    if vectors is None or layer not in vectors.layers:
+        return ""
+    norm = vectors.residual_norms[vectors.layers.index(layer)]
+    return f": at most {say.percent(strength / norm)} of the mean residual norm, {say.number(norm)}" if norm else ""
 
 
 def _count(row: Row) -> str:
