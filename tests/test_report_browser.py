@@ -223,39 +223,20 @@ def test_it_prints_whole_and_on_white(page, report):
 
 
 def test_hostile_text_in_every_column_runs_nothing_and_leaks_nothing(page, tmp_path):
-    turn: dict[tuple[str, str], int] = {}
-
-    def hostile(column, text):
-        at = turn.setdefault((column, text), len([key for key in turn if key[0] == column]))
-        string = HOSTILE[at % len(HOSTILE)]
-        # Names must stay apart and arms keep their kind; answers and prompts are nothing but the string.
-        return (
-            string
-            if column in ("response", "prompt", "token")
-            else f"{string} {text}"
-            if column != "arm"
-            else f"{text}{',' if ':' in text else ':'}{string}"
-        )
-
-    folder = synthetic_run(tmp_path / "run", 4 * len(HOSTILE), texts=hostile)
-    record = json.loads((folder / "run.json").read_text())
-    for at, entry in enumerate(record["artefacts"].values()):
-        entry |= {
-            "command": HOSTILE[at],
-            "model": HOSTILE[at + 1],
-            "data": HOSTILE[:20],
-            "options": {HOSTILE[at]: HOSTILE[at + 2]},
-        }
-    (folder / "run.json").write_text(json.dumps(record))
+    folder = hostile_run(tmp_path / "run")
     write_report(folder, folder / "report.html", assets=tmp_path / "assets")
     held_down(page, folder / "report.html")
-    for at in range(0, 4 * len(HOSTILE), 20):
-        page.run(
-            f"(() => {{ const p = document.getElementById('p-page'); p.value = {at // 20 + 1}; p.dispatchEvent(new Event('change', {{bubbles: true}})); }})()"
-        )
+    for at in range(pl.read_parquet(folder / "generations.parquet").select("dataset", "id").unique().height // 20 + 1):
+        choose(page, "p-page", str(at + 1))
         page.run("document.querySelectorAll('button.more').forEach((b) => b.click())")
         unharmed(page)
-    write_comparison([folder, synthetic_run(tmp_path / "other", 60, texts=hostile)], tmp_path / "compare.html")
+    for field in ("f-arm", "f-scorer", "f-set", "f-category", "f-label", "f-verdict"):  # each hostile name, chosen
+        for value in page.run(f"[...document.getElementById('{field}').options].map((o) => o.value)")[:40]:
+            choose(page, field, value)
+        unharmed(page)
+        page.run("document.querySelector('button[type=reset]').click()")
+    other = synthetic_run(tmp_path / "other", 60, texts=Hostile())
+    write_comparison([folder, other], tmp_path / "compare.html")
     held_down(page, tmp_path / "compare.html")
     for path in (tmp_path / "assets").glob("*.svg"):
         page.open(path)
@@ -263,6 +244,74 @@ def test_hostile_text_in_every_column_runs_nothing_and_leaks_nothing(page, tmp_p
             page.run("window.pwned") is None
             and page.run("document.querySelectorAll('script,image,foreignObject').length") == 0
         ), path.name
+
+
+LONG_NAME = 20_000  # of the million characters: a name stands in thousands of rows
+
+
+class Hostile:
+    """Another hostile string for each text of a column; names stay apart, and arms keep their kind."""
+
+    def __init__(self):
+        self.turn: dict[tuple[str, str], int] = {}
+        self.sets = -1
+
+    def __call__(self, column, text):
+        if column == "dataset":  # asked for prompt by prompt: there are few names of sets, but many strings
+            self.sets += 1
+            return f"{HOSTILE[self.sets % len(HOSTILE)][:LONG_NAME]} {text}"
+        at = self.turn.setdefault((column, text), len([key for key in self.turn if key[0] == column]))
+        string = HOSTILE[at % len(HOSTILE)]
+        if column in ("response", "prompt", "token"):
+            return string
+        string = string[:LONG_NAME]
+        return f"{text}{',' if ':' in text else ':'}{string}" if column == "arm" else f"{string} {text}"
+
+
+def hostile_run(folder):
+    """A run in which every column of text of every table holds every hostile string, and so does run.json."""
+    arms = ["baseline", *(f"fixed:strength=-0.{at}" for at in range(1, len(HOSTILE) + 1))]
+    synthetic_run(folder, 2 * len(HOSTILE), texts=Hostile(), arms=arms)
+    for path in folder.rglob("*.parquet"):
+        poisoned(pl.read_parquet(path), path.stem).write_parquet(path)
+    record = json.loads((folder / "run.json").read_text())
+    for at, entry in enumerate(record["artefacts"].values()):
+        fields = ("command", "model", "revision", "dtype", "template", "tokenizer", "backend", "seed", "end")
+        entry |= {name: HOSTILE[(at + k) % len(HOSTILE)] for k, name in enumerate(fields)}
+        entry |= {"data": HOSTILE, "options": dict(zip(HOSTILE, HOSTILE[::-1], strict=True))}
+        entry["versions"] = dict(zip(HOSTILE, HOSTILE[::-1], strict=True))
+        entry["key"] = {"base": {"model": HOSTILE[at]}, "tuned": {"model": HOSTILE[at + 1]}}
+    record["artefacts"] |= {
+        string: dict(entry) for string, entry in zip(HOSTILE, list(record["artefacts"].values()) * 3, strict=False)
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+# What ties a run's tables together is made hostile by `synthetic_run`, so that rows still find each other.
+TIED = {"generations": ("dataset", "id", "arm", "label", "prompt", "response"), "scores": ("dataset", "id", "arm"),
+        "summary": ("dataset", "arm", "label", "scorer"), "prompts": ("label", "prompt")}  # fmt: skip
+# What a report sorts rows by: hostile in the first rows, as it was in the others.
+KNOWN = ("label", "split", "scorer", "verdict", "kind", "against", "text")
+
+
+def poisoned(frame, name):
+    """A table with every hostile string in every column of text, as far as it is no key."""
+    if name not in ("generations", "prompts"):
+        frame = pl.concat([frame] * (2 * len(HOSTILE) // frame.height + 1))
+    columns = [
+        column for column, kind in frame.schema.items() if kind == pl.String and column not in TIED.get(name, ())
+    ]
+    made = []
+    for k, column in enumerate(columns):
+        strings = [
+            HOSTILE[(at + k) % len(HOSTILE)][: None if at < len(HOSTILE) else LONG_NAME] for at in range(frame.height)
+        ]
+        if column in KNOWN:
+            strings[len(HOSTILE) :] = frame[column].to_list()[len(HOSTILE) :]
+        made.append(pl.Series(column, strings, pl.String))
+        assert set(strings) >= set(HOSTILE), (name, column)
+    return frame.with_columns(made)
 
 
 def held_down(page, path):
