@@ -13,10 +13,11 @@ from reports import wording as say
 from reports.artefacts import Run, open_run
 from reports.blocks import Block, Chart, Prose, Samples, Section, Table
 from reports.page import write_page
-from reports.sections.answer import LABELS, Pooled, kind_of, pooled_rows
+from reports.sections.answer import LABELS, SCORERS, Pooled, kind_of, pooled_rows
 from reports.sections.samples import pack
 from reports.statistics import holm, mcnemar, newcombe
 
+MOST_TOLD = 3
 SETTINGS = ("model", "revision", "dtype", "template", "data", "backend", "seed")
 
 
@@ -82,7 +83,9 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
         "left is better; bars are Wilson's 95 % intervals. Runs on different prompts are not comparable point by "
         "point: see the paired differences."
     )
-    blocks: list[Block] = [Chart("compare-trade-off", charts.trade_off(table, list(runs)), caption)]
+    told = differences(runs)
+    blocks: list[Block] = [Prose(answer(told), "lead")] if told else []
+    blocks.append(Chart("compare-trade-off", charts.trade_off(table, list(runs)), caption))
     if len(scorers) > 1:
         blocks.insert(
             0, Prose("The runs are scored by different scorers: part of any difference is theirs.", "warning")
@@ -99,43 +102,75 @@ def _point(name: str, pooled: Pooled, arm: str) -> dict[str, Any]:
             **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}}  # fmt: skip
 
 
-def paired(runs: dict[str, Run]) -> Section | None:
-    """Each run against the first, arm by arm, on the prompts that both answered."""
+def differences(runs: dict[str, Run]) -> list[dict[str, Any]]:
+    """Each run against the first, arm by arm and scorer by scorer, on the prompts that both answered."""
     names = list(runs)
     if runs[names[0]].table("scores") is None:
-        return None
+        return []
     rows = [row for name in names[1:] for row in _differences(names[0], runs[names[0]], name, runs[name])]
-    if not rows:
-        return Section(
-            "paired", "Paired differences", [Prose("No arm of these runs has the same name and the same prompts.")]
-        )
     for scorer in {row["scorer"] for row in rows}:
         family = [row for row in rows if row["scorer"] == scorer]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = p
+    return sorted(rows, key=lambda row: SCORERS.index(row["scorer"]) if row["scorer"] in SCORERS else len(SCORERS))
+
+
+def answer(rows: list[dict[str, Any]]) -> str:
+    """Which differences are shown, by the best scorer, in one sentence."""
+    first = [row for row in rows if row["scorer"] == rows[0]["scorer"]]
+    shown = [row for row in first if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"])]
+    of = f"Of {say.counted(len(first), 'paired comparison')} with {rows[0]['against']}, scored by {rows[0]['scorer']},"
+    if not shown:
+        return f"{of} none shows a difference."
+    told = [
+        f"{row['run']}, {say.arm(row['arm'])}: {say.points(row['delta'])} points of {row['n']:,} "
+        f"{say.LABELS.get(row['label'], row['label'])} refused "
+        f"(95\u00a0% interval {say.points_span(row['delta_low'], row['delta_high'])})"
+        for row in shown[:MOST_TOLD]
+    ]
+    rest = f"; and {len(shown) - MOST_TOLD} more" if len(shown) > MOST_TOLD else ""
+    return f"{of} {len(shown)} {'shows' if len(shown) == 1 else 'show'} a difference: {'; '.join(told)}{rest}."
+
+
+def paired(runs: dict[str, Run]) -> Section | None:
+    """The differences in a table."""
+    names = list(runs)
+    if runs[names[0]].table("scores") is None:
+        return None
+    rows = differences(runs)
+    if not rows:
+        return Section(
+            "paired", "Paired differences", [Prose("No arm of these runs has the same name and the same prompts.")]
+        )
     frame = pl.DataFrame(rows)
-    shown = pl.DataFrame(
-        {
-            "run": say.column(frame, lambda run, against: f"{run} against {against}", "run", "against"),
-            "arm": say.column(frame, say.name, "arm"),
-            "prompts": say.column(frame, say.name, "label"),
-            "scorer": say.column(frame, say.name, "scorer"),
-            "n": say.column(frame, say.number, "n"),
-            "refused": say.column(frame, say.percent, "rate"),
-            f"refused in {names[0]}": say.column(frame, say.percent, "rate_against"),
-            "Δ points": say.column(frame, say.points, "delta"),
-            "95 % interval of Δ": say.column(frame, say.points_span, "delta_low", "delta_high"),
-            "p (Holm)": say.column(frame, say.p_value, "p_holm"),
-            "difference": say.column(
-                frame, lambda *row: "shown" if say.is_shown(*row) else "not shown", "delta_low", "delta_high", "p_holm"
-            ),
-        }
+    shown = say.table_of(
+        frame,
+        ("group", _heading, "run", "against", "scorer", "label"),
+        ("arm", say.arm, "arm"),
+        ("n", say.number, "n"),
+        ("refused", say.percent, "rate"),
+        (f"refused in {names[0]}", say.percent, "rate_against"),
+        ("Δ points", say.points, "delta"),
+        ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
+        ("p (Holm)", say.p_value, "p_holm"),
+        (
+            "difference",
+            lambda *row: "shown" if say.is_shown(*row) else "not shown",
+            "delta_low",
+            "delta_high",
+            "p_holm",
+        ),
     )
     note = (
         "Arms of the same name on prompts that both runs answered (by data set, id and text); Δ is a run minus "
         f"{names[0]}, with Newcombe's paired score interval; exact McNemar, Holm over all rows of a scorer."
     )
-    return Section("paired", "Paired differences", [Table("compare-paired", frame, shown), Prose(note, "note")])
+    table = Table("compare-paired", frame, shown, group="group")
+    return Section("paired", "Paired differences", [table, Prose(note, "note")])
+
+
+def _heading(run: str, against: str, scorer: str, label: str | None) -> str:
+    return f"{run} against {against}, {say.LABELS.get(label, say.name(label))}, scored by {say.name(scorer)}"
 
 
 def _differences(against: str, first: Run, name: str, other: Run) -> list[dict[str, Any]]:
@@ -148,8 +183,10 @@ def _differences(against: str, first: Run, name: str, other: Run) -> list[dict[s
     )
     both = both.filter(pl.col("prompt").eq_missing(pl.col("other")))
     rows = []
-    for (scorer, arm, label), part in both.sort("scorer", "arm", "label").group_by(
-        "scorer", "arm", "label", maintain_order=True
+    place = {arm: at for at, arm in enumerate(first.arms())}
+    order = ("scorer", "label", pl.col("arm").replace_strict(place, default=len(place)))
+    for (scorer, label, arm), part in both.sort(*order, maintain_order=True).group_by(
+        "scorer", "label", "arm", maintain_order=True
     ):
         after, before = part["after"].to_numpy().astype(bool), part["before"].to_numpy().astype(bool)
         cells = [int(cell.sum()) for cell in (after & before, after & ~before, ~after & before, ~after & ~before)]

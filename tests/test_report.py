@@ -472,6 +472,12 @@ def test_runs_are_compared_on_the_prompts_they_share(folder, tmp_path):
     cells = [[(x & y).sum(), (x & ~y).sum()], [(~x & y).sum(), (~x & ~y).sum()]]
     assert found["n"] == both.height and found["delta"] == pytest.approx(y.mean() - x.mean())
     assert found["p"] == pytest.approx(there(mcnemar(cells, exact=True)).pvalue)
+    shown = table.filter(
+        (pl.col("scorer") == "judge") & (pl.col("p_holm") < 0.05) & (pl.col("delta_low") * pl.col("delta_high") > 0)
+    )
+    lead = re.search(r'<p class="lead">([^<]*)</p>', (tmp_path / "compare.html").read_text())
+    said = f"{shown.height} show" if shown.height else "none shows"
+    assert lead is not None and lead[1].startswith("Of 4 paired comparisons with whole, scored by judge, " + said)
 
 
 def test_a_comparison_takes_two_runs_that_are_there(folder, tmp_path):
