@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import nnsight
 import torch
@@ -48,7 +49,7 @@ class Source:
     def computed(self, model: Model, units: Sequence[int] | None = None) -> list[int]:
         """Tokens that each of some units, or of all, takes beside the opening they share."""
         units = range(len(self.encoded)) if units is None else units
-        more = self.tail - self.opening(model, units)
+        more = self.tail - self.opening(model)
         return [len(self.encoded.ids[unit]) + more for unit in units]
 
     @property
@@ -61,7 +62,7 @@ class Source:
         self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int], tokens: int
     ) -> list[torch.Tensor]:
         """Residuals of batches of units, in passes of at most so many tokens: for each batch (rows, layers, d_model)."""
-        opening = self.opening(model, [unit for units in plan for unit in units])
+        opening = self.opening(model)
         more = self.tail - opening
         parts = [
             [
@@ -78,12 +79,15 @@ class Source:
             results.append(states[[place[unit] for unit in units]].flatten(0, 1))
         return results
 
-    def opening(self, model: Model, units: Sequence[int]) -> int:
-        """What these units share, where the model lets them; a mean's tokens are each row's own."""
-        if not model.takes_masks or not units:
-            return 0
-        most = min(self.encoded.user[unit][0] for unit in units) if self.position == "mean" else None
-        return common_opening([self.encoded.ids[unit] for unit in units], most)
+    def opening(self, model: Model) -> int:
+        """What all units share, where the model lets them: whichever batches travel together, bits stay the same."""
+        return self._opening if model.takes_masks else 0
+
+    @cached_property
+    def _opening(self) -> int:
+        """A mean's tokens are each row's own."""
+        most = min((start for start, _ in self.encoded.user), default=0) if self.position == "mean" else None
+        return common_opening(self.encoded.ids, most)
 
     def _passes(
         self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int], opening: int

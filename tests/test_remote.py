@@ -29,6 +29,7 @@ from data import UserError, load_all
 from interventions import open_model
 from interventions.arms import Arm, parse_arms
 from interventions.backends import open_door
+from interventions.encoding import pad_batch
 from interventions.extraction import extract
 from interventions.generation import generate
 from interventions.journal import Journal
@@ -210,7 +211,7 @@ def test_a_result_of_many_megabytes_arrives_whole(ndif, tiny_tuned_folder):
 def test_status_lists_what_is_up(ndif, run, tmp_path, monkeypatch, tiny_tuned_folder):
     monkeypatch.chdir(tmp_path)
     far = open_model(str(tiny_tuned_folder), remote=open_door("remote", ndif.url, timeout=SECONDS))
-    read_residual(far, [{"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}], [0])
+    read_residual(far, [pad_batch([[1, 1]], 0)], [0])
     deadline = time.monotonic() + 90  # the server tells anew only once a minute
     while True:
         code, out, err = run("--json", "status", "--host", ndif.url)
