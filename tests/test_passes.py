@@ -164,7 +164,7 @@ def test_a_plan_is_stored_before_the_first_pass_and_stays(tiny, prompts, tmp_pat
 
     path = tmp_path / ".prompts.journal"
     room = small(60)
-    stop = iter(range(4))
+    stop = iter(range(9))
 
     def dying(module, inputs):
         if next(stop, None) is None:
