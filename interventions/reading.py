@@ -157,6 +157,7 @@ def read_residual(
                             states.append(torch.einsum("btd,bt->bd", hidden.float(), share).cpu())
                     kept.append(torch.stack(states, dim=1))
                     tracer.stop()
+                past = None  # or the next pass's would be made beside it
     return [states.float() for states in kept]
 
 

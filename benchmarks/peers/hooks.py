@@ -49,11 +49,11 @@ def loop(job: dict[str, Any], share: bool) -> Run:
     def passes(ids: list[list[int]], opening: int) -> torch.Tensor:
         """The rows of one batch, part by part."""
         first, found = DynamicCache(), torch.empty(len(ids), model.config.hidden_size)
-        if share:
+        if share and opening:
             read(pad_batch([ids[0][:opening]], 0), first)
         for part in plan_passes([len(row) - opening for row in ids], CPU_TOKENS):
             batch, past = pad_batch([ids[at] for at in part], pad_id(tokenizer), opening=opening), None
-            if share:
+            if share and opening:
                 past = deepcopy(first)
                 past.batch_repeat_interleave(len(part))
                 batch |= {name: batch[name][:, opening:] for name in ("input_ids", "position_ids")}

@@ -63,6 +63,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=32, help="prompts of generation; default 32")
     parser.add_argument("--tokens", type=int, default=24, help="new tokens of generation; default 24")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--model", choices=(BASE, TUNED), default=BASE, help=f"of extraction; default {BASE}")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every worker; default all cores")
     parser.add_argument("--data", default="embedded", help="prompts, by the tool's own names; default embedded")
     parser.add_argument("--data-mirror", type=Path, help="folder with hub data sets under their own names")
@@ -77,7 +78,7 @@ def parsed() -> argparse.Namespace:
 
 def said(options: argparse.Namespace) -> dict[str, Any]:
     """The options that figures depend on."""
-    kept = ("prompts", "answers", "tokens", "turns", "threads", "data", "memory_prompts", "cpu_time")
+    kept = ("model", "prompts", "answers", "tokens", "turns", "threads", "data", "memory_prompts", "cpu_time")
     return {name: getattr(options, name) for name in kept}
 
 
@@ -85,7 +86,7 @@ def described(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
     """The job of each group, for all workers."""
     table = load_all([options.data], options.data_mirror)
     prompts = table.sample(min(options.prompts, table.height), seed=0)["prompt"].to_list()
-    models = {"extraction": embedded_folder(BASE), "generation": embedded_folder(TUNED)}
+    models = {"extraction": embedded_folder(options.model), "generation": embedded_folder(TUNED)}
     texts = {}
     for name, many in (("extraction", len(prompts)), ("generation", options.answers)):
         tokenizer = AutoTokenizer.from_pretrained(models[name])

@@ -12,7 +12,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Speed beside other ways\n",
         f"{found['when']}; {machine['cpu']}, {machine['threads']} threads; {machine['system']}; {versions}. "
-        f"SmolLM2-135M, float32, layer 17 of 30; {options['prompts']} prompts ({options['data']}), of generation "
+        f"SmolLM2-135M (extraction: {options['model']}), float32, layer 17 of 30; {options['prompts']} prompts ({options['data']}), of generation "
         f"{options['answers']} with {options['tokens']} new tokens; {options['turns']} turns"
         + (", processor time" if options["cpu_time"] else "")
         + ". `make bench`\n",
