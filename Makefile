@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check clean
+.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check bench clean
 
 setup: .venv/done
 
@@ -51,6 +51,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Beside other tools, each in an environment of its own, and how the cost grows: half an hour on an idle machine.
+bench: setup
+	$(BIN)/python benchmarks/peers/run.py
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -3,13 +3,58 @@
 Runs inside a trace, wherever that is: plain functions of tensors and of an nnsight model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 Part = tuple[torch.Tensor, int]
+ROOM = 32  # columns
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values with room for more columns: a step writes its own, where `DynamicLayer` copies all before it."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Append columns; gives all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
+        end = length + key_states.shape[-2]
+        if not self.has_room(end):
+            rooms = []
+            for old, new in ((self.keys, key_states), (self.values, value_states)):
+                room = new.new_empty(*new.shape[:2], end + ROOM, new.shape[-1])
+                if length:
+                    room[:, :, :length] = old
+                rooms.append(room)
+            self.rooms = tuple(rooms)
+        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+            room[:, :, length:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self.rooms)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows, and their room."""
+        if self.has_room(length := self.get_seq_length()):
+            self.rooms = tuple(room[indices] for room in self.rooms)
+            self.keys, self.values = (room[:, :, :length] for room in self.rooms)
+
+    def has_room(self, columns: int) -> bool:
+        """Whether so many columns fit into what was made for them."""
+        rooms = getattr(self, "rooms", None)
+        return rooms is not None and rooms[0].data_ptr() == self.keys.data_ptr() and rooms[0].shape[2] >= columns
+
+
+def cached(layers: Iterable[Sequence[torch.Tensor]] = ()) -> Any:
+    """A cache of each layer's keys and values, (rows, heads, columns, depth), which are copied."""
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = GrowingLayer
+    for number, pair in enumerate(layers):
+        cache.update(pair[0], pair[1], number)
+    return cache
 
 
 def prefill_parts(batch: dict[str, torch.Tensor], opening: int, passes: Sequence[Sequence[int]]) -> list[Part]:
@@ -35,7 +80,7 @@ def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: in
     """
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     rows, width = len(ids), ids.shape[1] - 1
-    first = DynamicCache()
+    first = cached()
     if opening:
         inputs = {
             "input_ids": ids[:1, :opening],
@@ -65,7 +110,7 @@ def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: in
 
 def repeated(cache: Any, rows: int) -> Any:
     """A cache of one row as one of many."""
-    return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in pair[:2]) for pair in cache])
+    return cached([part.expand(rows, -1, -1, -1) for part in pair[:2]] for pair in cache)
 
 
 def merged(caches: Sequence[Any], parts: Sequence[Part], rows: int, opening: int, width: int) -> Any:
@@ -82,7 +127,7 @@ def merged(caches: Sequence[Any], parts: Sequence[Part], rows: int, opening: int
                 whole[at, :, width - own :] = pair[which][:, :, opening:]
             layer.append(whole)
         layers.append(tuple(layer))
-    return DynamicCache(layers)
+    return cached(layers)
 
 
 def branched(cache: Any, whose: torch.Tensor, place: torch.Tensor, width: int) -> Any:
@@ -101,4 +146,4 @@ def branched(cache: Any, whose: torch.Tensor, place: torch.Tensor, width: int) -
             own = part[whose.to(part.device), :, width + place.to(part.device)]
             ways.append(torch.cat([part[whose.to(part.device), :, :width], own[:, :, None]], dim=2))
         layers.append(tuple(ways))
-    return DynamicCache(layers)
+    return cached(layers)

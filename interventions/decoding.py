@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from interventions.caching import branched
+from interventions.caching import branched, cached
 from interventions.edits import LATER, WIDE, biased, change, prepared, twins
 from interventions.packing import tail_mask
 
@@ -67,7 +66,7 @@ def decoded(
         mask = tail_mask(batch["attention_mask"][:, :-1], torch.eye(keep, device=ids.device))
         inputs = {"input_ids": ids[:, -1:].expand(-1, keep), "position_ids": places[:, -1:].expand(-1, keep)}
     else:
-        past = DynamicCache([] if wide else [pair[:2] for pair in cache])
+        past = cached([] if wide else cache)
         past.batch_select_indices(whose)
         start, mask = 0 if wide else width - 1, batch["attention_mask"][whose]
         inputs = {"input_ids": ids[whose, start:], "position_ids": places[whose, start:]}

@@ -12,9 +12,8 @@ from typing import Any
 
 import nnsight
 import torch
-from transformers import DynamicCache
 
-from interventions.caching import prefill, prefill_parts
+from interventions.caching import cached, prefill, prefill_parts
 from interventions.decoding import decoded, looked
 from interventions.edits import WIDE, scored
 from interventions.models import Model
@@ -138,7 +137,7 @@ def answer(
             device = next(network._module.parameters()).device
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             options |= {name: options[name].to(device) for name in ("refusing", "ending")}
-            cache = DynamicCache()
+            cache = cached()
             seen: dict[str, Any] = {"tokens": None, "score": None, "logits": None}
             if shared:
                 cache = prefill(network, last, batch, opening, parts)
