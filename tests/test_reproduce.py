@@ -15,8 +15,8 @@ import click
 import numpy as np
 import polars as pl
 import pytest
-from conftest import WORDS
-from hypothesis import given
+from conftest import WORDS, make_tiny
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mirror import put_known
 from safetensors import safe_open
@@ -26,7 +26,7 @@ import cli
 from commands.prompts import spread
 from commands.recipe import PAPER, read_recipe
 from data import UserError, known_themes, load
-from data.catalogue import find
+from data.catalogue import TAXONOMY, find
 from reports import published
 from reports.sections import paper
 
@@ -289,6 +289,29 @@ def test_a_file_of_ones_own_is_what_runs(words, recipe, tmp_path):
     assert records["vectors"]["options"]["method"] == "mean"
 
 
+def test_the_training_rows_that_the_file_speaks_of_can_be_fitted_on(mirror, tmp_path):
+    model = make_tiny(tmp_path / "model", (*(f"[{name}]" for name in TAXONOMY), "[respond]"))
+    here, mine = tmp_path / "mirror", tmp_path / "mine.toml"
+    put_known(here, "coconot:original", "train", prompt=texts(7, 40), id=[f"o{at}" for at in range(40)],
+              category=[*TAXONOMY] * 8)  # fmt: skip
+    folder = here / "allenai" / "coconot"
+    put_known(tmp_path / "other", "coconot:pref", prompt=texts(8, 30), id=[f"p{at}" for at in range(30)])
+    (tmp_path / "other" / "allenai" / "coconot" / "pref").rename(folder / "pref")
+    card = (tmp_path / "other" / "allenai" / "coconot" / "README.md").read_text().partition("configs:\n")[2]
+    (folder / "README.md").write_text((folder / "README.md").read_text().removesuffix("---\n") + card)
+    (here / "walledai").symlink_to(mirror / "walledai")
+    text = PAPER.read_text("utf-8").replace(
+        'data = ["embedded"]', 'data = ["coconot:original/train", "coconot:pref/train"]'
+    )
+    mine.write_text(text.replace('threshold-split = "validation"', 'threshold-split = "train"'))
+    call("--run", tmp_path / "run", "--model", model, "--data-mirror", here, "reproduce", "paper", "--config", mine,
+         "--data", "advbench", "--limit", 3, "--max-new-tokens", 2)  # fmt: skip
+    with safe_open(tmp_path / "run" / "vectors.safetensors", "np") as file:
+        assert json.loads(file.metadata()["counts"]) == dict.fromkeys(TAXONOMY, 8)
+    table = pl.read_parquet(tmp_path / "run" / "paper.parquet").filter(dataset="AdvBench")
+    assert table["baseline n"].item() == table["lowrank n"].item() == 3
+
+
 BAD = {
     "[vectors": "not a TOML file",
     '[vectors]\nmethd = "mean"': "no option 'methd'",
@@ -366,6 +389,7 @@ def test_what_is_shipped_is_what_was_published():
         assert line in text
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.one_of(st.none(), st.integers(1, 80)))
 def test_a_limit_spreads_over_the_set(rows, most):
     chosen = spread(pl.DataFrame({"at": range(rows)}), most)["at"].to_list()
