@@ -78,7 +78,7 @@ def recipe(tmp_path_factory, prompts_file) -> Path:
 @pytest.fixture(scope="module")
 def words(tiny_tuned_folder, mirror, recipe):
     """The group's options and the command, but for the run directory."""
-    return ["--model", str(tiny_tuned_folder), "--data-mirror", str(mirror), "--batch-tokens", "32",
+    return ["--model", str(tiny_tuned_folder), "--data-mirror", str(mirror), "--batch-tokens", "96",
             "reproduce", "paper", "--config", str(recipe), "--limit", str(LIMIT), "--max-new-tokens", "6"]  # fmt: skip
 
 
@@ -217,14 +217,12 @@ def test_the_published_sums_are_those_of_the_published_sets():
 def test_a_killed_run_goes_on_and_ends_the_same(words, whole, tmp_path):
     folder = tmp_path / "killed"
     command = [sys.executable, "cli.py", "--run", str(folder), *words]
-    places = [folder / "activations" / "prompts.safetensors", folder / "sets"]
-    for place in places:  # once while it fits, once while it answers
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        while process.poll() is None and not _begun(place):
-            time.sleep(0.005)
-        assert process.poll() is None, process.communicate()[1]
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not _in_the_middle(folder / "sets"):
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()[1]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
     assert not (folder / "generations.parquet").exists()
     finished = {path.name: path.stat().st_mtime_ns for path in (folder / "sets").glob("[!.]*.parquet")}
     assert finished
@@ -236,11 +234,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(words, whole, tmp_path):
         assert table.equals(tables(whole[0])[name]), name
 
 
-def _begun(place: Path) -> bool:
-    """Whether a file is there, or of a folder one table and the journal of the next."""
-    if place.suffix:
-        return place.exists()
-    return bool(list(place.glob("[!.]*.parquet"))) and bool(list(place.glob(".*.journal")))
+def _in_the_middle(sets: Path) -> bool:
+    """Whether one set is answered and another has begun."""
+    return bool(list(sets.glob("[!.]*.parquet"))) and bool(list(sets.glob(".*.journal")))
 
 
 def test_a_set_that_comes_later_costs_its_own_answers_only(words, mirror, tmp_path):
