@@ -193,7 +193,7 @@ def warn_of_little(ready: Ready, arm: "Arm") -> None:
     most = max(abs(arm.strength), abs(arm.harmful) if arm.route == "gated" else 0.0)
     if most < LITTLE * norm:
         warn(f"{arm.name}: {most:g} × the unit vector is {most / norm:.1%} of the mean residual norm of layer {arm.layer}, "
-             f'{norm:.3g}: expect little; with strength-unit = "residual" in --config strengths are shares of it')  # fmt: skip
+             f'{norm:.3g}: it may change little; with strength-unit = "residual" in --config strengths are shares of it')  # fmt: skip
 
 
 def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:

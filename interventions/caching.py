@@ -38,8 +38,9 @@ class GrowingLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows, and their room."""
-        if self.has_room(length := self.get_seq_length()):
-            self.rooms = tuple(room[indices] for room in self.rooms)
+        length = self.get_seq_length()
+        if self.has_room(length):
+            self.rooms = tuple(room[indices.to(room.device)] for room in self.rooms)
             self.keys, self.values = (room[:, :, :length] for room in self.rooms)
 
     def has_room(self, columns: int) -> bool:
