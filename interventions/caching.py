@@ -45,8 +45,10 @@ class GrowingLayer(DynamicLayer):
 
     def has_room(self, columns: int) -> bool:
         """Whether so many columns fit into what was made for them."""
-        rooms = getattr(self, "rooms", None)
-        return rooms is not None and rooms[0].data_ptr() == self.keys.data_ptr() and rooms[0].shape[2] >= columns
+        rooms, keys = getattr(self, "rooms", None), self.keys
+        if rooms is None or keys is None:
+            return False
+        return rooms[0].data_ptr() == keys.data_ptr() and rooms[0].shape[2] >= columns
 
 
 def cached(layers: Iterable[Sequence[torch.Tensor]] = ()) -> Any:
