@@ -27,7 +27,7 @@ class GrowingLayer(DynamicLayer):
             rooms = []
             for old, new in ((self.keys, key_states), (self.values, value_states)):
                 room = new.new_empty(*new.shape[:2], end + ROOM, new.shape[-1])
-                if length:
+                if length and old is not None:
                     room[:, :, :length] = old
                 rooms.append(room)
             self.rooms = tuple(rooms)
