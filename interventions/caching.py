@@ -15,7 +15,14 @@ ROOM = 32  # columns
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values with room for more columns: a step writes its own, where `DynamicLayer` copies all before it."""
+    """Keys and values with room for more columns: a step writes its own, where `DynamicLayer` copies all before it.
+
+    Attributes:
+        room: How many columns more to make room for when what there is does not suffice.
+        rooms: Keys and values with room behind.
+    """
+
+    room = ROOM
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         """Append columns; gives all."""
@@ -26,11 +33,11 @@ class GrowingLayer(DynamicLayer):
         if not self.has_room(end):
             rooms = []
             for old, new in ((self.keys, key_states), (self.values, value_states)):
-                room = new.new_empty(*new.shape[:2], end + ROOM, new.shape[-1])
+                room = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])
                 if length and old is not None:
                     room[:, :, :length] = old
                 rooms.append(room)
-            self.rooms = tuple(rooms)
+            self.rooms, self.room = tuple(rooms), ROOM
         for room, new in zip(self.rooms, (key_states, value_states), strict=True):
             room[:, :, length:end] = new
         self.keys, self.values = (room[:, :, :end] for room in self.rooms)
@@ -51,12 +58,20 @@ class GrowingLayer(DynamicLayer):
         return rooms[0].data_ptr() == keys.data_ptr() and rooms[0].shape[2] >= columns
 
 
-def cached(layers: Iterable[Sequence[torch.Tensor]] = ()) -> Any:
-    """A cache of each layer's keys and values, (rows, heads, columns, depth), which are copied."""
+def cached(layers: Iterable[Sequence[torch.Tensor]] = (), room: int = ROOM) -> Any:
+    """A cache of each layer's keys and values, (rows, heads, columns, depth), which are copied.
+
+    Args:
+        layers: Keys and values of each layer; none gives an empty cache.
+        room: How many columns to leave room for.
+    """
     cache = DynamicCache()
     cache.layer_class_to_replicate = GrowingLayer
-    for number, pair in enumerate(layers):
-        cache.update(pair[0], pair[1], number)
+    for pair in layers:
+        layer = GrowingLayer()
+        layer.room = room
+        layer.update(pair[0], pair[1])
+        cache.layers.append(layer)
     return cache
 
 
@@ -101,7 +116,7 @@ def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: in
             "attention_mask": torch.cat([mask[at, :opening], mask[at, width - own : width]], dim=1),
             "position_ids": positions[at, width - own : width],
         }
-        cache = repeated(first, len(of))
+        cache = repeated(first, len(of), own + (ROOM if len(parts) == 1 else 0))
         with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
             _end = last.output
             tracer.stop()
@@ -111,9 +126,9 @@ def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: in
     return caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width)
 
 
-def repeated(cache: Any, rows: int) -> Any:
-    """A cache of one row as one of many."""
-    return cached([part.expand(rows, -1, -1, -1) for part in pair[:2]] for pair in cache)
+def repeated(cache: Any, rows: int, room: int = ROOM) -> Any:
+    """A cache of one row as one of many, with room for so many columns more."""
+    return cached(([part.expand(rows, -1, -1, -1) for part in pair[:2]] for pair in cache), room)
 
 
 def merged(caches: Sequence[Any], parts: Sequence[Part], rows: int, opening: int, width: int) -> Any:

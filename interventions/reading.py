@@ -141,7 +141,7 @@ def read_residual(
                     _end = blocks[-1].output
                     tracer.stop()
             for batch, mean, places in parts:
-                past = repeated(shared, len(batch["input_ids"]))
+                past = repeated(shared, *batch["input_ids"].shape)
                 with network.trace(batch, past_key_values=past if opening else None, use_cache=bool(opening)) as tracer:
                     states = []
                     for block in blocks:

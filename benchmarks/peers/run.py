@@ -60,7 +60,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=96, help="of extraction; default 96")
-    parser.add_argument("--answers", type=int, default=32, help="prompts of generation; default 32")
+    parser.add_argument("--answers", type=int, default=96, help="prompts of generation; default 96")
     parser.add_argument("--tokens", type=int, default=24, help="new tokens of generation; default 24")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--model", choices=(BASE, TUNED), default=BASE, help=f"of extraction; default {BASE}")
