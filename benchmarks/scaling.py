@@ -217,11 +217,13 @@ def page(found: dict[str, Any]) -> str:
         alt.Chart(data)
         .mark_line(point=True)
         .encode(
-            x=alt.X("value:Q", scale=alt.Scale(type="log"), title=None),
+            x=alt.X(
+                "value:Q", scale=alt.Scale(type="log", nice=False, padding=8), title=None, axis=alt.Axis(tickCount=5)
+            ),
             y=alt.Y("microseconds_a_token:Q", scale=alt.Scale(zero=True), title="µs a unique token"),
         )
         .properties(width=220, height=160)
-        .facet(facet=alt.Facet("series:N", title=None), columns=3)
+        .facet(facet=alt.Facet("series:N", title=None, sort=list(SERIES)), columns=3)
         .resolve_scale(x="independent")
     )
     picture = vl_convert.vegalite_to_svg(chart.to_json())

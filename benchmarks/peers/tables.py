@@ -2,7 +2,7 @@
 
 from typing import Any
 
-GOOD, BAD, PLAIN = "#00875F", "#D55E00", "#5B7A8C"
+PLAIN, BAD = "#0072B2", "#D55E00"
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -12,11 +12,10 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Speed beside other ways\n",
         f"{found['when']}; {machine['cpu']}, {machine['threads']} threads; {machine['system']}; {versions}. "
-        f"SmolLM2-135M (extraction: {options['model']}), float32, layer 17 of 30; {options['prompts']} prompts ({options['data']}), of generation "
-        f"{options['answers']} with {options['tokens']} new tokens; {options['turns']} turns"
-        + (", processor time" if options["cpu_time"] else "")
-        + ". `make bench`\n",
-        "| work | against | s, this tool | s, the other | ratio (least–greatest) | asked | holds | results |",
+        f"SmolLM2-135M (extraction: {options['model']}), float32, layer 17 of 30; {options['prompts']} prompts "
+        f"({options['data']}), of generation {options['answers']} with {options['tokens']} new tokens; "
+        f"{options['turns']} turns" + (", processor time" if options["cpu_time"] else "") + ". `make bench`\n",
+        "| work | against | s, this tool | s, the other | ratio (least–greatest) | must be | holds | results |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
@@ -26,20 +25,33 @@ def markdown(found: dict[str, Any]) -> str:
         seconds = row["seconds"] or ("", "")
         unit = f" {row['unit']}" if "unit" in row else ("" if row["cost"] else " ×")
         asked = "" if row["bound"] is None else f"{'≤' if row['cost'] else '≥'} {row['bound']}{unit}"
-        spread = f" ({min(row['ratios'])}–{max(row['ratios'])})" if len(row["ratios"]) > 1 else ""
+        spread = f" ({number(min(row['ratios']))}–{number(max(row['ratios']))})" if len(row["ratios"]) > 1 else ""
         holds = {True: "yes", False: "no", None: ""}[row["holds"]]
-        cells = (row["work"], row["peer"], *seconds, f"{row['ratio']}{unit}{spread}", asked, holds, row["results"])
+        cells = (
+            row["work"],
+            row["peer"],
+            *seconds,
+            f"{number(row['ratio'])}{unit}{spread}",
+            asked,
+            holds,
+            row["results"],
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
+def number(value: float) -> str:
+    """Two places, or none where there is nothing behind the point."""
+    return f"{value:.0f}" if value == int(value) and value > 1 else f"{value:.2f}"
+
+
 def chart_page(found: dict[str, Any]) -> str:
-    """The ratios as a chart in a page of its own, which needs nothing from elsewhere."""
+    """How many times as fast this tool is, in a page of its own which needs nothing from elsewhere."""
     import altair as alt
     import polars as pl
     import vl_convert
 
-    rows = [row for row in found["rows"] if "missing" not in row and "unit" not in row]
+    rows = [row for row in found["rows"] if "missing" not in row and not row["cost"]]
     table = pl.DataFrame(
         [
             {
@@ -48,20 +60,26 @@ def chart_page(found: dict[str, Any]) -> str:
                 "low": min(row["ratios"]),
                 "high": max(row["ratios"]),
                 "bound": row["bound"],
-                "state": {True: "as asked", False: "not as asked", None: "nothing asked"}[row["holds"]],
+                "said": f"{row['ratio']:.1f} ×",
+                "colour": BAD if row["holds"] is False else PLAIN,
             }
             for row in rows
         ]
     )
-    y = alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=560))
-    x = alt.X("ratio:Q", title="ratio of times, log scale", scale=alt.Scale(type="log"))
-    scale = alt.Scale(domain=["as asked", "not as asked", "nothing asked"], range=[GOOD, BAD, PLAIN])
-    base = alt.Chart(table).encode(y=y, color=alt.Color("state:N", scale=scale, title=None))
-    spread = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
-    dots = base.mark_point(filled=True, size=80).encode(x=x)
-    ticks = (
-        base.transform_filter("isValid(datum.bound)").mark_tick(color="#1b1f24", thickness=2).encode(x=alt.X("bound:Q"))
+    most = max(row["high"] for row in table.to_dicts())
+    scale = alt.Scale(type="log", domain=[0.8, 1.4 * most], nice=False)
+    axis = alt.Axis(values=[1, 2, 3, 5, 8, 10, 15, 20], format="~g", grid=True)
+    base = alt.Chart(table).encode(y=alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=560)))
+    x = alt.X("ratio:Q", title="times as fast, log scale", scale=scale, axis=axis)
+    colour = alt.Color("colour:N", scale=None)
+    lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", color=colour)
+    dots = base.mark_point(filled=True, size=80, opacity=1).encode(x=x, color=colour)
+    words = base.mark_text(align="left", dx=9).encode(x="high:Q", text="said:N")
+    ticks = base.transform_filter("isValid(datum.bound)").mark_tick(color="#1b1f24", thickness=2).encode(x="bound:Q")
+    title = alt.Title(
+        "How many times as fast as other ways",
+        subtitle=f"{found['machine']['cpu']}, {found['machine']['threads']} threads. Dot: median; line: least to greatest "
+        f"of {found['options']['turns']} turns; tick: the least that must hold.",
     )
-    chart = (spread + dots + ticks).properties(width=420, title="Dots: medians; lines: all turns; ticks: what is asked")
-    picture = vl_convert.vegalite_to_svg(chart.to_json())
+    picture = vl_convert.vegalite_to_svg((lines + ticks + dots + words).properties(width=420, title=title).to_json())
     return f"<!doctype html>\n<meta charset='utf-8'>\n<title>Speed beside other ways</title>\n{picture}\n"
