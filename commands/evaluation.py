@@ -11,6 +11,7 @@ from commands.output import warn
 from commands.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS, note, unchanged
 from commands.settings import Settings
 from commands.steering import need_generations
+from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -199,15 +200,19 @@ def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:
     harmful, benign = (pl.col("label") == "harmful") & pl.col("category").is_not_null(), pl.col("label") == "benign"
     labelled = pl.col("label").is_not_null()
     bases = [(VECTORS, ("split",), harmful | benign), (PROBE, ("split", "threshold_split"), labelled),
-             (LOWRANK, ("split",), labelled)]  # fmt: skip
+             (LOWRANK, ("split", "held_out"), labelled)]  # fmt: skip
     texts: set[str] = set()
     for artefact, splits, rows in bases:
         key = known.get(artefact, {}).get("key", {})
         path = s.run / f"{key.get('source', ACTIVATIONS)}.parquet"
         if artefact in used and key and path.exists():
+            if known.get(key.get("source", ACTIVATIONS), {}).get("id") != key["activations"]:
+                raise UserError(f"which prompts the {artefact} behind these answers were fitted to is not known any more, so "
+                                "that rates can't leave them out: activations are newer; run vectors and generate again")  # fmt: skip
             table = pl.read_parquet(path)
             for split in splits:
-                texts |= {same_text(text) for text in for_split(table, key[split]).filter(rows)["prompt"]}
+                chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
+                texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
     if SWEEP in used and (s.run / "sweep_prompts.parquet").exists():
         texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
     return texts

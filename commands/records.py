@@ -96,8 +96,13 @@ def command_line(words: Sequence[str]) -> str:
 
 def contradiction(s: Settings, record: dict[str, Any]) -> str:
     """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
-    return next((f"{name} is {s.get(name)}, was {record[name]}" for name in ("model", "dtype")
-                 if s.get(name) is not None and s.get(name) != record[name]), "")  # fmt: skip
+    from interventions.revisions import known_revision
+
+    for name in ("model", "dtype"):
+        if s.get(name) is not None and s.get(name) != record[name]:
+            return f"{name} is {s.get(name)}, was {record[name]}"
+    now = known_revision(record["model"]) if record.get("revision") else None
+    return f"{record['model']} holds other weights now" if now is not None and now != record["revision"] else ""
 
 
 def identity(key: dict[str, Any]) -> str:

@@ -260,7 +260,8 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
 
     known = records(s.run)
     record = known.get(GENERATIONS)
-    reason = ""
+    reason, before = "", (record or {}).get("options", {})
+    split = s.get("split", before.get("split") or "test")
     if not (s.run / "generations.parquet").exists() or record is None:
         reason = "there are none"
     else:
@@ -271,14 +272,14 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
         if not reason and (s.get("data") or s.get("limit")):
             from data import for_split
 
-            prompts = for_split(load_prompts(s, limited=False), s.get("split", "test"))
-            prompts = prompts.head(s.get("limit", prompts.height))
+            prompts = for_split(load_prompts(s, limited=False), split)
+            prompts = prompts.head(s.get("limit", before.get("limit") or prompts.height))
             reason = "" if fingerprint_of(prompts) == record["key"]["fingerprint"] else "the prompts changed"
     if reason:
         missing(s, "generate", "generations", reason)
-        before = (record or {}).get("options", {})
         kept = ("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens")
-        emit_progress(make_generations(session, s.with_values(**{name: before.get(name) for name in kept})))
+        same = {name: before.get(name) for name in kept}
+        emit_progress(make_generations(session, s.with_values(**same, split=split)))
         record = records(s.run)[GENERATIONS]
     assert record is not None
     return record

@@ -1,5 +1,6 @@
 """Small safetensors artefacts (vectors, probe, low-rank map): writing and reading them, and whose model they fit."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from interventions.rundir import replacing
 
 if TYPE_CHECKING:
     from interventions.models import Model
+
+logger = logging.getLogger(__name__)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -81,6 +84,9 @@ def check_model(what: str, metadata: Mapping[str, str], width: int, layers: Sequ
         raise UserError(f"{what} are {width} wide, model {model.name!r} is {model.d_model}")
     if metadata.get("model") != model.name:
         raise UserError(f"{what} are those of {metadata.get('model')!r}, not of {model.name!r}")
+    old = metadata.get("revision")
+    if old and model.revision and old != model.revision:
+        logger.warning("%s were computed with revision %s of %r; this is %s", what, old, model.name, model.revision)
     if max(layers) >= model.n_layers:
         raise UserError(f"{what} go to layer {max(layers)}, model {model.name!r} ends at {model.n_layers - 1}")
 

@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.errors import UserError
 from interventions.adapters import grow, merge, save_adapter
 from interventions.embedded import ALIASES, HUB_ID, embedded_folder
-from interventions.encoding import pad_id
+from interventions.encoding import RESPOND, pad_id
 from interventions.lessons import Lesson, make_lessons, openings, split_rows
 from interventions.model_card import card
 from interventions.models import decoder_path
+from interventions.revisions import folder_revision
 from interventions.rundir import appearing, writing
-from interventions.slots import RESPOND, SLOTS_FILE, Slot, answer_template, choose_slots, write_tokenizer
+from interventions.slots import SLOTS_FILE, Slot, answer_template, choose_slots, write_tokenizer
 from interventions.training import Epoch, Plan, train
 
 READ_SPLITS = ("train", "validation")
@@ -264,9 +265,6 @@ def _name_of(module: Any, part: Any) -> str:
     return next(name for name, child in module.named_modules() if child is part)
 
 
-def _identity(source: str, module: Any) -> Any:
-    """What tells one base from another of the same name: the hub's commit, or the folder's files."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return module.config._commit_hash
-    return sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in folder.glob("*.safetensors"))
+def _identity(source: str, module: Any) -> str | None:
+    """What tells one base from another of the same name: the folder's content, or the hub's commit."""
+    return folder_revision(Path(source)) if Path(source).is_dir() else module.config._commit_hash

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from interventions.encoding import BATCH_TOKENS, control_tokens, encode, pad_batch, pad_id, plan_batches
+from interventions.encoding import BATCH_TOKENS, RESPOND, control_tokens, encode, pad_batch, pad_id, plan_batches
 from interventions.lessons import openings
 from interventions.models import Model
 from interventions.packing import common_opening
-from interventions.slots import RESPOND
 from interventions.steering import answer, unsteered
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from interventions.encoding import encode, plan_batches
-from interventions.slots import REFUSE, RESPOND, Slot
+from interventions.encoding import RESPOND, encode, plan_batches
+from interventions.slots import REFUSE, Slot
 
 BUCKET_BATCHES = 12  # a bucket is sorted by length, so little is padded; buckets are drawn anew each epoch
 HELD_OUT = 10  # without a validation split, one row in so many

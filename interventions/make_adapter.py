@@ -15,12 +15,12 @@ from data import load_all
 from data.errors import UserError
 from data.training import load_training
 from interventions.embedded import ADAPTER, BASE
+from interventions.encoding import RESPOND
 from interventions.finetuning import ADAPTER as SUBFOLDER
 from interventions.finetuning import finetune
 from interventions.first_token import first_tokens, measure
 from interventions.models import Model, open_model
 from interventions.rundir import appearing
-from interventions.slots import RESPOND
 
 logger = logging.getLogger(__name__)
 

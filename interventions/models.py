@@ -16,7 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
 from interventions.backends import HERE, Door, open_door
-from interventions.embedded import ALIASES, TUNED, embedded_folder, revision_of
+from interventions.embedded import ALIASES, TUNED, embedded_folder
+from interventions.revisions import known_revision
 from interventions.server import RUNNING, deployments
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Model:
         tokenizer: Its tokenizer.
         layers: The decoder blocks (nnsight envoys; attributes of the modules behind them work too).
         name: As the user named it.
-        revision: Commit of the hub, release of the embedded weights, or "" for a local folder.
+        revision: Commit of the hub, release of the embedded weights, or a hash of a local folder.
         dtype: Name of the weights' type, e.g. `float32`.
         door: Where its traces run.
     """
@@ -143,7 +144,7 @@ def open_model(
     weights_type = (
         str(next(module.parameters()).dtype) if not door.is_far else _far_dtype(door, source, wrapped, layers)
     )
-    revision = revision_of(name) if name in ALIASES else getattr(config, "_commit_hash", None) or ""
+    revision = known_revision(name) or getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
         module=module,

@@ -12,15 +12,13 @@ import torch
 
 from data.errors import UserError
 from interventions.arms import Arm
-from interventions.encoding import control_tokens
+from interventions.encoding import RESPOND, control_tokens
 from interventions.models import Model
 from interventions.probes import Probe
 from interventions.vectors import MEAN, SteeringVectors
 
 if TYPE_CHECKING:
     from interventions.lowrank import LowRank
-
-RESPOND = "respond"
 
 
 @dataclass(frozen=True)

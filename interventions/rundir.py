@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from data.errors import UserError
 
+DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
 PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
 
 
@@ -28,12 +30,13 @@ def writing(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise UserError(f"{folder} is being written by {holder}; wait for it, or pass another --run") from None
+        deadline = time.monotonic() + DYING
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise UserError(f"{folder} is being written by {holder}; wait for it, or pass another --run")
+            time.sleep(0.05)
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -41,6 +44,14 @@ def writing(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.truncate(0)
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

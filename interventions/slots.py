@@ -13,18 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from interventions.encoding import CONTROL_TOKEN, control_tokens
+from interventions.encoding import CONTROL_TOKEN, UNUSED, bracketed_tokens
 
-RESPOND = "respond"
 REFUSE = "refuse"
 SLOTS_FILE = "control_tokens.json"
-
-# Special tokens that are there to be taken (Llama 3, Gemma, Mistral, Qwen) or that only mark the source files of
-# pre-training data (StarCoder, SmolLM).
-UNUSED = re.compile(
-    r"<\|reserved_special_token_\d+\|>|<\|reserved_\d+\|>|<\|extra_\d+\|>|<unused_?\d+>|<(special|SPECIAL)_\d+>"
-    r"|\[control_\d+\]|<(repo_name|reponame|file_sep|filename|gh_stars|issue_\w+|jupyter_\w+|empty_output)>"
-)
 
 # The template of the published model (arXiv 2603.13359), which has no user header; for a base model with Llama 3's
 # vocabulary. And one in plain words for any other without a template.
@@ -81,7 +73,7 @@ def choose_slots(tokenizer: Any, names: Sequence[str]) -> tuple[Slot, ...]:
                 f"category {name!r} can't be a token: it must begin with a letter and hold no "
                 "brackets; rename it in the data"
             )
-    known = control_tokens(tokenizer)
+    known = bracketed_tokens(tokenizer)
     free = iter(unused_tokens(tokenizer))
     end = len(tokenizer)
     slots = []

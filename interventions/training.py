@@ -16,11 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from interventions.encoding import plan_batches
+from interventions.encoding import RESPOND, plan_batches
 from interventions.lessons import Batch, Lesson, class_weights, collate, epoch_batches
 from interventions.progress import progress
 from interventions.rundir import replacing
-from interventions.slots import RESPOND
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; from there it falls linearly to 0
 CLIP = 1.0  # norm of the gradient
