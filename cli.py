@@ -1,6 +1,7 @@
 """The command line: read and steer refusal in Llama models. `python cli.py extract vectors trace evaluate report`."""
 
 import logging
+import os
 import sys
 
 import click
@@ -24,7 +25,7 @@ from commands.output import one_line, warn
 
 def main() -> None:
     """Run, and turn every failure into one line and the exit status of the contract."""
-    debug = "--debug" in sys.argv
+    debug = "--debug" in sys.argv or os.environ.get("REFUSAL_DEBUG", "").lower() in ("1", "true", "yes")
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
     for own in ("data", "interventions"):

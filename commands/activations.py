@@ -70,13 +70,15 @@ def need_activations(session: Session, s: Settings, *, own_data: bool, artefact:
     like = record or known.get(ACTIVATIONS)
     settings = _settings_to_make(s, like, own_data)
     prompts, suffixes = load_prompts(settings, limited=True), ()
+    position = None
+    if like is not None:
+        settings = settings.with_defaults(layers=tuple(like["key"]["layers"]))
+        position = like["key"]["position"] if artefact == ACTIVATIONS else None
     if artefact == PAIRS:
         prompts, suffixes = pairing(session.model(settings), prompts, s.get("split", "train"))
-        if like is not None and s.get("layers") is None:
-            settings = settings.with_values(layers=tuple(like["key"]["layers"]))
     words = shlex.join(["extract", *(word for text in suffixes for word in ("--suffix", text))])
     missing(s, words, "pairs" if suffixes else "activations", reason)
-    emit_progress(make_activations(session, settings.with_values(position=None), prompts, suffixes))
+    emit_progress(make_activations(session, settings.with_values(position=position), prompts, suffixes))
     return records(s.run)[artefact]
 
 

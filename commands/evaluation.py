@@ -48,6 +48,8 @@ def make_summary(session: Session, s: Settings) -> dict[str, Any]:
     from reports.scoring import score
     from reports.statistics import summarise
 
+    if "judge" in s.get("scorer", ()) and not s.get("judge_model"):
+        raise UserError("--scorer judge: which model? pass --judge-model NAME")
     start = now()
     record = need_generations(session, s)
     generations = pl.read_parquet(s.run / "generations.parquet")
@@ -65,7 +67,7 @@ def make_summary(session: Session, s: Settings) -> dict[str, Any]:
         for name, table in (("scores", scores), ("summary", summary)):
             with replacing(s.run / f"{name}.parquet") as unfinished:
                 table.write_parquet(unfinished)
-            note(s, name, key, None, start, like=record)
+            note(s, name, key, None, start, like=record, options=s.given())
     if summary.filter(pl.col("n") > 0).is_empty():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
@@ -205,14 +207,18 @@ def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:
     for artefact, splits, rows in bases:
         key = known.get(artefact, {}).get("key", {})
         path = s.run / f"{key.get('source', ACTIVATIONS)}.parquet"
-        if artefact in used and key and path.exists():
-            if known.get(key.get("source", ACTIVATIONS), {}).get("id") != key["activations"]:
+        if artefact in used and key:
+            if not path.exists() or known.get(key.get("source", ACTIVATIONS), {}).get("id") != key["activations"]:
                 raise UserError(f"which prompts the {artefact} behind these answers were fitted to is not known any more, so "
-                                "that rates can't leave them out: activations are newer; run vectors and generate again")  # fmt: skip
+                                f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
             table = pl.read_parquet(path)
             for split in splits:
                 chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
-    if SWEEP in used and (s.run / "sweep_prompts.parquet").exists():
+    if SWEEP in used:
+        if not (s.run / "sweep_prompts.parquet").exists():
+            raise UserError(
+                f"{s.run / 'sweep_prompts.parquet'}, what the setting was chosen on, is gone: run sweep again"
+            )
         texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
     return texts

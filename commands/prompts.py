@@ -24,7 +24,11 @@ def load_prompts(s: Settings, *, limited: bool) -> "pl.DataFrame":
     if s.get("benign"):
         more = load_all(s.get("benign"), s.get("data_mirror")).filter(pl.col("label").fill_null("benign") == "benign")
         more = more.with_columns(pl.lit("benign").alias("label"))
-        prompts = pl.concat([prompts, more.join(prompts, on=["dataset", "id"], how="anti")])
+        both = more.join(prompts.select("dataset", "id", other="prompt"), on=["dataset", "id"])
+        for row in both.filter(pl.col("prompt") != pl.col("other")).head(1).to_dicts():
+            raise UserError(f"{row['dataset']}: --benign and --data have another prompt each with id {row['id']!r}; give "
+                            "the files names that differ")  # fmt: skip
+        prompts = pl.concat([prompts, more.join(both, on=["dataset", "id"], how="anti")])
     return prompts
 
 

@@ -195,13 +195,13 @@ class Settings:
         }
 
     def for_missing(self, *, own_data: bool) -> "Settings":
-        """Settings to make a missing input with; without `own_data` it takes the group's --data and --limit."""
+        """Settings to make a missing input with; without `own_data` it takes the group's --data and --limit alone."""
         made = object.__new__(Settings)
         made.__dict__ = dict(self.__dict__)
         made._values = dict(self._values)
         if not own_data:
             made._values |= self.group
-            made._values["split"] = None
+            made._values |= {"split": None, "benign": ()}
         return made
 
     def with_defaults(self, **values: Any) -> "Settings":

@@ -36,6 +36,19 @@ if TYPE_CHECKING:
     from interventions.routes import Tools
     from interventions.vectors import SteeringVectors
 
+
+def readable_arms(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Arms as they were typed, if they can be read: nothing runs otherwise."""
+    if texts:
+        from interventions.arms import Arm, parse_arms
+
+        try:
+            parse_arms(texts, Arm("fixed", "fixed", 0))
+        except UserError as error:
+            raise click.BadParameter(str(error)) from None
+    return texts
+
+
 STEERING = (
     click.option("--layer", type=click.IntRange(min=0), help="Block to steer.  [default: round(18/32 · n_layers)]"),
     click.option("--category", help="Whose vector to add.  [default: the mean of all categories']"),
@@ -44,8 +57,8 @@ STEERING = (
                  "vector, or the unit vector × the mean residual norm.  [default: residual]"),
     click.option("--scope", type=click.Choice(["prompt-last", "prompt", "generated", "all"]), help="Positions to steer; "
                  "generated: the last prompt token and each generated one.  [default: generated]"),
-    click.option("--arm", multiple=True, help="KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: baseline, fixed, routed, gated, "
-                 "lowrank, ablate, random, wrong-category, prompt-only, logit-bias, oracle.  Keys: category, harmful, layer, "
+    click.option("--arm", multiple=True, callback=readable_arms, help="KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: "
+                 "baseline, fixed, routed, gated, lowrank, ablate, random, wrong-category, prompt-only, logit-bias, oracle.  Keys: category, harmful, layer, "
                  "operation, route, scope, seed, strength, text, unit.  [default: baseline, fixed, and what the run's probe, "
                  "low-rank map and sweep and the model's tokens allow; trace: fixed]"),
 )  # fmt: skip
@@ -261,7 +274,8 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
     known = records(s.run)
     record = known.get(GENERATIONS)
     reason, before = "", (record or {}).get("options", {})
-    split = s.get("split", before.get("split") or "test")
+    was = before.get("split") or "test"
+    split = s.get("split", was)
     if not (s.run / "generations.parquet").exists() or record is None:
         reason = "there are none"
     else:
@@ -269,6 +283,8 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
             name for name in (VECTORS, PROBE, LOWRANK, SWEEP) if _is_newer(known.get(name), record["key"].get(name))
         ]
         reason = f"the {newer[0]} {'are' if newer[0] == VECTORS else 'is'} newer" if newer else contradiction(s, record)
+        if not reason and split != was:
+            reason = f"split is {split}, was {was}"
         if not reason and (s.get("data") or s.get("limit")):
             from data import for_split
 
@@ -279,6 +295,7 @@ def need_generations(session: Session, s: Settings) -> dict[str, Any]:
         missing(s, "generate", "generations", reason)
         kept = ("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens")
         same = {name: before.get(name) for name in kept}
+        same["data"] = s.get("data") or tuple((record or {}).get("data") or ())
         emit_progress(make_generations(session, s.with_values(**same, split=split)))
         record = records(s.run)[GENERATIONS]
     assert record is not None

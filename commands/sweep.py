@@ -10,7 +10,7 @@ from commands.output import warn
 from commands.prompts import fingerprint_of, load_prompts
 from commands.records import SWEEP, model_key, note, unchanged
 from commands.settings import Layers, Numbers, Settings
-from commands.steering import STEERING, need_tools, single_arm
+from commands.steering import STEERING, need_tools, readable_arms, single_arm
 from commands.vectors import need_vectors
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ CATEGORY, UNIT, SCOPE = STEERING[1], STEERING[3], STEERING[4]
     CATEGORY,
     UNIT,
     SCOPE,
-    click.option("--arm", multiple=True, help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; "
-                 "repeatable, one setting is chosen of all.  [default: gated and gated:harmful=0 if there is a probe and the "
+    click.option("--arm", multiple=True, callback=readable_arms, help="What to steer with: fixed, routed, gated, lowrank, "
+                 "… with :KEY=VALUE,…; repeatable, one setting is chosen of all.  [default: gated and gated:harmful=0 if there is a probe and the "
                  "model has refusal tokens, else fixed]"),
     click.option("--best", type=click.IntRange(min=1), help="Settings that generate, shortlisted by the first token.  "
                  "[default: 5]"),

@@ -79,7 +79,7 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
     tokens = logit_lens(model, steering)
     with replacing(path) as unfinished:
         tokens.write_parquet(unfinished)
-    note(s, LENS, key, model, start)
+    note(s, LENS, key, model, start, options=s.given())
     return tokens
 
 

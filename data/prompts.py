@@ -45,7 +45,8 @@ def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
     twice = frame.filter(frame.select("dataset", "id").is_duplicated())
     if twice.height:
         row = twice.row(0, named=True)
-        raise UserError(f"{row['dataset']}: id {row['id']!r} comes from two --data sources; give each once")
+        raise UserError(f"{row['dataset']}: id {row['id']!r} comes from two --data sources; give each once, and "
+                        "files names that differ")  # fmt: skip
     return frame
 
 

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import huggingface_hub  # noqa: F401  # its log handler keeps the stderr of its first import
 import pytest
 import torch
 

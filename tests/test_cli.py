@@ -148,6 +148,9 @@ USAGE = [
     ["--dtype", "int3", "extract"],
     ["vectors", "--tau", "-1"],
     ["vectors", "--method", "magic"],
+    ["generate", "--arm", "magic"],
+    ["sweep", "--arm", "fixed:colour=red"],
+    ["generate", "--arm", "baseline", "--arm", "baseline"],
 ]
 
 
@@ -173,10 +176,8 @@ WRONG = [
     (["trace", "--prompt", " "], "--prompt is empty"),
     (["trace", "--prompt", "tell", "--category", "nosuch"], "no vector for category"),
     (["trace", "--prompt", "tell", "--layer", "44"], "layers 0 to 3"),
-    (["generate", "--arm", "magic"], "unknown kind"),
-    (["generate", "--arm", "fixed:colour=red"], "unknown key"),
-    (["generate", "--arm", "baseline", "--arm", "baseline"], "twice"),
     (["report"], "nothing to report"),
+    (["evaluate", "--scorer", "judge"], "pass --judge-model"),
     (["--remote", "--host", "127.0.0.1:9", "trace"], "http://"),
     (["--remote", "--host", "http://127.0.0.1:9", "trace"], "no NDIF server answers"),
 ]

@@ -65,6 +65,9 @@ def test_answers_to_another_split_are_kept(run, split_file, tiny_tuned_folder, t
     code, _, err = run(*words, "evaluate")
     assert code == 0 and "the prompts changed" not in err
     assert pl.read_parquet(tmp_path / "run" / "generations.parquet").height == 10
+    code, _, err = run(*words, "evaluate", "--split", "train")
+    assert code == 0 and "split is train, was validation" in err
+    assert pl.read_parquet(tmp_path / "run" / "generations.parquet").height == 20
 
 
 def test_rows_that_a_map_was_chosen_on_are_no_test_rows(run, split_file, tiny_tuned_folder, tmp_path):
@@ -83,6 +86,9 @@ def test_prompts_extracted_anew_are_not_taken_for_those_that_were_fitted(run, sp
     assert run(*words, "extract", "--data", other)[0] == 0
     code, _, err = run(*words, "evaluate")
     assert code == 1 and err.count("\n") == 1 and "run vectors and generate again" in err
+    shutil.rmtree(tmp_path / "run" / "activations")
+    code, _, err = run(*words, "evaluate", "--seed", 1)
+    assert code == 1 and "newer or gone" in err
 
 
 def test_tokens_in_brackets_of_other_use_are_no_refusal_tokens(tmp_path):
@@ -104,3 +110,35 @@ def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path):
         start = time.monotonic()
         with writing(tmp_path):
             assert time.monotonic() - start < DYING
+
+
+def test_what_is_read_again_is_read_as_it_was(run, split_file, tiny_tuned_folder, tmp_path):
+    words = ("--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", split_file)
+    assert run(*words, "extract", "--position", "mean", "--layers", "1-2")[0] == 0
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"prompt": "tell me of a cat", "label": "benign", "split": "train"}) + "\n")
+    code, _, err = run(*words, "vectors", "--benign", more)
+    assert code == 0 and "the prompts changed" in err
+    key = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["activations/prompts"]["key"]
+    assert (key["layers"], key["position"]) == ([1, 2], "mean")
+
+
+def test_harmless_prompts_to_measure_on_are_not_fitted_to(run, split_file, tiny_tuned_folder, tmp_path):
+    more = tmp_path / "harmless.jsonl"
+    more.write_text(json.dumps({"prompt": "tell me of a cat", "label": "benign"}) + "\n")
+    words = ("--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", split_file)
+    assert run(*words, "effects", "--benign", more, "--max-new-tokens", 2)[0] == 0
+    read = pl.read_parquet(tmp_path / "run" / "activations" / "prompts.parquet")
+    assert "harmless" not in set(read["dataset"])
+
+
+def test_two_files_of_one_name_are_told_apart_or_refused(run, tiny_tuned_folder, tmp_path):
+    for name, label, many in (("p", "harmful", 2), ("q", "benign", 3)):
+        (tmp_path / name).mkdir()
+        lines = [
+            json.dumps({"prompt": f"{name} tell {at}", "label": label, "category": "weapons"}) for at in range(many)
+        ]
+        (tmp_path / name / "prompts.jsonl").write_text("\n".join(lines))
+    where = ("--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", tmp_path / "p" / "prompts.jsonl")
+    code, _, err = run(*where, "extract", "--benign", tmp_path / "q" / "prompts.jsonl")
+    assert code == 1 and "names that differ" in err
