@@ -26,6 +26,8 @@ from commands.output import one_line, warn
 def main() -> None:
     """Run, and turn every failure into one line and the exit status of the contract."""
     debug = "--debug" in sys.argv or os.environ.get("REFUSAL_DEBUG", "").lower() in ("1", "true", "yes")
+    if not debug:  # the hub's client would say each try; what comes of them is said once
+        os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
     for own in ("data", "interventions"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import nnsight
 import torch
+from huggingface_hub import try_to_load_from_cache
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
@@ -118,6 +119,8 @@ def open_model(
     device = "cpu" if door.is_far else _checked_device(device)
     weights = _checked_dtype(dtype, device)
     disable_progress_bar()
+    if not is_here and not _is_cached(name):
+        logger.warning("model %r is no folder here: asking the hub", name)
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -159,6 +162,14 @@ def open_model(
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's client has this model already."""
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no name of the hub's; opening it says so
+        return True
 
 
 def _door(remote: bool | str) -> Door:

@@ -1,11 +1,15 @@
 """Tiny random models, built in the test run, and the embedded one."""
 
+import os
 import sys
 from pathlib import Path
 
-import huggingface_hub  # noqa: F401  # its log handler keeps the stderr of its first import
 import pytest
 import torch
+
+os.environ.setdefault(
+    "HF_HUB_VERBOSITY", "critical"
+)  # as the command line does, before anything imports the hub's client
 
 WORDS = [
     "how",
