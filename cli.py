@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 
 import click
 
@@ -28,6 +29,7 @@ def main() -> None:
     debug = "--debug" in sys.argv or os.environ.get("REFUSAL_DEBUG", "").lower() in ("1", "true", "yes")
     if not debug:  # the hub's client would say each try; what comes of them is said once
         os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries, to their callers
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
     for own in ("data", "interventions"):

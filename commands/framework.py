@@ -72,7 +72,8 @@ def cli(ctx: click.Context, **_options: Any) -> None:
     """Read and steer refusal in Llama models.
 
     Commands chain and share a run directory: `python cli.py extract vectors trace evaluate report`. A command makes
-    what it needs and finds missing. Every option also comes from REFUSAL_OPTION or REFUSAL_COMMAND_OPTION.
+    what it needs and finds missing. Options before the first command hold for all of them, those behind a command for
+    that one alone. Every option also comes from REFUSAL_OPTION or REFUSAL_COMMAND_OPTION.
     """
     ctx.obj = Session()
 
@@ -103,8 +104,9 @@ def command(
                 summary["remote"] = remote
             emit(name, summary, settings.get("as_json", False))
 
-        for option in reversed(options):
+        run = shared(run)
+        for option in reversed(options):  # a command's own options come first in its help
             run = option(run)
-        return cli.command(name, cls=cls, help=make.__doc__, many=many)(shared(run))
+        return cli.command(name, cls=cls, help=make.__doc__, many=many)(run)
 
     return register

@@ -146,6 +146,13 @@ class Command(click.Command):
                 if _given(value):
                     ctx.params[name] = value
                     break
+        if ctx.parent is not None:
+            folders = ctx.parent.meta.setdefault("refusal run directories", set())
+            folders.add(ctx.params.get("run"))
+            if len(folders) > 1:
+                raise click.UsageError(
+                    "the commands of a chain share one run directory: put --run before the first", ctx
+                )
         return rest
 
 

@@ -149,6 +149,7 @@ USAGE = [
     ["vectors", "--tau", "-1"],
     ["vectors", "--method", "magic"],
     ["generate", "--arm", "magic"],
+    ["extract", "vectors", "--run", "elsewhere"],
     ["sweep", "--arm", "fixed:colour=red"],
     ["generate", "--arm", "baseline", "--arm", "baseline"],
 ]
