@@ -71,7 +71,7 @@ def extract(
         "position": position,
         "suffixes": list(suffixes),
     }
-    shape = (len(texts) * source.rows_each, len(layers), model.d_model)
+    shape = (len(source.encoded) * source.rows_each, len(layers), model.d_model)
     metadata = {
         "model": model.name,
         "revision": model.revision,
