@@ -178,6 +178,34 @@ def test_a_killed_run_goes_on_and_ends_the_same(tiny_folder, tmp_path):
     assert not journal.exists()
 
 
+def test_a_file_of_other_values_is_never_taken_up(tiny, prompts_file, tmp_path, monkeypatch):
+    """Killed half way at one position; then killed again, at another, before that one's file is begun."""
+    from interventions import extraction
+    from interventions.journal import Journal
+
+    prompts, finish = load_all([str(prompts_file)]), Journal.finish
+
+    def dies(*_args):
+        raise KeyboardInterrupt
+
+    def dies_late(journal, noted):
+        finish(journal, noted)
+        if len(journal.done) > 5:
+            raise KeyboardInterrupt
+
+    for target, name, death, position in (
+        (Journal, "finish", dies_late, "mean"),
+        (extraction, "_begin", dies, "last"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(target, name, death)
+            extract(tiny, prompts, tmp_path / "killed", position=position, batch_tokens=1)
+    paths = [extract(tiny, prompts, tmp_path / name, batch_tokens=1) for name in ("killed", "whole")]
+    assert same(*paths)
+    with safe_open(paths[0], "pt") as file:
+        assert file.metadata()["position"] == "last"
+
+
 def test_control_c_says_how_to_go_on(tiny_folder, tmp_path):
     many = tmp_path / "many.jsonl"
     many.write_text("\n".join(json.dumps({"prompt": "tell me " * 9, "label": "benign"}) for _ in range(3000)))
