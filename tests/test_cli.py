@@ -108,6 +108,17 @@ def test_arms_get_names_that_tell_them_apart(run, chain, tmp_path):
     assert not table.select("dataset", "id", "arm").is_duplicated().any()
 
 
+def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, tmp_path):
+    def answers(seed, arm):
+        words = ["--seed", seed, "generate", "--max-new-tokens", 8, "--strength", 1, "--arm", arm]
+        assert run(*chain, *words)[0] == 0
+        return pl.read_parquet(tmp_path / "run" / "generations.parquet").select("id", "response").sort("id")
+
+    by_seed = {seed: answers(seed, "random") for seed in (1, 2)}
+    assert not by_seed[1].equals(by_seed[2])
+    assert all(answers(3, f"random:seed={seed}").equals(table) for seed, table in by_seed.items())
+
+
 def test_no_arm_reads_labels_or_categories(run, chain, tmp_path, prompts_file):
     def texts(path):
         words = ["--run", tmp_path / "run", "generate", "--data", path, "--max-new-tokens", 5, "--strength", 2]
