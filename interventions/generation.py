@@ -215,7 +215,7 @@ def _table(
     whole = {"model": model.name, "backend": model.backend, "seed": seed}
     return pl.DataFrame(
         [
-            columns[row] | _arm_columns(arm) | answers[arm.name, row] | whole
+            columns[row] | arm_columns(arm) | answers[arm.name, row] | whole
             for arm in arms
             for row in range(prompts.height)
         ],
@@ -250,7 +250,8 @@ def stop_tokens(model: Model) -> set[int]:
     return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
 
 
-def _arm_columns(arm: Arm) -> dict[str, Any]:
+def arm_columns(arm: Arm) -> dict[str, Any]:
+    """What the tables say of an arm; null where it has no such thing."""
     named = {"arm": arm.name, "kind": arm.kind}
     if not arm.steers:
         return named | {
