@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 import cli
 from commands.settings import spread
@@ -275,6 +276,16 @@ def test_vectors_are_carried_away_and_baked_in(run, chain, tmp_path):
     assert json.loads((tmp_path / "run" / "baked" / "baked.json").read_text())["operation"] == "add"
     code, _, err = run(*chain, "export", "--format", "gguf", "--layers", "0")
     assert code == 1 and "0" in err
+
+
+def test_one_layer_is_carried_away_at_the_default_depth_of_the_model(run, chain, tmp_path):
+    """Layer 2 of 4 is the default; 18/32 of the way through layers 1 to 3 would be 3."""
+    for layers, wanted in (("0,1", 1), ("0,3", 3), ("1-3", 2), ("0-3", 2)):
+        code, out, err = run(*chain, "--json", "extract", "--layers", layers, "export", "--format", "lm-eval")
+        assert code == 0, err
+        assert json.loads(out.splitlines()[-1])["layer"] == wanted
+        plan = torch.load(tmp_path / "run" / "export" / "lm-eval.pt", weights_only=True)
+        assert list(plan) == [f"layers.{wanted}"]
 
 
 def test_answers_are_written_to_label_by_hand_and_read_back(run, chain, tmp_path):
