@@ -208,7 +208,7 @@ class _Work:
     budget: Budget
 
     def journal(self, stage: str, plans: Sequence[Plan], tokens: int) -> Journal:
-        """Of a stage; the scorer is part of the second's name."""
+        """Of a stage; the scorer is not part of its key, since one and the same judges every sweep of a model."""
         model = self.model
         key = {
             "model": [model.name, model.revision, model.template_hash, model.dtype],
