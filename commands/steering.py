@@ -313,7 +313,8 @@ def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     def best(column: str) -> list[str]:
-        return [f"{row[0]['token']!r} {row[0]['probability']:.2f}" for row in table[column]]
+        pairs = [(row[0]["token"], row[0]["probability"]) for row in table[column]]
+        return ["–" if share is None else f"{token!r} {share:.2f}" for token, share in pairs]
 
     shown: dict[str, Any] = {"prompt": table["prompt"], "KL": table["kl"].round(4), "next": best("top_unsteered")}
     shown["next, steered"] = best("top_steered")

@@ -14,7 +14,15 @@ from interventions.backends import JOB_BYTES
 from interventions.encoding import Encoded, pad_batch, pad_id, plan_batches
 from interventions.extraction import RESULT_BYTES
 from interventions.forcing import forced
-from interventions.generation import answer_rows, arm_columns, row_answer, tools_fingerprint, variants_of
+from interventions.generation import (
+    answer_rows,
+    arm_columns,
+    finite,
+    row_answer,
+    tools_fingerprint,
+    variants_of,
+    warn_of_overflow,
+)
 from interventions.journal import Journal
 from interventions.models import Model
 from interventions.passes import DECODED, Budget, default_batch_tokens
@@ -83,7 +91,7 @@ def trace(
         kl = sides[0].kl[:, 1] if len(sides) == 1 else _divergence(model, rows, variants)
         shadows = projections(sides[0].residual, vectors)
         return [
-            _row(model, sides, at, plans, max_new_tokens) | {"kl": float(kl[at]), "projections": shadows[at]}
+            _row(model, sides, at, plans, max_new_tokens) | {"kl": finite(kl[at]), "projections": shadows[at]}
             for at in range(len(rows))
         ]
 
@@ -100,7 +108,9 @@ def trace(
     }
     journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
-    return pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
+    table = pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
+    warn_of_overflow("KL divergence", table["kl"].null_count(), table.height)
+    return table
 
 
 def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[dict[str, Any]]]:
@@ -108,10 +118,10 @@ def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[d
     names, layers = vectors.categories, vectors.layers
     stacked = torch.stack([vectors.tensors[name] for name in names]).double()  # (categories, layers, d_model)
     unit = stacked / stacked.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    values = torch.einsum("rld,cld->rcl", residual.double(), unit).tolist()
+    values = torch.einsum("rld,cld->rcl", residual.double(), unit)
     return [
         [
-            {"category": name, "layer": layer, "value": row[c][at]}
+            {"category": name, "layer": layer, "value": finite(row[c, at])}
             for c, name in enumerate(names)
             for at, layer in enumerate(layers)
         ]
@@ -151,5 +161,5 @@ def _row(
 
 
 def _top(model: Model, ids: torch.Tensor, shares: torch.Tensor) -> list[dict[str, Any]]:
-    pairs = zip(ids.tolist(), shares.tolist(), strict=True)
-    return [{"token": model.tokenizer.decode([token]), "probability": share} for token, share in pairs]
+    pairs = zip(ids.tolist(), shares, strict=True)
+    return [{"token": model.tokenizer.decode([token]), "probability": finite(share)} for token, share in pairs]

@@ -1,11 +1,14 @@
 """A trace's figures are those of plain forward passes, whatever the arm changes: the residual stream or the prompt."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr, softmax
 from test_steering import plain, vectors_of
 
+from commands.steering import trace_table
 from data import load_all
 from interventions.arms import Arm, parse_arms
 from interventions.encoding import encode
@@ -54,3 +57,19 @@ def test_a_vector_is_traced_as_a_plain_hook_adds_it(tiny, prompts, tmp_path):
         p, q = (softmax(plain(tiny, ids, 2, "generated", 1, delta=d)[1].numpy()) for d in (None, delta))
         assert row["kl"] == pytest.approx(rel_entr(p, q).sum(), rel=1e-3)
         assert (row["layer"], row["category"], row["strength_unit"]) == (2, "weapons", "unit")
+
+
+def test_what_is_no_number_is_missing_and_said_once(tiny_tuned, prompts, tmp_path, caplog):
+    """An addition beyond float32 makes every logit NaN."""
+    arm, tools = replace(BASE, strength=1e39, unit="raw"), Tools(vectors_of(tiny_tuned))
+    table = trace(tiny_tuned, prompts, tools, arm, tmp_path, max_new_tokens=2)
+    assert table["kl"].null_count() == table.height and "nan" not in str(table.to_dicts())
+    assert {one["probability"] for row in table["top_steered"] for one in row} == {None}
+    assert trace_table(table)["next, steered"].to_list() == ["–"] * table.height
+    assert ["KL divergence" in line for line in caplog.messages] == [True]
+    caplog.clear()
+    arms = [Arm("baseline", "baseline", 2), arm]
+    answers = generate(tiny_tuned, prompts, tools, tmp_path / "g.parquet", arms=arms, max_new_tokens=2)
+    lost = answers["refusal_probability"].is_null()
+    assert lost.to_list() == (answers["arm"] == "fixed").to_list() and not answers["refusal_probability"].is_nan().any()
+    assert ["6 of 12" in line for line in caplog.messages] == [True]
