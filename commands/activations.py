@@ -1,6 +1,7 @@
 """`extract`: prompts to residual activations."""
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -113,7 +114,11 @@ def pairing(model: "Model", prompts: "pl.DataFrame", split: str) -> tuple["pl.Da
 
 def default_layer(record: dict[str, Any]) -> int:
     """Of the layers there are activations of, the one nearest to the default layer of their model."""
-    layers, depth = record["key"]["layers"], record["n_layers"]
+    return nearest_default(record["key"]["layers"], record["n_layers"])
+
+
+def nearest_default(layers: Sequence[int], depth: int) -> int:
+    """Of some layers, the one nearest to the default layer of a model of so many."""
     wanted = min(round(18 / 32 * depth), depth - 1)
     return min(layers, key=lambda at: abs(at - wanted))
 

@@ -307,7 +307,7 @@ def _is_newer(record: dict[str, Any] | None, used: str | None) -> bool:
 
 
 def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":
-    """The arm of --layer, --category, --strength, --strength-unit and --scope, and of trace's one --arm."""
+    """The arm of --layer, --category, --strength, --strength-unit, --scope and --seed, and of trace's one --arm."""
     from interventions.arms import DEFAULT_SCOPE, DEFAULT_STRENGTH, DEFAULT_UNIT, Arm, parse_arms
 
     layer = s.get("layer")
@@ -316,7 +316,8 @@ def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm
     if layer is None:
         layer = min(steering.layers, key=lambda at: abs(at - model.default_layer()))
     arm = Arm("fixed", "fixed", layer, s.get("category", "mean"), strength=s.get("strength", DEFAULT_STRENGTH),
-              unit=s.get("strength_unit", DEFAULT_UNIT), scope=s.get("scope", DEFAULT_SCOPE))  # fmt: skip
+              unit=s.get("strength_unit", DEFAULT_UNIT), scope=s.get("scope", DEFAULT_SCOPE),
+              seed=s.get("seed", 0))  # fmt: skip
     if s.command == "trace" and s.get("arm"):
         arms = [a for a in parse_arms(s.get("arm"), arm) if a.kind != "baseline"]
         if len(arms) != 1:
@@ -330,7 +331,8 @@ def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     def best(column: str) -> list[str]:
-        return [f"{row[0]['token']!r} {row[0]['probability']:.2f}" for row in table[column]]
+        pairs = [(row[0]["token"], row[0]["probability"]) for row in table[column]]
+        return ["–" if share is None else f"{token!r} {share:.2f}" for token, share in pairs]
 
     shown: dict[str, Any] = {"prompt": table["prompt"], "KL": table["kl"].round(4), "next": best("top_unsteered")}
     shown["next, steered"] = best("top_steered")

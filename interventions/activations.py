@@ -4,7 +4,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from sys import float_info
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -48,8 +51,12 @@ class Activations:
                 metadata, shape, kind, names = file.metadata() or {}, view.get_shape(), view.get_dtype(), file.keys()
             layers = json.loads(metadata["layers"])
             rows = pl.read_parquet(path.with_suffix(".parquet"))
-        except (SafetensorError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{path}: not a readable activations file; run extract again ({error})") from None
+        if not are_layers(layers):
+            raise UserError(
+                f"{path}: the layers in its metadata are not ascending numbers from 0 on; run extract again"
+            )
         if kind != "F32" or len(names) != 1 or len(shape) != 3 or shape[1] != len(layers):
             raise UserError(f"{path}: not float32 (rows, layers, d_model) as its metadata says; run extract again")
         if shape[0] != rows.height:
@@ -101,6 +108,17 @@ class Activations:
         """Where the values begin: they are the file's only tensor, and so its tail."""
         height, depth, width = self.shape
         return self.path.stat().st_size - height * depth * width * 4
+
+
+def are_layers(value: Any) -> bool:
+    """Whether what came out of a file's JSON is a list of block numbers: ascending, each once, at least one."""
+    whole = isinstance(value, list) and all(type(one) is int for one in value)
+    return whole and bool(value) and value[0] >= 0 and all(a < b for a, b in pairwise(value))
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether what came out of a file's JSON is a list of finite numbers."""
+    return isinstance(value, list) and all(type(one) in (int, float) and abs(one) <= float_info.max for one in value)
 
 
 def spans(layers: Sequence[int]) -> str:

@@ -78,6 +78,9 @@ def decoded(
             hidden = hidden.view(len(slots), -1, hidden.shape[-1])
             change(hidden, changes[number], slots, True, wide)
         logits = network.output.logits[:, -keep:, :].float().flatten(0, 1)
+    if keep > 1 and bool(logits.isnan().any()):  # what overflows reaches those beside it: no weight times NaN is NaN
+        cache.crop(-keep)
+        return decoded(network, blocks, batch, cache, arms, seen, options | {"side_by_side": False})
     if len(slots) > len(alive):
         logits = logits[torch.searchsorted(slots, alive)]
     logits = biased(logits, arms, seen, options["gate"], alive)

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from data.errors import UserError
+
 BATCH_TOKENS = 2048
 RENDERED = 512  # prompts tokenized at once: their offsets take ten times the memory of their ids
 RESPOND = "respond"
+MARK = "\ue000"  # for private use, so that no template holds it
 CONTROL_TOKEN = re.compile(r"\[([^\W\d_][^\[\]\n]*)\]")  # a name in brackets that begins with a letter
 # Special tokens that are there to be taken (Llama 3, Gemma, Mistral, Qwen) or that only mark the source files of
 # pre-training data (StarCoder, SmolLM).
@@ -25,7 +28,8 @@ class Encoded:
 
     Attributes:
         ids: One list of token ids a row, exactly one BOS where the model has one.
-        user: For each row the tokens [start, stop) that hold the user's text; never position 0.
+        user: For each row the tokens [start, stop) that hold the user's text; never position 0. Empty where a template
+            leaves nothing of it.
     """
 
     ids: list[list[int]]
@@ -53,21 +57,28 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
         tokenizer: A fast tokenizer.
         prompts: N texts.
         suffixes: With S of them, N·S rows come out, the suffixes of a prompt adjacent.
+
+    Raises:
+        UserError: A prompt gives no token at all.
     """
     empty = tokenizer("")["input_ids"]
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id in empty else None
     endings = suffix_ids(tokenizer, suffixes) or [[]]
     ids: list[list[int]] = []
     user: list[tuple[int, int]] = []
+    before, mark, after = render(tokenizer, MARK).partition(MARK)
+    framed = bool(mark) and MARK not in after
     for at in range(0, len(prompts), RENDERED):
         some = prompts[at : at + RENDERED]
         texts = [render(tokenizer, prompt) for prompt in some]
         tokens = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        for text, prompt, row, offsets in zip(texts, some, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-            start, stop = _user_tokens(text, prompt, offsets)
+        for text, row, offsets in zip(texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+            start, stop = _user_tokens(text, before, after, offsets) if framed else (1, len(offsets))
             if bos is not None and row[:1] != [bos]:
                 row, start, stop = [bos, *row], start + 1, stop + 1
-            span = (max(start, 1), max(stop, 2)) if len(row) > 1 else (0, 1)
+            if not row:
+                raise UserError("a prompt is blank, and without a chat template no token is left of it")
+            span = (start, stop) if start == stop else (max(start, 1), max(stop, 2)) if len(row) > 1 else (0, 1)
             for ending in endings:
                 ids.append(row + ending)
                 user.append(span)
@@ -79,17 +90,13 @@ def suffix_ids(tokenizer: Any, suffixes: Sequence[str]) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in suffixes]
 
 
-def _user_tokens(text: str, prompt: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Tokens that overlap the user's text; templates may strip it."""
-    at = text.rfind(prompt)
-    wanted = prompt
-    if at < 0:
-        wanted = prompt.strip()
-        at = text.rfind(wanted)
-    if at < 0:  # the template rewrote the text: every token but the first counts
-        return 1, len(offsets)
-    inside = [i for i, (a, b) in enumerate(offsets) if a < at + len(wanted) and b > at]
-    return inside[0], inside[-1] + 1
+def _user_tokens(text: str, before: str, after: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens that overlap the user's text: what stands between the template's own, whatever words it shares with it."""
+    start, stop = len(before), len(text) - len(after)
+    if start > stop or not (text.startswith(before) and text.endswith(after)):
+        return 1, len(offsets)  # the template says other things of this prompt: every token but the first counts
+    inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and start < stop]
+    return (inside[0], inside[-1] + 1) if inside else (1, 1)
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | None = None) -> list[list[int]]:

@@ -71,7 +71,7 @@ def extract(
         "position": position,
         "suffixes": list(suffixes),
     }
-    shape = (len(texts) * source.rows_each, len(layers), model.d_model)
+    shape = (len(source.encoded) * source.rows_each, len(layers), model.d_model)
     metadata = {
         "model": model.name,
         "revision": model.revision,
@@ -86,7 +86,7 @@ def extract(
     if not unfinished.exists():
         journal_path.unlink(missing_ok=True)
     most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
-    journal = Journal(journal_path, key, plan_batches(source.computed(model), batch_tokens, most_rows))
+    journal = Journal(journal_path, key, plan_batches(source.computed(model), batch_tokens, most_rows), unfinished)
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
     _run(model, source, layers, journal, unfinished, shape, batch_tokens)
@@ -155,7 +155,7 @@ def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) ->
     tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
     header = json.dumps({"__metadata__": metadata, "activations": tensor}).encode()
     header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)
 

@@ -135,6 +135,7 @@ def finetune(
             lessons,
             held,
             plan,
+            names={slot.id: slot.name for slot in slots},
             pad=pad_id(tokenizer),
             checkpoint=work / "state.safetensors",
             key=key,

@@ -1,5 +1,6 @@
 """Steered generation in batches, resumable: prompts and vectors in, one row for each prompt and arm out."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 
 from data import fingerprint
 from interventions.arms import Arm
@@ -21,6 +23,8 @@ from interventions.progress import progress
 from interventions.routes import Plan, Tools, plan_arm, refusals
 from interventions.rundir import replacing
 from interventions.steering import Answers, Gate, answer
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = {
     "dataset": pl.String, "id": pl.String, "category": pl.String, "label": pl.String, "prompt": pl.String,
@@ -100,6 +104,8 @@ def generate(
             journal.finish({group[0]: answers})
             bar.update(len(answers))
     table = _table(model, prompts, arms, variants, journal, seed)
+    if refusals(model).ids:
+        warn_of_overflow("refusal probability", table["refusal_probability"].null_count(), table.height)
     with replacing(path) as unfinished:
         table.write_parquet(unfinished)
     journal.remove()
@@ -166,11 +172,25 @@ def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max
     steers = plan.arm.steers
     gated = plan.arm.route == "gated" and found.gate is not None
     return finished(model, found.tokens[row, arm].tolist(), max_new_tokens) | {
-        "refusal_probability": None if found.refusal is None else float(found.refusal[row, arm]),
+        "refusal_probability": None if found.refusal is None else finite(found.refusal[row, arm]),
         "vector": plan.names[int(found.vector[row, arm])] if steers and plan.arm.kind != "lowrank" else None,
         "strength": float(found.strength[row, arm]) if steers or plan.bias else None,
-        "gate": float(found.gate[row]) if gated and found.gate is not None else None,
+        "gate": finite(found.gate[row]) if gated and found.gate is not None else None,
     }
+
+
+def finite(value: torch.Tensor) -> float | None:
+    """A figure for a table; null where the steering, or the model's type, went beyond what its numbers hold."""
+    return float(value) if bool(value.isfinite()) else None
+
+
+def warn_of_overflow(what: str, lost: int, among: int) -> None:
+    """Say once, for a whole table, how many of its rows have a figure that is no number; nothing if none has."""
+    if lost:
+        logger.warning(
+            "%s: not a number in %d of %d, written as missing; try a weaker --strength, or --dtype float32",
+            what, lost, among,
+        )  # fmt: skip
 
 
 def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
@@ -215,7 +235,7 @@ def _table(
     whole = {"model": model.name, "backend": model.backend, "seed": seed}
     return pl.DataFrame(
         [
-            columns[row] | _arm_columns(arm) | answers[arm.name, row] | whole
+            columns[row] | arm_columns(arm) | answers[arm.name, row] | whole
             for arm in arms
             for row in range(prompts.height)
         ],
@@ -250,7 +270,8 @@ def stop_tokens(model: Model) -> set[int]:
     return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
 
 
-def _arm_columns(arm: Arm) -> dict[str, Any]:
+def arm_columns(arm: Arm) -> dict[str, Any]:
+    """What the tables say of an arm; null where it has no such thing."""
     named = {"arm": arm.name, "kind": arm.kind}
     if not arm.steers:
         return named | {

@@ -1,6 +1,6 @@
 """An arm as plain PyTorch hooks, for programs that call the model themselves.
 
-The edits are the traces' own (`steering.change`), and so are routes and gates (`steering.chosen`); only who calls the
+The edits are the traces' own (`edits.change`), and so are routes and gates (`edits.chosen`); only who calls the
 model differs. It has to be in this process.
 """
 

@@ -20,8 +20,12 @@ class Journal:
         resumed: Whether an earlier run's plan was taken up.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], plan: list[list[int]]) -> None:
-        """Open or begin the journal; `key` must be JSON."""
+    def __init__(self, path: Path, key: dict[str, Any], plan: list[list[int]], results: Path | None = None) -> None:
+        """Open or begin the journal; `key` must be JSON.
+
+        `results` is the file that batches are written into: one that stands there goes before a new journal comes, so
+        that no kill in between leaves it to the wrong one.
+        """
         self._path = path
         self._lock = threading.Lock()
         self.plan = plan
@@ -38,6 +42,8 @@ class Journal:
                     self.done |= {int(batch): noted for batch, noted in line["done"].items()}
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if results is not None:
+                results.unlink(missing_ok=True)
             path.write_text(json.dumps({"key": key, "plan": plan}) + "\n")
 
     def _whole_lines(self) -> list[dict[str, Any]]:

@@ -231,7 +231,7 @@ def steps(
 
 
 def added(hidden: torch.Tensor, low: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
-    """U z, or U Vᵀ(h − mean): what `steering.change` adds at strength 1."""
+    """U z, or U Vᵀ(h − mean): what `edits.change` adds at strength 1."""
     up, down, z, mean = (low[name].to(hidden.device) for name in ("U", "V", "z", "mean"))
     return up @ z if mode == "fixed" else ((hidden.float() - mean) @ down) @ up.T
 

@@ -20,7 +20,7 @@ from interventions.contrasts import RESPOND, Contrast, contrasts, has_suffixes, 
 from interventions.covariance import within_class_covariance
 from interventions.logistic import fit_logistic
 from interventions.progress import progress
-from interventions.vectors import FORMAT, SteeringVectors
+from interventions.vectors import FORMAT, SteeringVectors, check_names
 
 METHODS = {
     "mean": "mean of a category's rows minus mean of all benign rows",
@@ -58,13 +58,14 @@ def fit_vectors(
         respond: The respond token's name, without brackets.
 
     Raises:
-        UserError: An unknown method, or rows that it needs are missing.
+        UserError: An unknown method, rows that it needs are missing, or a category has the name of the mean of all.
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     activations = Activations.open(path)
     paired = method == "contrastive" or (method == "pca" and has_suffixes(activations.rows))
     chosen = contrasts(activations.rows, split, paired=paired, respond=respond)
+    check_names(contrast.category for contrast in chosen)
     if method == "shuffled":
         chosen = shuffled(chosen, np.random.default_rng(seed))
     vectors, norms = mean_differences(activations, chosen)

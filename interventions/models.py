@@ -252,7 +252,10 @@ def _checked_device(device: str | None) -> str:
 def _checked_dtype(dtype: str | None, device: str) -> Any:
     if dtype is None:
         return torch.float32 if device == "cpu" else "auto"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(known)}")
+    return known[dtype]
 
 
 def _cannot_open(name: str, error: Exception) -> str:

@@ -8,6 +8,7 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
+from data.errors import UserError
 from interventions.caching import repeated
 from interventions.encoding import Encoded, encode, pad_batch, pad_id, suffix_ids
 from interventions.models import Model
@@ -31,10 +32,19 @@ class Source:
 
     @classmethod
     def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], position: str) -> "Source":
-        """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out."""
+        """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out.
+
+        Raises:
+            UserError: A mean over the tokens of a prompt that has none.
+        """
         if suffixes and model.takes_masks:
             return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
-        return cls(encode(model.tokenizer, texts, suffixes), [], position)
+        encoded = encode(model.tokenizer, texts, suffixes)
+        nothing = [at for at, (start, stop) in enumerate(encoded.user) if start == stop]
+        if position == "mean" and nothing:
+            raise UserError(f"prompt {texts[nothing[0]]!r} has no token to take the mean of; leave it out, or use "
+                            "--position last")  # fmt: skip
+        return cls(encoded, [], position)
 
     @property
     def rows_each(self) -> int:

@@ -1,7 +1,7 @@
 """Routes: which row gets which vector, and how strongly.
 
-`plan_arm` turns an arm into tensors, here; `choose` reads a batch's first forward pass and decides row by row, wherever
-the trace runs. Neither sees a row's category or label, but for the arm `oracle`.
+`plan_arm` turns an arm into tensors, here; `edits.chosen` reads a batch's first forward pass and decides row by row,
+wherever the trace runs. Neither sees a row's category or label, but for the arm `oracle`.
 """
 
 from collections.abc import Sequence
@@ -141,7 +141,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
         )
     elif arm.steers and arm.kind != "lowrank" and arm.category != MEAN:
         vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
-        given = torch.full((count,), names.index(arm.category))
+        given = torch.full((count,), categories.index(arm.category))
     return Plan(
         arm,
         names,

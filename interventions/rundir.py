@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data.errors import UserError
 
@@ -103,13 +103,6 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """This moment, UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_json(file: IO[str], value: Any) -> None:
-    """JSON to an open file, on disk before it returns."""
-    json.dump(value, file)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from data.errors import UserError
 from interventions.arms import Arm, parse_arms
 from interventions.backends import JOB_BYTES
 from interventions.encoding import Encoded, encode
-from interventions.generation import answer_rows, finished, plan_answers, tools_fingerprint
+from interventions.generation import answer_rows, finished, plan_answers, tools_fingerprint, warn_of_overflow
 from interventions.journal import Journal
 from interventions.models import Model
 from interventions.passes import DECODED, Budget, default_batch_tokens
@@ -142,6 +142,7 @@ def sweep(
     if refusals(model).ids:
         journals.append(work.journal("first", plans, 0))
         probability = work.first_position(journals[0], plans)
+        warn_of_overflow("refusal probability", int((~np.isfinite(probability)).any(0).sum()), len(arms))
         chosen = shortlist(_shares(probability, harmful), arms, best, refusal_loss)
     kept = [0, *chosen]
     journals.append(work.journal("text", [plans[at] for at in kept], max_new_tokens))
@@ -161,7 +162,8 @@ def shortlist(shares: Shares, arms: Sequence[Arm], best: int, refusal_loss: floa
 
     First come those that keep the refusal of harmful rows, to two points, least over-refusal first, then the others
     by what they gain less what they lose. Where over-refusal is equal to a point the gentler comes first, since the stronger
-    mostly breaks text; and no layer of an arm is taken twice before every other had its turn.
+    mostly breaks text; and no layer of an arm is taken twice before every other had its turn. Settings whose figures
+    are no numbers come last.
     """
     loss, fall = shares.harmful[0] - shares.harmful, shares.benign[0] - shares.benign
 
@@ -170,14 +172,16 @@ def shortlist(shares: Shares, arms: Sequence[Arm], best: int, refusal_loss: floa
         gain = fall[at] if keeps else fall[at] - loss[at]
         return (not keeps, -round(gain / EQUAL), abs(arms[at].strength))
 
-    order = sorted(range(1, len(arms)), key=rank)
+    known = np.isfinite(loss) & np.isfinite(fall)
+    order = sorted((at for at in range(1, len(arms)) if known[at]), key=rank)
+    lost = sorted((at for at in range(1, len(arms)) if not known[at]), key=lambda at: abs(arms[at].strength))
     seen: dict[tuple[str, int], int] = {}
     turns = []
     for at in order:
         place = arms[at].name, arms[at].layer
         seen[place] = seen.get(place, 0) + 1
         turns.append((seen[place], len(turns), at))
-    return [at for _, _, at in sorted(turns)[:best]]
+    return [*(at for _, _, at in sorted(turns)), *lost][:best]
 
 
 def choose(shares: Shares, arms: Sequence[Arm], refusal_loss: float) -> int | None:
@@ -208,7 +212,7 @@ class _Work:
     budget: Budget
 
     def journal(self, stage: str, plans: Sequence[Plan], tokens: int) -> Journal:
-        """Of a stage; the scorer is part of the second's name."""
+        """Of a stage; the scorer is not part of its key, since one and the same judges every sweep of a model."""
         model = self.model
         key = {
             "model": [model.name, model.revision, model.template_hash, model.dtype],

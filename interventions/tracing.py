@@ -11,9 +11,18 @@ import torch
 from data import fingerprint
 from interventions.arms import Arm
 from interventions.backends import JOB_BYTES
-from interventions.encoding import encode, plan_batches
+from interventions.encoding import Encoded, pad_batch, pad_id, plan_batches
 from interventions.extraction import RESULT_BYTES
-from interventions.generation import answer_rows, row_answer, tools_fingerprint
+from interventions.forcing import forced
+from interventions.generation import (
+    answer_rows,
+    arm_columns,
+    finite,
+    row_answer,
+    tools_fingerprint,
+    variants_of,
+    warn_of_overflow,
+)
 from interventions.journal import Journal
 from interventions.models import Model
 from interventions.passes import DECODED, Budget, default_batch_tokens
@@ -43,7 +52,7 @@ def trace(
     top_k: int = 5,
     batch_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """Next token, projections and, if asked for, text of each prompt, without and with the arm's vector.
+    """Next token, projections and, if asked for, text of each prompt, without and with what the arm does.
 
     `category` is that of the vector which was added; the prompt's own is `prompt_category`. Projections are those
     of the unsteered residual stream at the last prompt token onto each category's unit vector.
@@ -56,8 +65,8 @@ def trace(
     baseline = replace(arm, name="baseline", kind="baseline", route="fixed")
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, one, tools, own) for one in (baseline, arm)]
-    encoded = encode(model.tokenizer, prompts["prompt"].to_list())
-    lengths = [len(ids) + max_new_tokens for ids in encoded.ids]
+    variants = variants_of(model, prompts["prompt"].to_list(), plans)
+    lengths = [len(ids) + max_new_tokens for ids in variants[-1][0].ids]
     key = {
         "model": [model.name, model.revision, model.template_hash, model.dtype],
         "data": fingerprint(prompts),
@@ -72,12 +81,19 @@ def trace(
 
     def work(group: tuple[int, ...]) -> list[dict[str, Any]]:
         rows = journal.plan[group[0]]
-        found = answer_rows(
-            model, encoded, rows, plans, tools.probe, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
-        )
-        assert found.residual is not None
-        shadows = projections(found.residual, vectors)
-        return [_row(model, found, at, plans, max_new_tokens) | {"projections": shadows[at]} for at in range(len(rows))]
+        sides = [
+            answer_rows(
+                model, encoded, rows, mine, tools.probe, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
+            )
+            for encoded, mine in variants
+        ]
+        assert sides[0].residual is not None and sides[0].kl is not None
+        kl = sides[0].kl[:, 1] if len(sides) == 1 else _divergence(model, rows, variants)
+        shadows = projections(sides[0].residual, vectors)
+        return [
+            _row(model, sides, at, plans, max_new_tokens) | {"kl": finite(kl[at]), "projections": shadows[at]}
+            for at in range(len(rows))
+        ]
 
     with progress(
         prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.door.watch
@@ -92,7 +108,9 @@ def trace(
     }
     journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
-    return pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
+    table = pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
+    warn_of_overflow("KL divergence", table["kl"].null_count(), table.height)
+    return table
 
 
 def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[dict[str, Any]]]:
@@ -100,10 +118,10 @@ def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[d
     names, layers = vectors.categories, vectors.layers
     stacked = torch.stack([vectors.tensors[name] for name in names]).double()  # (categories, layers, d_model)
     unit = stacked / stacked.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    values = torch.einsum("rld,cld->rcl", residual.double(), unit).tolist()
+    values = torch.einsum("rld,cld->rcl", residual.double(), unit)
     return [
         [
-            {"category": name, "layer": layer, "value": row[c][at]}
+            {"category": name, "layer": layer, "value": finite(row[c, at])}
             for c, name in enumerate(names)
             for at, layer in enumerate(layers)
         ]
@@ -111,25 +129,37 @@ def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[d
     ]
 
 
-def _row(model: Model, found: Answers, row: int, plans: Sequence[Plan], max_new_tokens: int) -> dict[str, Any]:
-    """What the table says of one prompt; `found` has the baseline first, then the arm."""
-    assert found.kl is not None and found.top is not None
+def _divergence(model: Model, rows: Sequence[int], variants: Sequence[tuple[Encoded, list[Plan]]]) -> torch.Tensor:
+    """KL(unsteered ‖ arm) of the first position where the arm's prompts are others: (rows,), nats."""
+    pad = pad_id(model.tokenizer)
+    plain, other = (pad_batch([encoded.ids[row] for row in rows], pad, model.device) for encoded, _ in variants)
+    plans = [plan.for_rows(rows).shipped() for plan in variants[1][1]]
+    kl = forced(model, other, [[pad]] * len(rows), plans, reference=plain).kl  # whichever token would follow
+    assert kl is not None
+    return kl[:, 0, 0]
+
+
+def _row(
+    model: Model, sides: Sequence[Answers], row: int, plans: Sequence[Plan], max_new_tokens: int
+) -> dict[str, Any]:
+    """What the table says of one prompt; the first side begins with the baseline, the last ends with the arm."""
+    first, last = sides[0], sides[-1]
+    assert first.top is not None and last.top is not None
     arm = plans[1].arm
-    before, after = (row_answer(model, found, row, at, plan, max_new_tokens) for at, plan in enumerate(plans))
+    before = row_answer(model, first, row, 0, plans[0], max_new_tokens)
+    after = row_answer(model, last, row, last.tokens.shape[1] - 1, plans[1], max_new_tokens)
+    columns = arm_columns(arm)
     return {
         "category": after["vector"],
-        "layer": arm.layer,
         "strength": after["strength"],
-        "strength_unit": arm.unit,
-        "scope": arm.scope,
-        "kl": float(found.kl[row, 1]),
-        "top_unsteered": _top(model, found.top[0][row, 0], found.top[1][row, 0]),
-        "top_steered": _top(model, found.top[0][row, 2], found.top[1][row, 2]),
+        **{name: columns[name] for name in ("layer", "strength_unit", "scope")},
+        "top_unsteered": _top(model, first.top[0][row, 0], first.top[1][row, 0]),
+        "top_steered": _top(model, last.top[0][row, -1], last.top[1][row, -1]),
         "text_unsteered": before["response"] if max_new_tokens else None,
         "text_steered": after["response"] if max_new_tokens else None,
     }
 
 
 def _top(model: Model, ids: torch.Tensor, shares: torch.Tensor) -> list[dict[str, Any]]:
-    pairs = zip(ids.tolist(), shares.tolist(), strict=True)
-    return [{"token": model.tokenizer.decode([token]), "probability": share} for token, share in pairs]
+    pairs = zip(ids.tolist(), shares, strict=True)
+    return [{"token": model.tokenizer.decode([token]), "probability": finite(share)} for token, share in pairs]

@@ -6,7 +6,7 @@ ends with the weights of one that was not.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def train(
     held: Sequence[Lesson],
     plan: Plan,
     *,
+    names: Mapping[int, str],
     pad: int,
     checkpoint: Path,
     key: dict[str, Any],
@@ -101,6 +102,7 @@ def train(
         lessons: To learn from.
         held: To measure after each epoch.
         plan: How.
+        names: The control tokens by their ids, those that no held-out row opens with among them.
         pad: Token id to pad with.
         checkpoint: File to go on from if its key is this one, and to write.
         key: All that the training depends on, as JSON.
@@ -126,7 +128,8 @@ def train(
                 if time.monotonic() - written >= checkpoint_seconds and state.batch < len(batches):
                     _save(checkpoint, key, parameters, optimiser, state)
                     written = time.monotonic()
-            _end_epoch(module, held, plan, pad, state, state.loss / len(lessons), parameters)
+            figures = validate(module, held, names, plan.batch_tokens, pad)
+            _end_epoch(Epoch(number + 1, state.loss / len(lessons), *figures), state, parameters)
             state.seconds = time.monotonic() - begun
             _save(checkpoint, key, parameters, optimiser, state)
             bar.say(f"validation accuracy {state.epochs[-1].category_accuracy:.3f}")
@@ -187,16 +190,8 @@ def _step(
     return float(loss.detach())
 
 
-def _end_epoch(
-    module: Any,
-    held: Sequence[Lesson],
-    plan: Plan,
-    pad: int,
-    state: Progress,
-    train_loss: float,
-    parameters: dict[str, torch.nn.Parameter],
-) -> None:
-    epoch = Epoch(len(state.epochs) + 1, train_loss, *validate(module, held, plan.batch_tokens, pad))
+def _end_epoch(epoch: Epoch, state: Progress, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Keep the parameters if the epoch is the best so far."""
     best = next((e for e in state.epochs if e.number == state.kept), None)
     if best is None or (epoch.category_accuracy, -epoch.token_loss) > (best.category_accuracy, -best.token_loss):
         state.kept = epoch.number
@@ -206,9 +201,10 @@ def _end_epoch(
 
 
 @torch.no_grad()
-def validate(module: Any, held: Sequence[Lesson], batch_tokens: int, pad: int) -> tuple[float, float, float, float]:
-    """Token loss, answer loss, category accuracy and refusal accuracy, as in `Epoch`."""
-    names = {lesson.ids[lesson.opening]: lesson.name for lesson in held}
+def validate(
+    module: Any, held: Sequence[Lesson], names: Mapping[int, str], batch_tokens: int, pad: int
+) -> tuple[float, float, float, float]:
+    """Token loss, answer loss, category accuracy and refusal accuracy, as in `Epoch`; `names` are all control tokens'."""
     sums = [0.0] * 4
     for rows in plan_batches([len(lesson.ids) for lesson in held], batch_tokens):
         batch = collate([held[row] for row in rows], pad, module.device)

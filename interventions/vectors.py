@@ -1,6 +1,7 @@
 """Steering vectors: a direction for each category and layer; looking at them, saving and loading them."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import polars as pl
 import torch
 
 from data.errors import UserError
-from interventions.activations import spans
+from interventions.activations import are_layers, are_numbers, spans
 from interventions.artefacts import check_model, load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -114,15 +115,34 @@ class SteeringVectors:
         needed = ("model", "layers", "site", "counts", "residual_norms")
         tensors, metadata = load_tensors(path, "vectors", FORMAT, needed)
         try:
-            depth, names = len(json.loads(metadata["layers"])), list(json.loads(metadata["counts"]))
-        except (ValueError, TypeError):
+            parts = [json.loads(metadata[name]) for name in ("layers", "residual_norms", "counts")]
+        except (ValueError, RecursionError):
             raise UserError(f"{path}: its metadata is damaged") from None
+        layers, norms, counts = parts
+        if not are_layers(layers):
+            raise UserError(f"{path}: the layers in its metadata are not ascending numbers from 0 on")
+        if not are_numbers(norms) or min(norms, default=0) <= 0 or len(norms) != len(layers):
+            raise UserError(f"{path}: its metadata has no residual norm, a number above 0, for each of its layers")
+        if not isinstance(counts, dict) or not are_numbers(list(counts.values())):
+            raise UserError(f"{path}: the counts in its metadata are not rows by category")
+        depth, names = len(layers), list(counts)
         shapes = {tuple(tensor.shape) for tensor in tensors.values()}
         if len(shapes) != 1 or len(next(iter(shapes))) != 2 or next(iter(shapes))[0] != depth:
             raise UserError(f"{path}: tensors of {sorted(shapes)}, where its metadata names {depth} layers")
         if set(names) != set(tensors):
             raise UserError(f"{path}: its metadata names other categories than its tensors")
+        check_names(names)
         return cls({name: tensors[name] for name in names}, metadata)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """May categories be called this?
+
+    Raises:
+        UserError: One has the name of the mean of all, which would steer with its own vector instead.
+    """
+    if MEAN in names:
+        raise UserError(f"a category can't be called {MEAN!r}, which names the mean of all vectors; rename it")
 
 
 def difference_in_means(activations: Path, **options: Any) -> SteeringVectors:

@@ -52,3 +52,11 @@ def test_a_damaged_file_is_said(made, tmp_path, damage):
         save_file({"activations": values}, path)
     with pytest.raises(UserError, match="run extract again"):
         Activations.open(path)
+
+
+@pytest.mark.parametrize("layers", ["3", '"012"', "[0, 1, -1]", "[0, 1, 1]", "[0, 2, 1]", "[0, 1, 2.5]", "null", "{}"])
+def test_layers_that_are_none_are_said(made, tmp_path, layers):
+    path = write(tmp_path, load_file(made)["activations"], prompt_rows(23))
+    save_file({"activations": load_file(made)["activations"]}, path, {"layers": layers})
+    with pytest.raises(UserError, match="run extract again"):
+        Activations.open(path)

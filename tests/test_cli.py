@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 import cli
 from commands.settings import spread
@@ -106,6 +107,17 @@ def test_arms_get_names_that_tell_them_apart(run, chain, tmp_path):
     table = pl.read_parquet(tmp_path / "run" / "generations.parquet")
     assert set(table["arm"]) == {"baseline", "fixed:strength=-1", "fixed:category=weapons,strength=2,unit=raw"}
     assert not table.select("dataset", "id", "arm").is_duplicated().any()
+
+
+def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, tmp_path):
+    def answers(seed, arm):
+        words = ["--seed", seed, "generate", "--max-new-tokens", 8, "--strength", 1, "--arm", arm]
+        assert run(*chain, *words)[0] == 0
+        return pl.read_parquet(tmp_path / "run" / "generations.parquet").select("id", "response").sort("id")
+
+    by_seed = {seed: answers(seed, "random") for seed in (1, 2)}
+    assert not by_seed[1].equals(by_seed[2])
+    assert all(answers(3, f"random:seed={seed}").equals(table) for seed, table in by_seed.items())
 
 
 def test_no_arm_reads_labels_or_categories(run, chain, tmp_path, prompts_file):
@@ -267,6 +279,16 @@ def test_vectors_are_carried_away_and_baked_in(run, chain, tmp_path):
     assert json.loads((tmp_path / "run" / "baked" / "baked.json").read_text())["operation"] == "add"
     code, _, err = run(*chain, "export", "--format", "gguf", "--layers", "0")
     assert code == 1 and "0" in err
+
+
+def test_one_layer_is_carried_away_at_the_default_depth_of_the_model(run, chain, tmp_path):
+    """Layer 2 of 4 is the default; 18/32 of the way through layers 1 to 3 would be 3."""
+    for layers, wanted in (("0,1", 1), ("0,3", 3), ("1-3", 2), ("0-3", 2)):
+        code, out, err = run(*chain, "--json", "extract", "--layers", layers, "export", "--format", "lm-eval")
+        assert code == 0, err
+        assert json.loads(out.splitlines()[-1])["layer"] == wanted
+        plan = torch.load(tmp_path / "run" / "export" / "lm-eval.pt", weights_only=True)
+        assert list(plan) == [f"layers.{wanted}"]
 
 
 def test_answers_are_written_to_label_by_hand_and_read_back(run, chain, tmp_path):

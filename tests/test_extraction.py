@@ -73,6 +73,42 @@ def test_suffixes_give_adjacent_rows_read_at_the_suffix(tiny, prompts_file, tmp_
         assert close(got[row], hooked(tiny, ids, range(4))[:, -1])
 
 
+@pytest.fixture(scope="module")
+def windowed(tiny, tmp_path_factory):
+    """A tiny Mistral each of whose tokens sees the last four alone, so that suffixes share nothing."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from interventions import open_model
+
+    folder = tmp_path_factory.mktemp("mistral")
+    tiny.tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(tiny.tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=4,
+        )
+    ).save_pretrained(folder)
+    return open_model(str(folder))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100_000])
+def test_suffixes_of_a_model_that_sees_a_window_are_rows_of_their_own(windowed, prompts_file, tmp_path, batch_tokens):
+    assert not windowed.takes_masks
+    prompts, suffixes = load_all([str(prompts_file)]).head(6), ["poem", "the friend", "me"]
+    path = extract(windowed, prompts, tmp_path, position="suffix", suffixes=suffixes, batch_tokens=batch_tokens)
+    rows, got = pl.read_parquet(path.with_suffix(".parquet")), load_file(path)["activations"]
+    assert got.shape == (18, 4, 32) and rows.height == 18
+    for row, (text, suffix) in enumerate(zip(rows["prompt"], rows["suffix"], strict=True)):
+        ids = windowed.tokenizer(f"<bos><user>{text}<bot>{suffix}", add_special_tokens=False)["input_ids"]
+        assert close(got[row], hooked(windowed, ids, range(4))[:, -1])
+
+
 def test_embedded_model_equals_a_plain_hook_and_hidden_states(embedded, tmp_path):
     prompts = load_all(["embedded"]).head(24)
     got = load_file(extract(embedded, prompts, tmp_path, layers=[0, 17, 29], batch_tokens=400))["activations"]
@@ -140,6 +176,34 @@ def test_a_killed_run_goes_on_and_ends_the_same(tiny_folder, tmp_path):
     assert deaths == 3
     assert same(whole / "activations" / "prompts.safetensors", final)
     assert not journal.exists()
+
+
+def test_a_file_of_other_values_is_never_taken_up(tiny, prompts_file, tmp_path, monkeypatch):
+    """Killed half way at one position; then killed again, at another, before that one's file is begun."""
+    from interventions import extraction
+    from interventions.journal import Journal
+
+    prompts, finish = load_all([str(prompts_file)]), Journal.finish
+
+    def dies(*_args):
+        raise KeyboardInterrupt
+
+    def dies_late(journal, noted):
+        finish(journal, noted)
+        if len(journal.done) > 5:
+            raise KeyboardInterrupt
+
+    for target, name, death, position in (
+        (Journal, "finish", dies_late, "mean"),
+        (extraction, "_begin", dies, "last"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(target, name, death)
+            extract(tiny, prompts, tmp_path / "killed", position=position, batch_tokens=1)
+    paths = [extract(tiny, prompts, tmp_path / name, batch_tokens=1) for name in ("killed", "whole")]
+    assert same(*paths)
+    with safe_open(paths[0], "pt") as file:
+        assert file.metadata()["position"] == "last"
 
 
 def test_control_c_says_how_to_go_on(tiny_folder, tmp_path):

@@ -27,7 +27,7 @@ from interventions.adapters import adapter_hash
 from interventions.encoding import control_tokens
 from interventions.finetuning import finetune
 from interventions.first_token import first_tokens, measure
-from interventions.lessons import class_weights, collate, epoch_batches, make_lessons, openings, split_rows
+from interventions.lessons import Lesson, class_weights, collate, epoch_batches, make_lessons, openings, split_rows
 from interventions.slots import answer_template, choose_slots, read_slots, write_tokenizer
 from interventions.training import logits, objective
 
@@ -262,6 +262,23 @@ def test_training_learns_the_categories(tuned, base, rows, tmp_path):
     model = open_model(str(report.folder))
     figures = measure(first_tokens(model, rows["prompt"].to_list()), rows)
     assert figures.control == 1 and figures.category >= 0.8 and figures.n == 36
+
+
+def test_a_refusal_is_one_whichever_category_it_names(monkeypatch):
+    """Every row is said to open with a category that no held-out row has."""
+    from types import SimpleNamespace
+
+    from interventions import training
+
+    held = [
+        Lesson([4, 5, opening, 6], 2, name, at) for at, (opening, name) in enumerate([(8, "weapons"), (9, "respond")])
+    ]
+    scores = torch.zeros(4, 10).index_fill(1, torch.tensor([7]), 5.0)
+    monkeypatch.setattr(training, "logits", lambda _module, _batch: scores)
+    names = {7: "feelings", 8: "weapons", 9: "respond"}
+    module = SimpleNamespace(device="cpu")
+    *_, category, refusal = training.validate(module, held, names, 100, 0)
+    assert (category, refusal) == (0.0, 0.5)
 
 
 def test_one_seed_one_adapter_another_seed_another(tuned, base, rows, tmp_path):

@@ -38,6 +38,11 @@ def test_an_absent_model_is_one_clear_line(tmp_path):
         assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_type_of_weights_that_is_none_is_said(tiny_folder):
+    with pytest.raises(UserError, match="'int8' is none of float32, bfloat16, float16"):
+        open_model(str(tiny_folder), dtype="int8")
+
+
 def test_the_embedded_model_speaks(embedded):
     assert embedded.n_layers == 30 and embedded.d_model == 576 and embedded.default_layer() == 17
     ids = embedded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]

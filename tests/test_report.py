@@ -609,3 +609,18 @@ def test_series_differ_in_more_than_colour():
     )
     assert len(set(pairs)) == len(names)
     assert len(set(charts.COLOURS)) == len(set(charts.SHAPES)) == len({str(dash) for dash in charts.DASHES}) == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({}, "at layer 2, strength"),
+        ({"layer": None, "scope": None}, "bias of −5 on the control tokens"),
+        ({"layer": None, "scope": None, "strength": None}, "an instruction before the prompt"),
+    ],
+)
+def test_what_was_traced_is_said_of_every_kind_of_arm(changed, says):
+    from reports.sections.traces import how
+
+    row = {"category": "weapons", "layer": 2, "strength": -5.0, "strength_unit": "raw", "scope": "all"}
+    assert says in how(row | changed)

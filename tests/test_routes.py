@@ -149,6 +149,18 @@ def test_an_oracle_takes_the_rows_own_vector_and_the_labels_strength(tiny_tuned,
         assert row["strength"] == (4 if row["label"] == "harmful" else -6)
 
 
+@pytest.mark.parametrize("category", ["weapons", "feelings", "third"])
+def test_the_wrong_categorys_vector_is_never_the_named_ones(tiny_tuned, category):
+    names = ["weapons", "feelings", "third"]
+    vectors = vectors_of(tiny_tuned, categories=names)
+    (arm,) = arms_of([f"wrong-category:category={category},route=fixed"])
+    plan = plan_arm(tiny_tuned, arm, Tools(vectors), [NONE] * 2)
+    wanted = names[(names.index(category) + 1) % 3]
+    assert [plan.names[at] for at in plan.given] == [wanted] * 2
+    unit = vectors.at(2, wanted) / vectors.at(2, wanted).norm()
+    assert torch.allclose(plan.table[plan.given], unit.expand(2, -1))
+
+
 def test_what_an_arm_lacks_is_said(tiny, tiny_tuned, tools):
     def plan(model, word, tools):
         return plan_arm(model, arms_of([word])[0], tools, [NONE])

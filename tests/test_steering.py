@@ -1,5 +1,7 @@
 """Steering: every row of a batch gets its own edit in every arm, as a plain hook on one row at a time would give it."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,6 +10,7 @@ from scipy.special import rel_entr, softmax
 
 from data import load_all
 from interventions.arms import Arm, parse_arms
+from interventions.backends import Door
 from interventions.encoding import encode, pad_batch, pad_id
 from interventions.generation import finished, stop_tokens
 from interventions.routes import Tools, plan_arm
@@ -132,6 +135,21 @@ def test_what_arms_do_alike_to_a_row_is_computed_once(tiny, texts):
         for other in others:
             assert torch.equal(found.tokens[:, first], found.tokens[:, other])
     assert not torch.equal(found.tokens[:, 3], found.tokens[:, 5])
+
+
+@pytest.mark.parametrize("where", ["local", "simulate"])
+def test_an_arm_that_overflows_leaves_the_others_as_they_are(tiny, texts, where):
+    tiny = replace(tiny, door=Door(where))
+    arms = parse_arms(["baseline", "fixed:strength=1e39", "fixed:layer=1"], Arm("x", "fixed", 2, "weapons", 3.0))
+    others = [arms[0], arms[2]]
+    figures = {"refusal_ids": [7, 9], "top_k": 3}
+    _, alone = run(tiny, texts, others, Tools(vectors_of(tiny)), **figures)
+    _, beside = run(tiny, texts, arms, Tools(vectors_of(tiny)), **figures)
+    assert alone.refusal is not None and beside.refusal is not None
+    assert beside.refusal[:, 1].isnan().all() and torch.allclose(beside.refusal[:, [0, 2]], alone.refusal, rtol=1e-4)
+    for row in range(len(texts)):
+        for at, place in enumerate((0, 2)):
+            assert cut(tiny, beside.tokens[row, place].tolist()) == cut(tiny, alone.tokens[row, at].tolist())
 
 
 def test_low_rank_maps_add_what_their_formula_says(tiny, texts):

@@ -191,6 +191,25 @@ def test_the_shortlist_prefers_what_keeps_refusal_then_less_over_refusal_then_ge
     assert shortlist(shares, arms, 1, 0.5) == [3]
 
 
+def test_settings_that_are_no_numbers_come_last():
+    arms = [
+        BASE,
+        *(replace(BASE, layer=layer, strength=s) for layer, s in ((1, -1.0), (2, -9.0), (3, -2.0), (1, -3.0))),
+    ]
+    harmful, nan = np.array([0.9, 0.9, np.nan, np.nan, 0.2]), np.nan
+    assert shortlist(Shares(harmful, np.array([0.5, 0.1, nan, nan, 0.4]), np.zeros(5)), arms, 4, 0.0) == [1, 4, 3, 2]
+    assert shortlist(Shares(np.full(5, nan), np.full(5, nan), np.zeros(5)), arms, 9, 0.0) == [1, 3, 4, 2]
+
+
+def test_a_setting_that_overflows_stops_no_other(tiny_tuned, prompts, tmp_path, caplog):
+    arms = grid(["fixed"], replace(BASE, unit="raw"), [1, 2], [1e39, -0.5], None)
+    table = sweep(tiny_tuned, prompts, Tools(vectors_of(tiny_tuned)), tmp_path / "sweep.parquet", arms=arms,
+                  verdict=verdict, best=2, max_new_tokens=2)  # fmt: skip
+    assert table["refusal_probability"].is_null().to_list() == (table["strength"] == 1e39).fill_null(False).to_list()
+    assert table["refused"].is_null().to_list() == table["refusal_probability"].is_null().to_list()
+    assert ["2 of 5" in line for line in caplog.messages] == [True]
+
+
 def test_the_grid(tiny_tuned):
     assert sweep_layers(32, range(32)) == [10, 12, 14, 16, 18, 20] and sweep_layers(4, [1]) == [1]
     assert sweep_layers(30, range(30)) == [9, 11, 13, 15, 17, 19] and sweep_layers(30, [0, 29]) == [0, 29]

@@ -83,3 +83,41 @@ def test_what_does_not_fit_is_said(activations, tiny, tmp_path):
     for name in ("bare", "pickle", "absent"):
         with pytest.raises(UserError):
             SteeringVectors.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("layers", text)
+            for text in ('"abcd"', "[0,1,2,-1]", "[0,0,0,0]", "[3,2,1,0]", "4", "[0,1,2]", "[0,1,2,3.0]")
+        ),
+        *(("layers", text) for text in ("[true,2,3,4]", "null", "[", "[" * 100_000)),
+        *(("residual_norms", text) for text in ("[1,1,1,NaN]", "[1,1,1]", "{}", '["1","1","1","1"]', "[1,1,1,0]")),
+        *(("residual_norms", text) for text in ("[1,1,1,Infinity]", "[1,1,1,-1]", "[1,1,1,null]", "3")),
+        ("residual_norms", f"[1,1,1,1{'0' * 400}]"),
+        *(
+            ("counts", text)
+            for text in ('["feelings", "weapons"]', '{"feelings": "1", "weapons": 2}', '{"weapons": 2}')
+        ),
+    ],
+)
+def test_metadata_that_is_none_is_said_in_one_line(activations, tmp_path, name, value):
+    path, vectors = tmp_path / "v.safetensors", difference_in_means(activations)
+    replace(vectors, metadata=vectors.metadata | {name: value}).save(path)
+    with pytest.raises(UserError) as caught:
+        SteeringVectors.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_category_takes_the_name_of_the_mean_of_all(activations, tiny, prompts_file, tmp_path):
+    prompts = load_all([str(prompts_file)])
+    named = prompts.with_columns(prompts["category"].replace("weapons", "mean"))
+    with pytest.raises(UserError, match="can't be called 'mean'"):
+        difference_in_means(extract(tiny, named, tmp_path))
+    vectors = difference_in_means(activations)
+    tensors = {"feelings": vectors.tensors["feelings"], "mean": vectors.tensors["weapons"]}
+    counts = json.dumps({"feelings": 10, "mean": 10})
+    SteeringVectors(tensors, vectors.metadata | {"counts": counts}).save(tmp_path / "v.safetensors")
+    with pytest.raises(UserError, match="can't be called 'mean'"):
+        SteeringVectors.load(tmp_path / "v.safetensors")

@@ -1,5 +1,7 @@
 """What `trace` saw: projections by layer, and prompts unsteered and steered side by side."""
 
+from typing import Any
+
 import polars as pl
 
 from reports import charts
@@ -62,10 +64,6 @@ def projections(traces: pl.DataFrame) -> list[Block]:
 def side_by_side(traces: pl.DataFrame) -> list[Block]:
     """The first prompts: next token and text, without and with steering."""
     first = traces.row(0, named=True)
-    how = (
-        f"Steered with {whose(first['category'])} at layer {say.number(first['layer'])}, strength "
-        f"{say.number(first['strength'])} ({say.name(first['strength_unit'])}), scope {say.name(first['scope'])}."
-    )
     rows = traces.head(MOST_ROWS)
     shown = pl.DataFrame(
         {
@@ -81,7 +79,19 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
         texts += ["text", "text, steered"]
     frame = traces.select([name for name in traces.columns if not traces.schema[name].is_nested()])
     rest = f" The first {MOST_ROWS} of {traces.height:,}." if traces.height > MOST_ROWS else ""
-    return [Prose(how + rest), Table("traces", frame, shown, "Unsteered and steered, side by side", texts)]
+    return [Prose(how(first) + rest), Table("traces", frame, shown, "Unsteered and steered, side by side", texts)]
+
+
+def how(row: dict[str, Any]) -> str:
+    """What was done to the prompts, in a sentence; arms that edit no layer have none in their rows."""
+    if row["layer"] is not None:
+        return (
+            f"Steered with {whose(row['category'])} at layer {say.number(row['layer'])}, strength "
+            f"{say.number(row['strength'])} ({say.name(row['strength_unit'])}), scope {say.name(row['scope'])}."
+        )
+    if row["strength"] is not None:
+        return f"Steered by a bias of {say.number(row['strength'])} on the control tokens' first logits."
+    return "Steered by an instruction before the prompt, and no vector."
 
 
 def whose(category: str | None) -> str:
