@@ -123,7 +123,7 @@ def test_filters_and_search_find_what_polars_finds(page, report):
     )
     assert count(page) == 120
     choose(page, "f-scorer", option(page, "f-scorer", "phrases"))
-    choose(page, "f-arm", option(page, "f-arm", "fixed:strength=-0.4"))
+    choose(page, "f-arm", option(page, "f-arm", "fixed\u00a0−0.4"))
     arm, before = pl.col("fixed:strength=-0.4"), pl.col("baseline")
     wanted = {
         ("f-set", option(page, "f-set", "xstest/safe")): pl.col("dataset") == "xstest/safe",

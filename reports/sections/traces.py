@@ -51,7 +51,7 @@ def projections(traces: pl.DataFrame) -> list[Block]:
         names = [s for s in ("this category", "all others", "benign") if s in panel["series"]]
         sizes = ", ".join(f"{s} n = {panel.filter(pl.col('series') == s)['n'].max()}" for s in names)
         chart = charts.lines(panel, names, y="mean projection")
-        panels.append(Chart(f"projection-{at}", chart, sizes, f"onto {say.name(name, 40)}"))
+        panels.append(Chart(f"projection-{at}", chart, sizes, f"Onto {say.name(name, 40)}"))
     caption = (
         "Mean projection of the unsteered residual stream at the last prompt token onto each category's unit "
         f"vector, {say.counted(traces.height, 'traced prompt')}."
@@ -64,13 +64,13 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
     first = traces.row(0, named=True)
     how = (
         f"Steered with {whose(first['category'])} at layer {say.number(first['layer'])}, strength "
-        f"{say.number(first['strength'])} ({say.name(first['strength_unit'])}), scope {say.name(first['scope'])}."
+        f"{say.number(first['strength'])} (in {say.units(first['strength_unit'])}), scope {say.name(first['scope'])}."
     )
     rows = traces.head(MOST_ROWS)
     shown = pl.DataFrame(
         {
             "prompt": rows["prompt"],
-            "KL (nats)": say.column(rows, lambda kl: say.number(kl, 2), "kl"),
+            "KL (nats)": say.column(rows, say.fixed, "kl"),
             "next token": say.column(rows, _tokens, "top_unsteered"),
             "next token, steered": say.column(rows, _tokens, "top_steered"),
         }
@@ -90,8 +90,13 @@ def whose(category: str | None) -> str:
 
 
 def _tokens(tops: list[dict[str, object]] | None) -> str:
-    best = [top for top in (tops or [])[:3] if top]
+    best = [top for at, top in enumerate((tops or [])[:3]) if top and (at == 0 or not _rare(top.get("probability")))]
     return ", ".join(f"{say.token(str(top.get('token')))}\u00a0{_percent(top.get('probability'))}" for top in best)
+
+
+def _rare(value: object) -> bool:
+    """A probability that would be written as 0 %."""
+    return isinstance(value, float) and value < 0.005
 
 
 def _percent(value: object) -> str:
