@@ -251,6 +251,49 @@ def test_a_label_keeps_off_the_lines_if_it_can():
     assert labels.crosses((0, 0, 10, 10), (4, 4, 6, 6)) and not labels.crosses((0, 0, 10, 10), (6, 0, 9, 3))
 
 
+def test_a_choice_is_told_whole_with_its_unit_and_how_many_were_tried(run):
+    table = run.table("sweep").with_columns(strength_unit=pl.lit("residual"))
+    baseline = table.head(1).with_columns(arm=pl.lit("baseline"), layer=None, strength=None, chosen=False)
+    told = sweep.chosen(pl.concat([table, baseline], how="vertical_relaxed"))
+    tried = table.select("arm", "layer", "strength").unique().height
+    assert told.startswith(f"Chosen of {tried} settings: ") and "(in mean lengths of the residual stream)" in told
+    assert "…" not in told
+
+
+def test_pooled_rows_that_repeat_the_only_set_of_a_label_are_not_shown(run):
+    summary = run.table("summary")
+    one = summary.filter((pl.col("label") == "benign") | ~pl.col("dataset").str.contains("xstest"))
+    assert (
+        one.filter(~pl.col("dataset").is_in(rates.TOGETHER) & (pl.col("label") == "harmful"))["dataset"].n_unique() == 1
+    )
+    section = there(rates.section(replace(run, tables=run.tables | {"summary": one})))
+    shown = next(table for table in section.tables() if table.name == "rates-phrases").frame
+    assert not shown.filter((pl.col("label") == "harmful") & pl.col("dataset").is_in(rates.TOGETHER)).height
+    assert shown["dataset"][0] == "(pooled)" and shown["label"].unique(maintain_order=True).to_list() == [
+        "benign",
+        "harmful",
+    ]
+
+
+def test_what_was_left_out_says_so_only_if_something_was(run):
+    scores = run.table("scores").with_columns(fitted=pl.lit(False), verdict=pl.col("verdict").fill_null("comply"))
+    section = there(provenance.left_out(replace(run, tables=run.tables | {"scores": scores})))
+    assert section.blocks[0].text.startswith(f"Nothing: all {scores.height:,} verdicts count.")
+    assert section.tables()[0].folded
+    assert (
+        section.tables()[0].frame["scorer"].unique(maintain_order=True).to_list()[0] != "token"
+    )  # as on the first screen
+
+
+def test_vectors_of_one_layer_have_no_chart_by_layer(run):
+    one = replace(run.vectors, layers=[4], residual_norms=run.vectors.residual_norms[:1],
+                  tensors={name: tensor[:1] for name, tensor in run.vectors.tensors.items()})  # fmt: skip
+    assert [chart.name for chart in there(vectors.section(replace(run, vectors=one))).charts()] == ["cosines"]
+    norm = np.linalg.norm(one.tensors[CATEGORIES[0]][0]) / one.residual_norms[0]
+    table = next(t for t in there(vectors.section(replace(run, vectors=one))).tables() if t.name == "vector-dimensions")
+    assert table.frame["of_residual"][0] == pytest.approx(norm)
+
+
 def test_thousands_are_written_out():
     assert [say.number(value) for value in (1140.2, 999.7, 26.71, 0.012345, 12345678.0)] == [
         "1,140",

@@ -70,7 +70,7 @@ def section(run: Run) -> Section | None:
 def introduction(run: Run, scorer: str) -> str:
     """What is compared, and what differs."""
     arms = [arm for arm in run.arms() if kind_of(arm) != "random"]
-    some = f" Of {len(arms)} arms the first {MOST_ARMS}." if len(arms) > MOST_ARMS else ""
+    some = f" Shown: the first {MOST_ARMS} of {len(arms)} arms." if len(arms) > MOST_ARMS else ""
     model = run.first("model")
     warning = (
         f" The papers' model is {published.MODEL}; this is {say.name(model)}: the figures stand beside each other, "

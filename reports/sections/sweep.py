@@ -86,11 +86,12 @@ def chosen(sweep: pl.DataFrame) -> str:
     if picked.is_empty():
         return f"{say.counted(tried, 'setting')} tried, none chosen."
     texts = [
-        f"{short(sweep, arm)} at layer {say.number(layer)}, strength {say.number(strength)} (in {say.units(unit)})"
-        for arm, layer, strength, unit in picked.iter_rows()
+        f"{short(sweep, arm)} at layer {say.number(layer)}, strength {say.number(strength)}"
+        for arm, layer, strength, _ in picked.iter_rows()
     ]
+    measured = " or ".join(map(say.units, picked["strength_unit"].unique(maintain_order=True)))
     flattering = "The rates that led to a choice flatter it; those of the evaluation don't."
-    return f"Chosen of {say.counted(tried, 'setting')}: {say.listed(texts)}. {flattering}"
+    return f"Chosen of {say.counted(tried, 'setting')}: {say.listed(texts)} (in {measured}). {flattering}"
 
 
 def short(sweep: pl.DataFrame, arm: str | None) -> str:

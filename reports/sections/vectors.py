@@ -112,7 +112,7 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
             "category": [say.name(row["category"]) for row in rows],
             "rows": [f"{row['rows']:,}" for row in rows],
             "norm": [say.number(row["norm"]) for row in rows],
-            "over the residual norm": [say.number(row["of_residual"], 2) for row in rows],
+            "over the residual norm": [say.fixed(row["of_residual"], 3) for row in rows],
             f"share in its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
             "largest dimensions (value)": [
                 ", ".join(
