@@ -67,7 +67,8 @@ def cosines(vectors: Vectors, layer: int) -> Chart:
         f"Cosine between the vectors of {say.counted(len(names), 'category', 'categories')} at layer {layer}, each "
         f"fitted on {rows_behind(vectors)}.{between}"
     )
-    return Chart("cosines", charts.matrix(table, short), caption, "Cosines")
+    alone = len(vectors.layers) < 2  # no chart by layer beside it
+    return Chart("cosines", charts.matrix(table, short), caption, "Cosines", narrow=alone)
 
 
 def norms(vectors: Vectors) -> list[Chart]:
