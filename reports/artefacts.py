@@ -14,6 +14,7 @@ import polars as pl
 from safetensors import SafetensorError, safe_open
 
 from interventions.rundir import records
+from reports.arms import Arm, named
 
 S, F, N, B = pl.String, pl.Float64, pl.Int64, pl.Boolean
 CONTRACT: dict[str, dict[str, Any]] = {
@@ -87,6 +88,14 @@ class Run:
             if table is not None:
                 return table["arm"].drop_nulls().unique(maintain_order=True).to_list()
         return []
+
+    def named(self) -> dict[str, Arm]:
+        """Every arm of any table as people read it; the same arm has one name on the whole page."""
+        found = self.arms()
+        for name in ("scores", "summary", "effects", "capability"):
+            table = self.table(name)
+            found += table["arm"].drop_nulls().unique(maintain_order=True).to_list() if table is not None else []
+        return named(found)
 
     def first(self, *fields: str) -> str:
         """The first value that any record holds for one of these fields, as text; empty where none does."""

@@ -4,12 +4,16 @@ Every chart is a single view of width `container`, so that it fits a phone; text
 Series differ in colour and in shape or dash. The colours have a contrast of 3:1 on white and on the dark page.
 """
 
+import itertools
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
+
+from reports import labels
 
 COLOURS = ("#0072B2", "#D55E00", "#00875F", "#B8579B", "#8A6D00", "#7A63D1", "#A3483F", "#5B7A8C")
 STAR = "M0,-1L.25,-.25L1,0L.25,.25L0,1L-.25,.25L-1,0L-.25,-.25Z"
@@ -18,6 +22,9 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3], [10, 4], [3, 1])
 GREY = "#7D8590"
 NEUTRAL = ("baseline", "benign")  # what others are held against: grey crosses
 HOLLOW_FROM = 0.1  # a point with more broken answers than this is drawn hollow
+TRADE_OFF = 340  # pixels high
+# Widths of a plot, up to which labels lie as they do for the width that is named: a phone, a tablet, a page.
+WIDTHS = {"phone": (480, 270), "tablet": (800, 560), "page": (math.inf, 1000)}
 
 INK = "currentColor"
 PAGE: dict[str, Any] = {
@@ -55,15 +62,17 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
     """Over-refusal against refusal, one line a group through its strengths, both intervals.
 
     Columns `arm`, `group`, `order`, and for x (benign) and y (harmful) `rate`, `low`, `high`, `n` with the suffixes
-    `_x`, `_y`; `hollow` marks points with many broken answers, `line` whether a line passes through them.
+    `_x`, `_y`; `hollow` marks points with many broken answers, `line` whether a line passes through them, `mark` what
+    stands beside them where there is room.
     """
     axis = {"format": "%", "tickCount": 5}
-    data = _data(table)
     highest, lowest = max(*table["high_x"], 0.05), min(*table["low_y"], 0.95)
+    right, bottom = min(1, math.ceil(highest * 10) / 10), math.floor(lowest * 10) / 10
+    data = _data(table.with_columns(_label_sides(table, right, bottom)))
     x = alt.X("rate_x:Q", title="over-refusal: benign prompts refused", axis=alt.Axis(**axis),
-              scale=alt.Scale(domain=[0, min(1, math.ceil(highest * 10) / 10)]))  # fmt: skip
+              scale=alt.Scale(domain=[0, right]))  # fmt: skip
     y = alt.Y("rate_y:Q", title="refusal: harmful prompts refused", axis=alt.Axis(**axis),
-              scale=alt.Scale(domain=[math.floor(lowest * 10) / 10, 1]))  # fmt: skip
+              scale=alt.Scale(domain=[bottom, 1]))  # fmt: skip
     colour, shape = _colour("group", groups), _shape("group", groups)
     tips = [alt.Tooltip("arm:N"), *_rate_tips("_x", "over-refusal"), *_rate_tips("_y", "refusal"),
             alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
@@ -79,14 +88,50 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
         .mark_rule(opacity=0.5, strokeWidth=1.5)
         .encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
     )
-    dots = base.mark_point(filled=False, size=90, strokeWidth=2.5).encode(shape=shape, tooltip=tips)
+    # What others are held against is larger, so that it is seen behind a point that lies on it.
+    size = alt.condition(f"indexof({json.dumps(NEUTRAL)}, datum.group) >= 0", alt.value(260), alt.value(90))
+    dots = base.mark_point(filled=False, strokeWidth=2.5).encode(shape=shape, size=size, tooltip=tips)
     full = (
         base.transform_filter("!datum.hollow")
-        .mark_point(filled=True, size=90, opacity=1)
-        .encode(shape=shape, tooltip=tips)
+        .mark_point(filled=True, opacity=1)
+        .encode(shape=shape, size=size, tooltip=tips)
     )
-    numbers = base.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(text="mark:N", color=alt.value(INK))
-    return _sized(alt.layer(lines, across, down, dots, full, numbers), 340, groups)
+    return _sized(alt.layer(lines, across, down, dots, full, *_labels(base)), TRADE_OFF, groups)
+
+
+def _labels(base: Any) -> list[Any]:
+    """A layer of labels for each side of a point; which points it labels depends on the width of the plot."""
+    phone, tablet = WIDTHS["phone"][0], WIDTHS["tablet"][0]
+    side = f"(width < {phone} ? datum.phone : width < {tablet} ? datum.tablet : datum.page)"
+    return [
+        base.transform_filter(f"{side} == {json.dumps(name)}")
+        .mark_text(align=align, baseline=baseline, dx=across * labels.GAP, dy=down * labels.GAP, fontSize=11)
+        .encode(text="mark:N", color=alt.value(INK))
+        for name, (align, baseline, across, down) in labels.SIDES.items()
+    ]
+
+
+def _label_sides(table: pl.DataFrame, right: float, bottom: float) -> list[pl.Series]:
+    """For each of `WIDTHS` the side of each point's label, on a plot from 0 to `right` and from `bottom` to 1."""
+    found = []
+    for name, (_, width) in WIDTHS.items():
+
+        def at(x: float, y: float, width: float = width) -> tuple[float, float]:
+            return x / right * width, (1 - y) / (1 - bottom) * TRADE_OFF
+
+        rows = table.to_dicts()
+        points = [
+            labels.Point(*at(row["rate_x"], row["rate_y"]), row["mark"], 9 if row["group"] in NEUTRAL else 6)
+            for row in rows
+        ]
+        strokes = [(*at(row["low_x"], row["rate_y"]), *at(row["high_x"], row["rate_y"])) for row in rows]
+        strokes += [(*at(row["rate_x"], row["high_y"]), *at(row["rate_x"], row["low_y"])) for row in rows]
+        joined = table.filter("line").sort("order").group_by("group").agg("rate_x", "rate_y").to_dicts()
+        for line in joined:
+            ends = [at(*end) for end in zip(line["rate_x"], line["rate_y"], strict=True)]
+            strokes += [(*one, *other) for one, other in itertools.pairwise(ends)]
+        found.append(pl.Series(name, labels.sides(points, strokes, width, TRADE_OFF), pl.String))
+    return found
 
 
 def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> Any:
@@ -156,7 +201,7 @@ def matrix(table: pl.DataFrame, names: Sequence[str]) -> Any:
                                       tooltip=["a:N", "b:N", alt.Tooltip("cosine:Q", format=".3f")])  # fmt: skip
     numbers = base.mark_text(fontSize=12).encode(
         text=alt.Text("cosine:Q", format=".2f"),
-        color=alt.condition("abs(datum.cosine) > 0.7", alt.value("white"), alt.value("black")),
+        color=alt.condition("abs(datum.cosine) > 0.8", alt.value("white"), alt.value("black")),
     )
     return _sized(alt.layer(squares, numbers), max(160, 48 * len(names)))
 
@@ -205,7 +250,7 @@ def lines(
     A column `ceiling` is a dotted line a series, `floor_low` and `floor_high` a grey band behind. With `domain`, charts side by
     side share their y axis.
     """
-    axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x)
+    axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x, scale=alt.Scale(nice=False))
     base = alt.Chart(_data(table)).encode(x=axis, color=_colour("series", series, line=True))
     tips = ["series:N", f"{x}:Q", alt.Tooltip("value:Q", title=y, format=format)]
     tips += [alt.Tooltip(f"{name}:Q", format=format) for name in ("low", "high") if name in table.columns]

@@ -10,10 +10,11 @@ import polars as pl
 from data.errors import UserError
 from reports import charts
 from reports import wording as say
+from reports.arms import Arm, alone, kind_of
 from reports.artefacts import Run, open_run
 from reports.blocks import Block, Chart, Prose, Samples, Section, Table
 from reports.page import write_page
-from reports.sections.answer import LABELS, SCORERS, Pooled, kind_of, pooled_rows
+from reports.sections.answer import LABELS, SCORERS, Pooled, pooled_rows
 from reports.sections.samples import pack
 from reports.statistics import holm, mcnemar, newcombe
 
@@ -73,7 +74,12 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
         if pooled is None:
             continue
         scorers.add(pooled.scorer)
-        rows += [_point(name, pooled, arm) for arm in run.arms() if all(pooled.row(label, arm) for label in LABELS)]
+        named = run.named()
+        rows += [
+            _point(name, pooled, arm, named[arm])
+            for arm in run.arms()
+            if all(pooled.row(label, arm) for label in LABELS)
+        ]
     if not rows:
         return None
     table = pl.DataFrame(rows)
@@ -93,10 +99,10 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
     return Section("trade-off", "Trade-off", blocks)
 
 
-def _point(name: str, pooled: Pooled, arm: str) -> dict[str, Any]:
+def _point(name: str, pooled: Pooled, arm: str, shown: Arm) -> dict[str, Any]:
     benign, harmful = pooled.rows["benign", arm], pooled.rows["harmful", arm]
     broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
-    return {"arm": f"{name}: {say.arm(arm)}", "group": name, "order": 0.0, "mark": say.arm(arm), "broken": broken,
+    return {"arm": f"{name}: {shown.short}", "group": name, "order": 0.0, "mark": shown.short, "broken": broken,
             "hollow": broken > charts.HOLLOW_FROM, "line": False,
             **{f"{key}_x": benign[key] for key in ("rate", "low", "high", "n")},
             **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}}  # fmt: skip
@@ -123,7 +129,7 @@ def answer(rows: list[dict[str, Any]]) -> str:
     if not shown:
         return f"{of} none shows a difference."
     told = [
-        f"{row['run']}, {say.arm(row['arm'])}: {say.points(row['delta'])} points of {row['n']:,} "
+        f"{row['run']}, {alone(row['arm'])}: {say.points(row['delta'])} points of {row['n']:,} "
         f"{say.LABELS.get(row['label'], row['label'])} refused "
         f"(95\u00a0% interval {say.points_span(row['delta_low'], row['delta_high'])})"
         for row in shown[:MOST_TOLD]
@@ -146,7 +152,7 @@ def paired(runs: dict[str, Run]) -> Section | None:
     shown = say.table_of(
         frame,
         ("group", _heading, "run", "against", "scorer", "label"),
-        ("arm", say.arm, "arm"),
+        ("arm", alone, "arm"),
         ("n", say.number, "n"),
         ("refused", say.percent, "rate"),
         (f"refused in {names[0]}", say.percent, "rate_against"),

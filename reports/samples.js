@@ -8,6 +8,7 @@
   const [RESPONSE, TOKENS, CUT, CONTROL, VECTOR, VERDICTS] = [0, 1, 2, 3, 4, 5];
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("samples-data").textContent);
+  const called = data.names || data.arms;
   const baseline = data.arms.findIndex((arm) => arm === "baseline" || arm.startsWith("baseline:"));
   let found = [];
   let page = 0;
@@ -144,7 +145,7 @@
       ? [[[before?.[RESPONSE] ?? "", false]], [[after?.[RESPONSE] ?? "", false]]]
       : difference(before[RESPONSE] ?? "", after[RESPONSE] ?? "");
     line.append(first, answerCell(before, left, "del", "baseline"));
-    if (arm !== baseline) { line.append(answerCell(after, right, "ins", visible(data.arms[arm]), other)); }
+    if (arm !== baseline) { line.append(answerCell(after, right, "ins", visible(called[arm]), other)); }
     return line;
   }
 
@@ -182,7 +183,7 @@
     page = Math.max(0, Math.min(page, pages - 1));
     $("samples-body").replaceChildren(...found.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS).map((at) => rowOf(data.rows[at], s.arm)));
     $("h-baseline").textContent = baseline < 0 ? "no baseline" : "baseline";
-    $("h-arm").textContent = visible(data.arms[s.arm]);
+    $("h-arm").textContent = visible(called[s.arm]);
     $("h-arm").hidden = s.arm === baseline;
     const many = (n) => n.toLocaleString("en");
     $("samples-count").textContent = many(found.length) + " of " + many(data.rows.length) + " prompts. " +
@@ -217,7 +218,7 @@
     $("samples-count").scrollIntoView({ block: "start" });
   }
 
-  options("f-arm", data.arms);
+  options("f-arm", called);
   options("f-scorer", data.scorers);
   options("f-set", data.sets, "all");
   options("f-category", data.categories, "all");

@@ -7,6 +7,11 @@ from typing import Any
 import polars as pl
 
 LABELS = {"benign": "benign prompts", "harmful": "harmful prompts", None: "prompts without a label"}
+UNITS = {
+    "residual": "mean lengths of the residual stream",
+    "unit": "lengths of a unit vector",
+    "raw": "lengths of the vector itself",
+}
 MINUS = "−"
 LONGEST_NAME = 60
 # What may stand between letters though it shows nothing: joiners of scripts and emoji.
@@ -27,14 +32,9 @@ def name(value: Any, longest: int = LONGEST_NAME) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def arm(value: Any) -> str:
-    """An arm's name for a chart: its kind, what sets it apart, and its strength as a bare number."""
-    kind, _, rest = str(value).partition(":")
-    parts = [part for part in rest.split(",") if part]
-    strengths = [part.partition("=")[2] for part in parts if part.startswith("strength=")]
-    others = [part for part in parts if not part.startswith("strength=")]
-    words = [name(" ".join(part for part in (kind, ", ".join(others)) if part))]
-    return "\u00a0".join(words + [name(signed(strength), 12) for strength in strengths[:1]])
+def units(unit: str | None) -> str:
+    """What a strength of 1 is."""
+    return UNITS.get(unit or "", f"units of {name(unit)}")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -49,7 +49,7 @@ def points(value: float | None) -> str:
 
 def span(low: float | None, high: float | None) -> str:
     """An interval of shares, in percent."""
-    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+    return "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def number_span(low: float | None, high: float | None) -> str:
@@ -64,7 +64,7 @@ def fixed_span(low: float | None, high: float | None) -> str:
 
 def points_span(low: float | None, high: float | None) -> str:
     """An interval of differences, in percentage points."""
-    return "" if low is None or high is None else f"{points(low)} to {points(high)}"
+    return "–" if low is None or high is None else f"{points(low)} to {points(high)}"
 
 
 def p_value(p: float | None) -> str:
@@ -94,6 +94,8 @@ def number(value: Any, digits: int = 3) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return signed(f"{value:,}")
+    if 10**digits - 0.5 <= abs(value) < 1e6:  # where `g` would write 1.14e+03
+        return signed(f"{value:,.0f}")
     return signed(f"{value:.{digits}g}" if 1e-4 <= abs(value) < 1e6 or value == 0 else f"{value:.{digits - 1}e}")
 
 

@@ -1,6 +1,7 @@
 """The report: what it says, what it leaves out, and that no text of a model or a file becomes markup."""
 
 import csv
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -15,8 +16,9 @@ from safetensors.numpy import save_file
 from synthetic import ARMS, CATEGORIES, synthetic_run
 
 from data.errors import UserError
-from reports import charts, markup
+from reports import charts, labels, markup
 from reports import wording as say
+from reports.arms import alone, named, unsaid
 from reports.artefacts import open_run, read_activations
 from reports.assets import write_assets, write_table
 from reports.blocks import Prose, Table
@@ -121,8 +123,8 @@ def told(tmp_path, *rows):
     run = open_run(tmp_path)
     pooled = answer.pooled_rows(run)
     assert pooled is not None
-    texts = [answer.sentence(pooled, "fixed"), answer.footing(run, pooled, "fixed", run.arms())]
-    texts += answer.warnings(pooled, run.arms())
+    texts = [answer.sentence(pooled, "fixed", "fixed"), answer.footing(run, pooled, "fixed", run.arms())]
+    texts += answer.warnings(pooled, run.named())
     sentence, footing, *warnings = [text.replace("\u00a0", " ") for text in texts]
     return sentence, footing, warnings
 
@@ -137,15 +139,19 @@ def test_the_answer_states_rates_differences_and_intervals(tmp_path):
     )
     assert "; no change of refusal is shown: from 90.0 % to 91.0 % of 100 harmful prompts (+1.0 points" in sentence
     assert sentence.count(". ") == 0 and sentence[-1] == "."  # one sentence
-    assert footing == "No answer of it is broken. Scored by phrases." and not warnings
+    assert footing == "None of its answers is broken. Scored by phrases." and not warnings
 
 
 @pytest.mark.parametrize(
     ("benign", "harmful", "says"),
     [
-        ((2, 42), (3, 2), "Of 2 arms, over-refusal is shown to fall with fixed; with none, refusal of harmful prompts"),
+        (
+            (2, 42),
+            (3, 2),
+            "Of 2 arms compared with the baseline, over-refusal is shown to fall with fixed; with none, refusal of harmful prompts",
+        ),
         ((2, 42), (0, 40), "fall with fixed; with it, refusal of harmful prompts is shown to fall too."),
-        ((2, 3), (3, 2), "Over-refusal is not shown to fall in any of 2 arms."),
+        ((2, 3), (3, 2), "Over-refusal is not shown to fall in any of the 2 arms compared with the baseline."),
     ],
 )
 def test_all_arms_are_weighed_in_one_sentence(tmp_path, benign, harmful, says):
@@ -156,7 +162,7 @@ def test_all_arms_are_weighed_in_one_sentence(tmp_path, benign, harmful, says):
 
     told(tmp_path, *rows("benign", benign), *rows("harmful", harmful))
     run = open_run(tmp_path)
-    assert says in answer.overview(there(answer.pooled_rows(run)), run.arms())
+    assert says in answer.overview(there(answer.pooled_rows(run)), run.named())
 
 
 def test_an_interval_without_its_test_is_no_finding(tmp_path):
@@ -186,10 +192,116 @@ def test_without_a_baseline_nothing_is_claimed(tmp_path):
 
 
 def test_lines_join_the_strengths_of_one_kind():
-    assert answer.split_strength("fixed:layer=3,strength=-0.4") == ("fixed, layer=3", -0.4)
-    assert answer.split_strength("fixed:strength=2") == ("fixed", 2.0)
-    assert answer.split_strength("random") == ("random", None)
-    assert answer.split_strength("fixed:strength=<b>") == ("fixed:strength=<b>", None)
+    arms = named(
+        ["fixed:layer=3,strength=-0.4", "fixed:layer=4,strength=2", "random", "gated:strength=<b>", "oracle:layer=3"]
+    )
+    assert [(arm.group, arm.strength) for arm in arms.values()] == [
+        ("fixed layer 3", -0.4), ("fixed layer 4", 2.0), ("random", None), ("gated strength <b>", None), ("oracle", None)]  # fmt: skip
+
+
+def test_arms_are_called_by_what_sets_them_apart():
+    whole = "gated:harmful=0.266667,layer=17,strength={},unit=residual"
+    arms = named(["baseline", whole.format(-0.4), whole.format(-0.15), "routed:layer=17,strength=0.333333", "fixed:harmful=0.266667",
+                  "fixed:harmful=-0.125"])  # fmt: skip
+    short = [arm.short for arm in arms.values()]
+    assert short == ["baseline", "gated\u00a0−0.4", "gated\u00a0−0.15", "routed\u00a0+0.33", "fixed harmful 0.27",
+                     "fixed harmful −0.125"]  # fmt: skip
+    told = "gated (harmful 0.27, layer 17, unit residual); routed (layer 17)"
+    assert unsaid(arms) == f"Left out of the arms' names, as all of a kind share it: {told}."
+    assert alone(whole.format(-0.4)) == "gated harmful 0.27, layer 17, unit residual,\u00a0−0.4"
+
+
+names = st.builds(
+    lambda kind, settings: (
+        kind + (":" if settings else "") + ",".join(f"{key}={value}" for key, value in settings.items())
+    ),
+    st.sampled_from(["fixed", "gated"]),
+    st.dictionaries(
+        st.sampled_from(["layer", "strength", "unit"]), st.sampled_from(["1", "0.12345678", "0.12345679", "<b>", ""])
+    ),
+)
+
+
+@given(st.lists(names, max_size=12, unique=True))
+def test_no_two_arms_have_the_same_name(arms):
+    assert len({arm.short for arm in named(arms).values()}) == len(arms)
+
+
+@given(
+    st.lists(
+        st.builds(labels.Point, st.floats(0, 300), st.floats(0, 200), st.sampled_from(["", "−0.4", "+1", "lowrank"])),
+        max_size=12,
+    )
+)
+def test_no_label_covers_a_label_or_a_point(points):
+    sides = labels.sides(points, [], 300, 200)
+    boxes = [labels.place(point, side) for point, side in zip(points, sides, strict=True) if side]
+    assert not any(labels.overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    for at, (point, side) in enumerate(zip(points, sides, strict=True)):
+        others = [other for own, other in enumerate(points) if own != at]
+        box = labels.place(point, side) if side else (0, 0, 0, 0)
+        assert not any(box[0] < other.x < box[2] and box[1] < other.y < box[3] for other in others)
+        assert box[0] >= 0 and box[2] <= 300
+
+
+def test_a_label_keeps_off_the_lines_if_it_can():
+    across = (0.0, 85.0, 300.0, 100.0)
+    assert labels.sides([labels.Point(150, 100, "+1")], [], 300, 200) == ["right above"]
+    assert not labels.crosses(across, labels.place(labels.Point(150, 100, "+1"), labels.sides([labels.Point(150, 100, "+1")], [across], 300, 200)[0]))  # fmt: skip
+    assert labels.crosses((0, 0, 10, 10), (4, 4, 6, 6)) and not labels.crosses((0, 0, 10, 10), (6, 0, 9, 3))
+
+
+def test_a_choice_is_told_whole_with_its_unit_and_how_many_were_tried(run):
+    table = run.table("sweep").with_columns(strength_unit=pl.lit("residual"))
+    baseline = table.head(1).with_columns(arm=pl.lit("baseline"), layer=None, strength=None, chosen=False)
+    told = sweep.chosen(pl.concat([table, baseline], how="vertical_relaxed"))
+    tried = table.select("arm", "layer", "strength").unique().height
+    assert told.startswith(f"Chosen of {tried} settings: ") and "(in mean lengths of the residual stream)" in told
+    assert "…" not in told
+
+
+def test_pooled_rows_that_repeat_the_only_set_of_a_label_are_not_shown(run):
+    summary = run.table("summary")
+    one = summary.filter((pl.col("label") == "benign") | ~pl.col("dataset").str.contains("xstest"))
+    assert (
+        one.filter(~pl.col("dataset").is_in(rates.TOGETHER) & (pl.col("label") == "harmful"))["dataset"].n_unique() == 1
+    )
+    section = there(rates.section(replace(run, tables=run.tables | {"summary": one})))
+    shown = next(table for table in section.tables() if table.name == "rates-phrases").frame
+    assert not shown.filter((pl.col("label") == "harmful") & pl.col("dataset").is_in(rates.TOGETHER)).height
+    assert shown["dataset"][0] == "(pooled)" and shown["label"].unique(maintain_order=True).to_list() == [
+        "benign",
+        "harmful",
+    ]
+
+
+def test_what_was_left_out_says_so_only_if_something_was(run):
+    scores = run.table("scores").with_columns(fitted=pl.lit(False), verdict=pl.col("verdict").fill_null("comply"))
+    section = there(provenance.left_out(replace(run, tables=run.tables | {"scores": scores})))
+    assert section.blocks[0].text.startswith(f"Nothing: all {scores.height:,} verdicts count.")
+    assert section.tables()[0].folded
+    assert (
+        section.tables()[0].frame["scorer"].unique(maintain_order=True).to_list()[0] != "token"
+    )  # as on the first screen
+
+
+def test_vectors_of_one_layer_have_no_chart_by_layer(run):
+    one = replace(run.vectors, layers=[4], residual_norms=run.vectors.residual_norms[:1],
+                  tensors={name: tensor[:1] for name, tensor in run.vectors.tensors.items()})  # fmt: skip
+    assert [chart.name for chart in there(vectors.section(replace(run, vectors=one))).charts()] == ["cosines"]
+    norm = np.linalg.norm(one.tensors[CATEGORIES[0]][0]) / one.residual_norms[0]
+    table = next(t for t in there(vectors.section(replace(run, vectors=one))).tables() if t.name == "vector-dimensions")
+    assert table.frame["of_residual"][0] == pytest.approx(norm)
+
+
+def test_thousands_are_written_out():
+    assert [say.number(value) for value in (1140.2, 999.7, 26.71, 0.012345, 12345678.0)] == [
+        "1,140",
+        "1,000",
+        "26.7",
+        "0.0123",
+        "1.23e+07",
+    ]
 
 
 def test_the_arm_chosen_on_validation_is_spoken_of_first(run):
@@ -205,7 +317,7 @@ def test_the_arm_chosen_on_validation_is_spoken_of_first(run):
 
 def test_rates_say_shown_only_where_interval_and_adjusted_test_agree(run):
     summary = run.table("summary")
-    table = rates.rate_table(summary.filter(pl.col("scorer") == "phrases"), "phrases", run.arms(), folded=False)
+    table = rates.rate_table(summary.filter(pl.col("scorer") == "phrases"), "phrases", run.named(), folded=False)
     for found, (low, high, p) in zip(
         there(table.shown)["difference"],
         table.frame.select("delta_low", "delta_high", "p_holm").iter_rows(),
@@ -295,7 +407,7 @@ def test_a_sweep_whose_shortlist_answered_shows_both_stages(run):
     chart = section.charts()[0]
     (values,) = chart.chart.to_dict()["datasets"].values()
     rows = whole.filter(label="benign")
-    assert chart.title == "fixed: benign prompts" and "probability of a refusal token" in chart.caption
+    assert chart.title == "fixed: benign prompts" and "Probability of a refusal token" in chart.caption
     assert [cell["value"] for cell in values] == rows["refusal_probability"].to_list()
     assert sum(cell["answered"] for cell in values) == 2
     assert "sweep-answered" not in {table.name for table in there(sweep.section(run)).tables()}  # there, all answered
@@ -334,7 +446,7 @@ def test_silhouettes_of_each_group_are_scikit_learns(run, folder):
 
 def test_rows_that_share_a_heading_stand_under_it(run):
     page = markup.table(
-        rates.rate_table(run.table("summary").filter(scorer="phrases"), "phrases", run.arms(), folded=False)
+        rates.rate_table(run.table("summary").filter(scorer="phrases"), "phrases", run.named(), folded=False)
     )
     headings = re.findall(r'<th scope="rowgroup" colspan="(\d+)"><span dir="auto">([^<]*)</span>', page)
     wide = page.count('scope="col"')

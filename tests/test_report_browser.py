@@ -1,5 +1,6 @@
 """The report in a real Chromium: drawn, quiet, usable, and deaf to whatever text says."""
 
+import itertools
 import json
 
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 from browser import chromium
 from synthetic import synthetic_run
 
+from reports import labels
 from reports.compare import write_comparison
 from reports.page import write_report
 
@@ -94,6 +96,20 @@ def test_everything_is_drawn_without_a_word_or_a_request(page, report, width, da
     assert channels(text) == channels(ink)  # charts take the page's ink
 
 
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_no_label_of_the_trade_off_lies_on_another(page, tmp_path, width):
+    arms = ["baseline", *(f"gated:layer=17,strength=-0.{at}" for at in (15, 3, 4, 45)), "random", "prompt-only"]
+    folder = synthetic_run(tmp_path, 200, arms=arms)  # arms that move little: their points lie close together
+    write_report(folder, folder / "report.html")
+    page.open(folder / "report.html", width=width, settled=DRAWN)
+    boxes = page.run("[...document.querySelectorAll('#trade-off .mark-text.role-mark text')].filter((e) => e.textContent)"
+                     ".map((e) => { const b = e.getBoundingClientRect(); return [b.left, b.top + 2, b.right, b.bottom - 2]; })")  # fmt: skip
+    assert len(boxes) >= 2
+    assert not any(labels.overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    edge = page.run("document.getElementById('trade-off').getBoundingClientRect().right")
+    assert all(box[2] <= edge for box in boxes)
+
+
 def channels(colour):
     return [float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
 
@@ -123,7 +139,7 @@ def test_filters_and_search_find_what_polars_finds(page, report):
     )
     assert count(page) == 120
     choose(page, "f-scorer", option(page, "f-scorer", "phrases"))
-    choose(page, "f-arm", option(page, "f-arm", "fixed:strength=-0.4"))
+    choose(page, "f-arm", option(page, "f-arm", "fixed\u00a0−0.4"))
     arm, before = pl.col("fixed:strength=-0.4"), pl.col("baseline")
     wanted = {
         ("f-set", option(page, "f-set", "xstest/safe")): pl.col("dataset") == "xstest/safe",

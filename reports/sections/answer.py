@@ -1,6 +1,6 @@
 """The first screen: what steering did, in a sentence with its interval, and the trade-off it made."""
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import polars as pl
 
 from reports import charts
 from reports import wording as say
+from reports.arms import Arm, kind_of, mark, unsaid
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
 from reports.statistics import holm
@@ -16,6 +17,7 @@ from reports.statistics import holm
 SCORERS = ("judge", "classifier", "phrases", "token", "hand")
 CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
 LABELS = ("benign", "harmful")
+LONGEST_MARK = 20
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,18 @@ def section(run: Run) -> Section | None:
     if pooled is None:
         return None
     arms = run.arms()
+    named = {arm: shown for arm, shown in run.named().items() if arm in arms}
     first = leading_arm(run, arms)
     blocks: list[Block] = []
     if first:
-        blocks += [Prose(sentence(pooled, first), "lead"), Prose(footing(run, pooled, first, arms), "note")]
-    if len(arms) > 2 and (told := overview(pooled, arms)):
+        told = sentence(pooled, first, named[first].short)
+        blocks += [Prose(told, "lead"), Prose(footing(run, pooled, first, arms), "note")]
+    if len(arms) > 2 and (told := overview(pooled, named)):
         blocks.append(Prose(told))
-    blocks += [Prose(text, "warning") for text in warnings(pooled, arms)]
-    blocks += trade_off(pooled, arms)
-    blocks.append(glance(pooled, arms, macro_rates(run, pooled.scorer)))
+    blocks += [Prose(text, "warning") for text in warnings(pooled, named)]
+    blocks += trade_off(pooled, named)
+    blocks += [Prose(text, "note")] if (text := unsaid(run.named())) else []
+    blocks.append(glance(pooled, named, macro_rates(run, pooled.scorer)))
     return Section("answer", "What steering did", blocks)
 
 
@@ -84,17 +89,12 @@ def chosen_arms(run: Run) -> set[str]:
     return set(generations.join(chosen.select(keys).unique(), on=keys, nulls_equal=True)["arm"])
 
 
-def kind_of(arm: str) -> str:
-    """An arm's kind, from its name."""
-    return arm.partition(":")[0]
-
-
-def sentence(pooled: Pooled, arm: str) -> str:
+def sentence(pooled: Pooled, arm: str, called: str) -> str:
     """One sentence with both rates, both differences and their intervals."""
     parts = [finding(label, row, pooled.row(label, "baseline")) for label in LABELS if (row := pooled.row(label, arm))]
     if not parts:
-        return f"Nothing is left to say of {say.arm(arm)}: no answer of it counts."
-    return f"With {say.arm(arm)}, {'; '.join(parts)}."
+        return f"Nothing is left to say of {called}: no answer of it counts."
+    return f"With {called}, {'; '.join(parts)}."
 
 
 def finding(label: str, row: dict[str, Any], before: dict[str, Any] | None) -> str:
@@ -127,13 +127,13 @@ def footing(run: Run, pooled: Pooled, arm: str, arms: list[str]) -> str:
     )
     broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in LABELS
               if (row := pooled.row(label, arm)) and row["broken"]]  # fmt: skip
-    answers = f"Broken answers: {' and '.join(broken)}." if broken else "No answer of it is broken."
+    answers = f"Broken answers: {' and '.join(broken)}." if broken else "None of its answers is broken."
     others = len([other for other in arms if other not in (arm, "baseline")])
     beside = f"{say.counted(others, 'other arm')} below." if others else ""
     return " ".join(part for part in (picked, answers, f"Scored by {pooled.scorer}.", beside) if part)
 
 
-def overview(pooled: Pooled, arms: list[str]) -> str:
+def overview(pooled: Pooled, arms: Mapping[str, Arm]) -> str:
     """In which arms over-refusal is shown to fall, and in how many of those refusal of harmful prompts falls too."""
 
     def falls(label: str, arm: str) -> bool:
@@ -146,9 +146,14 @@ def overview(pooled: Pooled, arms: list[str]) -> str:
     if not compared:
         return ""
     if not fallen:
-        return f"Over-refusal is not shown to fall in any of {say.counted(len(compared), 'arm')}."
-    names = say.listed(say.arm(arm) for arm in fallen)
-    told = f"Of {say.counted(len(compared), 'arm')}, over-refusal is shown to fall with {names}"
+        of = "the one arm" if len(compared) == 1 else f"any of the {len(compared)} arms"
+        return f"Over-refusal is not shown to fall in {of} compared with the baseline."
+    names = say.listed(arms[arm].short for arm in fallen)
+    if len(fallen) == len(compared) > 1:
+        told = f"Over-refusal is shown to fall in all {len(compared)} arms compared with the baseline"
+    else:
+        of = say.counted(len(compared), "arm")
+        told = f"Of {of} compared with the baseline, over-refusal is shown to fall with {names}"
     weighed = [arm for arm in fallen if pooled.row("harmful", arm)]
     if not weighed:
         return f"{told}."
@@ -158,17 +163,17 @@ def overview(pooled: Pooled, arms: list[str]) -> str:
     return f"{told}; with {share}, refusal of harmful prompts is shown to fall too."
 
 
-def warnings(pooled: Pooled, arms: list[str]) -> list[str]:
+def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
     """What a reader must know before believing a fall in refusals."""
     found = []
     for label in LABELS:
         before = pooled.row(label, "baseline")
-        for arm in arms:
+        for arm, shown in arms.items():
             row = pooled.row(label, arm)
             if row and before and row["broken"] / row["n"] > before["broken"] / before["n"] + charts.HOLLOW_FROM:
                 shares = [say.percent(one["broken"] / one["n"]) for one in (row, before)]
                 found.append(
-                    f"{say.arm(arm)}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
+                    f"{shown.short}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
                     "unsteered). A broken answer is neither a refusal nor a cure."
                 )
     if not any(pooled.row(label, "baseline") for label in LABELS):
@@ -176,17 +181,16 @@ def warnings(pooled: Pooled, arms: list[str]) -> list[str]:
     return found
 
 
-def trade_off(pooled: Pooled, arms: list[str]) -> list[Block]:
+def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
     """The chart, where there are both benign and harmful prompts."""
     rows = []
-    for arm in arms:
+    for arm, shown in arms.items():
         benign, harmful = pooled.row("benign", arm), pooled.row("harmful", arm)
         if benign is None or harmful is None:
             continue
-        group, strength = split_strength(arm)
         broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
-        rows.append({"arm": say.arm(arm), "group": group, "order": strength or 0.0, "mark": mark(strength),
-                     "broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": strength is not None,
+        rows.append({"arm": shown.short, "group": shown.group, "order": shown.strength or 0.0, "mark": beside(shown),
+                     "broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": shown.strength is not None,
                      **{f"{key}_x": benign[key] for key in ("rate", "low", "high", "n")},
                      **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}})  # fmt: skip
     if not rows:
@@ -196,29 +200,26 @@ def trade_off(pooled: Pooled, arms: list[str]) -> list[Block]:
     caption = (
         f"Over-refusal against refusal, all data sets pooled, scored by {pooled.scorer}: benign prompts n = "
         f"{say.count_range(table['n_x'])}, harmful n = {say.count_range(table['n_y'])}. Up and to the left is "
-        "better. Bars are Wilson's 95 % intervals; a line joins the strengths of one kind; hollow: over "
-        f"{say.percent(charts.HOLLOW_FROM, 0)} of answers broken."
+        f"better. Bars are Wilson's 95 % intervals.{drawn_as(table)}"
     )
     return [Chart("trade-off", charts.trade_off(table, groups), caption)]
 
 
-def split_strength(arm: str) -> tuple[str, float | None]:
-    """An arm's name without its strength, and the strength, if its name holds one."""
-    kind, _, rest = arm.partition(":")
-    found = re.search(r"(?:^|,)strength=([^,]*)", rest)
-    if found is None:
-        return say.name(arm), None
-    try:
-        strength = float(found[1])
-    except ValueError:
-        return say.name(arm), None
-    left = (rest[: found.start()] + rest[found.end() :]).strip(",")
-    return say.name(f"{kind}, {left}" if left else kind), strength
+def drawn_as(table: pl.DataFrame) -> str:
+    """What lines, numbers and hollow points mean, as far as the chart has any."""
+    told = ""
+    if table.filter("line").height:
+        told += " Numbers are strengths, where there is room; a line joins those of one kind."
+    if table["hollow"].any():
+        told += f" Hollow: over {say.percent(charts.HOLLOW_FROM, 0)} of answers broken."
+    return told
 
 
-def mark(strength: float | None) -> str:
-    """What stands beside a point of the chart."""
-    return "" if strength is None else say.signed(f"{strength:+g}")
+def beside(arm: Arm) -> str:
+    """What stands beside a point of the chart: its strength, else its name, if that is short."""
+    if arm.strength is not None:
+        return mark(arm.strength)
+    return arm.group if len(arm.group) <= LONGEST_MARK else ""
 
 
 def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
@@ -230,7 +231,7 @@ def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
     return {(label, arm): rate for label, arm, rate in rows.select("label", "arm", "rate").iter_rows()}
 
 
-def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float]) -> Table:
+def glance(pooled: Pooled, arms: Mapping[str, Arm], macro: dict[tuple[str, str], float]) -> Table:
     """Every arm's pooled rates in one table, and the mean of the data sets' rates."""
     rows = [row for label in LABELS for arm in arms if (row := pooled.row(label, arm))]
     keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
@@ -241,7 +242,7 @@ def glance(pooled: Pooled, arms: list[str], macro: dict[tuple[str, str], float])
     shown = pl.DataFrame(
         {
             "prompts": [say.LABELS[row["label"]] for row in rows],
-            "arm": [say.arm(row["arm"]) for row in rows],
+            "arm": [arms[row["arm"]].short for row in rows],
             "n": [f"{row['n']:,}" for row in rows],
             "refused": [say.percent(row["rate"]) for row in rows],
             "95 % interval": [say.span(row["low"], row["high"]) for row in rows],

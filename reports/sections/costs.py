@@ -1,11 +1,13 @@
 """What steering cost: side effects on ordinary text, and capability."""
 
 import re
+from collections.abc import Mapping
 
 import polars as pl
 
 from reports import charts
 from reports import wording as say
+from reports.arms import Arm
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Row, Section, Table
 
@@ -34,9 +36,9 @@ def effects(run: Run) -> Section | None:
     table = run.table("effects")
     if table is None:
         return None
-    panels = []
+    panels, arms = [], run.named()
     for (dataset, measure), rows in table.group_by("dataset", "measure", maintain_order=True):
-        data = drawn(rows.drop_nulls("value"))
+        data = drawn(rows.drop_nulls(["arm", "value"]), arms)
         if data.height:
             title = measured(measure)
             chart = charts.intervals(data, data["row"].unique(maintain_order=True).to_list(), x=title)
@@ -45,7 +47,7 @@ def effects(run: Run) -> Section | None:
     shown = say.table_of(
         table,
         ("data set", say.name, "dataset"),
-        ("arm", say.name, "arm"),
+        ("arm", lambda arm: say.name(arm if arm is None else arms[arm].short), "arm"),
         ("measure", measured, "measure"),
         ("value", say.number, "value"),
         ("95 % interval", say.number_span, "low", "high"),
@@ -65,11 +67,11 @@ def measured(name: str | None) -> str:
     return say.name(name, 40)
 
 
-def drawn(rows: pl.DataFrame) -> pl.DataFrame:
+def drawn(rows: pl.DataFrame, arms: Mapping[str, Arm]) -> pl.DataFrame:
     """What a panel shows; an interval that is open at one end can't be drawn."""
     is_open = pl.col("low").is_null() | pl.col("high").is_null()
     ends = [pl.when(is_open).then(pl.col("value")).otherwise(pl.col(name)).alias(name) for name in ("low", "high")]
-    return rows.select(say.column(rows, say.arm, "arm").alias("row"), "value", *ends, "n")
+    return rows.select(say.column(rows, lambda arm: arms[arm].short, "arm").alias("row"), "value", *ends, "n")
 
 
 def capability(run: Run) -> Section | None:
@@ -78,19 +80,20 @@ def capability(run: Run) -> Section | None:
     if table is None:
         return None
     unsteered = table.filter((pl.col("arm") != "baseline") & ~pl.col("scored_logits_changed").fill_null(False))
-    measured = table.join(unsteered, on=["task", "arm", "metric"], how="anti", nulls_equal=True).drop_nulls("value")
-    panels = []
+    measured = table.join(unsteered, on=["task", "arm", "metric"], how="anti", nulls_equal=True)
+    measured = measured.drop_nulls(["arm", "value"])
+    panels, arms = [], run.named()
     for (task, metric), rows in measured.group_by("task", "metric", maintain_order=True):
         spread = Z * pl.col("stderr").fill_null(0.0)
         data = rows.select(
-            say.column(rows, say.arm, "arm").alias("row"), "value", "n",
+            say.column(rows, lambda arm: arms[arm].short, "arm").alias("row"), "value", "n",
             (pl.col("value") - spread).alias("low"), (pl.col("value") + spread).alias("high"),
         )  # fmt: skip
         chart = charts.intervals(data, data["row"].unique(maintain_order=True).to_list(), x=say.name(metric, 40))
         panels.append(Chart(f"capability-{len(panels)}", chart, f"n = {data['n'].max()}", say.name(task, 40)))
     blocks: list[Block] = [
         Prose(
-            f"{say.name(arm)} on {say.name(task)}: no scored logit changed, so this is the unsteered model and no "
+            f"{say.name(arm if arm is None else arms[arm].short)} on {say.name(task)}: no scored logit changed, so this is the unsteered model and no "
             "measure of the arm.",
             "warning",
         )
@@ -101,7 +104,7 @@ def capability(run: Run) -> Section | None:
     shown = say.table_of(
         table,
         ("task", say.name, "task"),
-        ("arm", say.name, "arm"),
+        ("arm", lambda arm: say.name(arm if arm is None else arms[arm].short), "arm"),
         ("metric", say.name, "metric"),
         ("value", say.number, "value"),
         ("standard error", say.number, "stderr"),

@@ -8,9 +8,10 @@ import polars as pl
 
 from reports import charts, published
 from reports import wording as say
+from reports.arms import Arm, kind_of
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
-from reports.sections.answer import SCORERS, kind_of
+from reports.sections.answer import SCORERS
 from reports.statistics import MACRO, POOLED, summarise
 
 MOST_ARMS = 6
@@ -20,7 +21,7 @@ HALVES = {"benign": "Over-refusal", "harmful": "Refusal"}
 SUMS = {POOLED: ("All prompts", "Prompts of "), MACRO: ("Mean of sets", "Mean of ")}  # of all sets, of some
 TITLES = {"jbb": "JailbreakBench"}
 THEIRS = "papers’ "
-CAPTION = "percent refused; base, categorical and low-rank are the papers’, here is this run, with 95 % intervals"
+CAPTION = "percent refused; base, categorical and low-rank are the papers’, here is this run, with 95 % intervals; broken: in the order of the arms"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def section(run: Run) -> Section | None:
     scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
     if scorer is None:
         return None
-    arms = [arm for arm in run.arms() if kind_of(arm) != "random"][:MOST_ARMS]
+    arms = shown_arms(run)
     rows = matched(summary.filter((pl.col("scorer") == scorer) & (pl.col("n") > 0)))
     if not rows:
         return None
@@ -68,6 +69,8 @@ def section(run: Run) -> Section | None:
 
 def introduction(run: Run, scorer: str) -> str:
     """What is compared, and what differs."""
+    arms = [arm for arm in run.arms() if kind_of(arm) != "random"]
+    some = f" Shown: the first {MOST_ARMS} of {len(arms)} arms." if len(arms) > MOST_ARMS else ""
     model = run.first("model")
     warning = (
         f" The papers' model is {published.MODEL}; this is {say.name(model)}: the figures stand beside each other, "
@@ -78,7 +81,7 @@ def introduction(run: Run, scorer: str) -> str:
         f"{say.signed(f'{published.STRENGTH_BENIGN:g}')} and +{published.STRENGTH_HARMFUL:g} (categorical: one "
         f"vector a prompt; low-rank: one combination for all), and here, scored by {scorer}, with 95 % intervals "
         "(Wilson's; of a mean of sets, a bootstrap within the sets). Their judge, template and answers' length differ."
-        f"{warning if model != published.MODEL else ''}"
+        f"{warning if model != published.MODEL else ''}{some}"
     )
 
 
@@ -130,9 +133,10 @@ def whole(run: Run, missing: Mapping[str, str]) -> tuple[Table, list[Row], str |
     return Table("paper", frame_of(rows, arms), narrow_of(rows, arms), CAPTION), rows, scorer
 
 
-def shown_arms(run: Run) -> list[str]:
+def shown_arms(run: Run) -> dict[str, Arm]:
     """Arms that have columns."""
-    return [arm for arm in run.arms() if kind_of(arm) != "random"][:MOST_ARMS]
+    named = run.named()
+    return {arm: named[arm] for arm in [arm for arm in run.arms() if kind_of(arm) != "random"][:MOST_ARMS]}
 
 
 def matched(summary: pl.DataFrame) -> list[Row]:
@@ -201,7 +205,7 @@ def sums(half: Sequence[Row], together: pl.DataFrame | None) -> list[Row]:
     return rows
 
 
-def frame_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
+def frame_of(rows: list[Row], arms: Iterable[str]) -> pl.DataFrame:
     """The numbers."""
     keys = ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")
     kinds = {key: pl.Int64 if key in ("n", "broken") else pl.Float64 for key in keys}
@@ -219,7 +223,7 @@ def frame_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
     )
 
 
-def shown_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
+def shown_of(rows: list[Row], arms: Mapping[str, Arm]) -> pl.DataFrame:
     """What stands on the page: each of the papers' arms, and behind it those here that do the same."""
     columns: dict[str, list[str]] = {
         "data set": [row.title for row in rows],
@@ -230,7 +234,7 @@ def shown_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
     return pl.DataFrame(columns | cells(rows, arms))
 
 
-def narrow_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
+def narrow_of(rows: list[Row], arms: Mapping[str, Arm]) -> pl.DataFrame:
     """The same in less room; the papers' columns have their arms' bare names."""
     twice = {row.title for row in rows if len({other.label for other in rows if other.title == row.title}) > 1}
     counts = [" of ".join([_count(row), *([] if row.n is None else [f"{row.n:,}"])]) for row in rows]
@@ -239,7 +243,7 @@ def narrow_of(rows: list[Row], arms: list[str]) -> pl.DataFrame:
     return pl.DataFrame({"data set": titles, "n": counts} | rates)
 
 
-def cells(rows: list[Row], arms: list[str]) -> dict[str, list[str]]:
+def cells(rows: list[Row], arms: Mapping[str, Arm]) -> dict[str, list[str]]:
     """Columns of rates in percent, and of broken answers."""
     columns: dict[str, list[str]] = {}
     placed: list[str] = []
@@ -247,13 +251,15 @@ def cells(rows: list[Row], arms: list[str]) -> dict[str, list[str]]:
         columns[f"{THEIRS}{theirs}"] = [_theirs(row.percents.get(theirs)) for row in rows]
         alike = [arm for arm in arms if kind_of(arm) in kinds]
         placed += alike
-        columns |= {f"{say.arm(arm)} here": [_ours(row.ours.get(arm)) for row in rows] for arm in alike}
-    columns |= {f"{say.arm(arm)} here": [_ours(row.ours.get(arm)) for row in rows] for arm in arms if arm not in placed}
+        columns |= {f"{arms[arm].short} here": [_ours(row.ours.get(arm)) for row in rows] for arm in alike}
+    columns |= {
+        f"{arms[arm].short} here": [_ours(row.ours.get(arm)) for row in rows] for arm in arms if arm not in placed
+    }
     columns["broken here"] = [_broken(row, arms) for row in rows]
     return columns
 
 
-def chart(rows: Sequence[Row], arms: list[str]) -> Chart | None:
+def chart(rows: Sequence[Row], arms: Mapping[str, Arm]) -> Chart | None:
     """One label's rates, the papers' as hollow marks on the same lines."""
     pairs = [(theirs, arm) for theirs, kinds in ALIKE.items() for arm in arms if kind_of(arm) in kinds]
     points = []
@@ -262,7 +268,7 @@ def chart(rows: Sequence[Row], arms: list[str]) -> Chart | None:
         for theirs, arm in pairs:
             ours, percent = row.ours.get(arm, {}), row.percents.get(theirs)
             n = ours.get("n") or 0
-            points.append({"place": place, "arm": say.arm(arm), "published": None if percent is None else percent / 100,
+            points.append({"place": place, "arm": arms[arm].short, "published": None if percent is None else percent / 100,
                            "broken": ours["broken"] / n if n and row.sums != MACRO else None,
                            **{key: ours.get(key) for key in ("rate", "low", "high", "n")}})  # fmt: skip
     if not any(point["rate"] is not None for point in points):
@@ -270,13 +276,14 @@ def chart(rows: Sequence[Row], arms: list[str]) -> Chart | None:
     label = rows[0].label
     kinds = dict.fromkeys(("rate", "low", "high", "published", "broken"), pl.Float64)
     data = pl.DataFrame(points, schema={"place": pl.String, "arm": pl.String, "n": pl.Int64, **kinds})
-    names = [say.arm(arm) for _, arm in pairs]
-    listed = " and ".join(f"{say.arm(arm)} as {theirs}" for theirs, arm in pairs if theirs != say.arm(arm))
+    names = [arms[arm].short for _, arm in pairs]
+    listed = say.listed(f"{arms[arm].short} as {theirs}" for theirs, arm in pairs if theirs != arms[arm].short)
     caption = (
-        f"{HALVES[label]}: {label} prompts refused. Filled: here, with 95 % intervals; hollow: the papers, on the line "
+        f"{label.capitalize()} prompts refused. Filled: here, with 95 % intervals; hollow: the papers, on the line "
         f"of the arm that does the same ({listed}). ✕: broken answers here."
     )
-    return Chart(f"paper-{label}", charts.beside(data, names, list(dict.fromkeys(data["place"]))), caption)
+    drawn = charts.beside(data, names, list(dict.fromkeys(data["place"])))
+    return Chart(f"paper-{label}", drawn, caption, f"{HALVES[label]} beside the papers'")
 
 
 def settings(run: Run) -> str:
@@ -286,12 +293,13 @@ def settings(run: Run) -> str:
     if layer is not None:
         told.append(f"layer {layer}")
     if generations is not None:
+        named = run.named()
         steered = generations.drop_nulls(["layer", "strength"])
         for (arm, unit), part in steered.group_by("arm", "strength_unit", maintain_order=True):
             strengths = part["strength"].unique().sort().to_list()
             spread = " to ".join(say.number(strength) for strength in dict.fromkeys((strengths[0], strengths[-1])))
             share = residual_share(run, layer, max(map(abs, strengths))) if unit == "unit" else ""
-            told.append(f"{say.arm(arm)} {spread} ({say.name(unit)}{share})")
+            told.append(f"{named[arm].group} {spread} ({say.name(unit)}{share})")
     data = run.records.get("vectors", {}).get("data")
     if isinstance(data, list) and data:
         told.append(f"vectors fitted on {say.listed(data)}")
@@ -323,7 +331,7 @@ def _ours(row: Mapping[str, Any] | None) -> str:
     return f"{rate}\u00a0({low}–{high})"
 
 
-def _broken(row: Row, arms: Sequence[str]) -> str:
+def _broken(row: Row, arms: Iterable[str]) -> str:
     """Shares of broken answers in percent, arm by arm; a mean of sets has none."""
     if row.sums == MACRO or not row.ours:
         return "–"

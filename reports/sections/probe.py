@@ -23,7 +23,11 @@ def section(run: Run) -> Section | None:
     shown = pl.DataFrame(
         {"split": [say.name(split) for (split,), _ in areas], "area": [say.fixed(area(part), 4) for _, part in areas]}
     )
-    return Section("probe", "Probe", [*blocks, Table("probe-roc", table, shown, "Areas under the curves", folded=True)])
+    return Section(
+        "probe",
+        "Probe of harmful and benign prompts",
+        [*blocks, Table("probe-roc", table, shown, "Areas under the curves", folded=True)],
+    )
 
 
 def curves(run: Run, table: pl.DataFrame) -> Chart:
@@ -67,7 +71,7 @@ def layers(run: Run) -> list[Chart]:
     took = f" The probe reads layer {say.listed(chosen)}." if chosen else ""
     n = next(iter(sizes(run).values()), "")
     caption = f"Probes of every layer, fitted alike, on the rows that the threshold was chosen on{n}.{took}"
-    chart = charts.lines(drawn, list(kinds.values()), y="share", zero=False, height=300)
+    chart = charts.lines(drawn, list(kinds.values()), y="AUC, or share found", zero=False, height=300)
     return [Chart("probe-layers", chart, caption, "Other layers")]
 
 

@@ -8,6 +8,9 @@ import polars as pl
 from reports import wording as say
 from reports.artefacts import Run
 from reports.blocks import Block, Code, Prose, Section, Table
+from reports.sections.answer import SCORERS
+
+COUNTS = "Verdicts by scorer and data set"
 
 
 def left_out(run: Run) -> Section | None:
@@ -16,7 +19,9 @@ def left_out(run: Run) -> Section | None:
     if scores is None:
         return None
     fitted, given = pl.col("fitted").fill_null(False), pl.col("verdict").is_not_null()
-    counts = scores.group_by("dataset", "scorer", maintain_order=True).agg(
+    order = {scorer: at for at, scorer in enumerate(SCORERS)}
+    ranked = scores.sort(pl.col("scorer").replace_strict(order, default=len(order)), maintain_order=True)
+    counts = ranked.group_by("dataset", "scorer", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("answers"),
         (~fitted & given).sum().cast(pl.Int64).alias("counted"),
         fitted.sum().cast(pl.Int64).alias("fitted"),
@@ -26,22 +31,26 @@ def left_out(run: Run) -> Section | None:
     )
     shown = say.table_of(
         counts,
-        ("data set", say.name, "dataset"),
         ("scorer", say.name, "scorer"),
+        ("data set", say.name, "dataset"),
         ("answers", say.number, "answers"),
         ("counted", say.number, "counted"),
         ("used for fitting", say.number, "fitted"),
         ("no verdict", say.number, "failed"),
-        ("of those broken", say.number, "broken"),
+        ("counted, but broken", say.number, "broken"),
         ("no label", say.number, "unlabelled"),
     )
     dropped = int((counts["fitted"] + counts["failed"]).sum())
+    every = say.counted(scores.height, "verdict")
+    told = f"{dropped:,} of {every} count in no rate." if dropped else f"Nothing: all {every} count."
     text = (
-        f"{dropped:,} of {say.counted(scores.height, 'verdict')} count in no rate. A prompt whose text was used to "
+        f"{told} A prompt whose text was used to "
         "fit vectors, to train a probe or to choose a strength is answered but not counted. No verdict: the "
         "scorer failed, or does not apply to the answer (a token scorer, where an answer opens with no control token)."
     )
-    return Section("left-out", "What was left out", [Prose(text), Table("left-out", counts, shown)])
+    return Section(
+        "left-out", "What was left out", [Prose(text), Table("left-out", counts, shown, COUNTS, folded=not dropped)]
+    )
 
 
 def provenance(run: Run) -> Section | None:

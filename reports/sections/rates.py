@@ -1,14 +1,18 @@
 """Rates by data set, label and arm, with intervals and paired tests."""
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from reports import charts
 from reports import wording as say
+from reports.arms import Arm
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
-from reports.sections.answer import SCORERS, split_strength
+from reports.sections.answer import SCORERS
 
 TOGETHER = ("(pooled)", "(macro)")
+DROPPED = {"failed": "n_failed", "fitted": "n_overlap"}  # columns that stand on the page if they count anything
 
 
 def section(run: Run) -> Section | None:
@@ -16,13 +20,14 @@ def section(run: Run) -> Section | None:
     summary = run.table("summary")
     if summary is None:
         return None
-    arms = run.arms()
+    present = set(summary["arm"])
+    arms = {arm: shown for arm, shown in run.named().items() if arm in present}
     scorers = sorted(
         summary["scorer"].unique().to_list(), key=lambda s: SCORERS.index(s) if s in SCORERS else len(SCORERS)
     )
-    listed = summary
-    if summary.filter(~pl.col("dataset").is_in(TOGETHER))["dataset"].n_unique() == 1:  # the others would say the same
-        listed = summary.filter(~pl.col("dataset").is_in(TOGETHER))
+    alone = summary.filter(~pl.col("dataset").is_in(TOGETHER)).group_by("label").agg(pl.col("dataset").n_unique() == 1)
+    lonely = alone.filter("dataset")["label"].to_list()  # with one set of a label, the pooled rows would say the same
+    listed = summary.filter(~(pl.col("dataset").is_in(TOGETHER) & pl.col("label").is_in(lonely, nulls_equal=True)))
     blocks: list[Block] = []
     for label in [label for label in ("benign", "harmful", None) if label in summary["label"]]:
         rows = listed.filter((pl.col("scorer") == scorers[0]) & pl.col("label").eq_missing(label) & (pl.col("n") > 0))
@@ -35,13 +40,13 @@ def section(run: Run) -> Section | None:
     return Section("rates", "Rates by data set and arm", blocks)
 
 
-def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[str]) -> Chart:
+def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping[str, Arm]) -> Chart:
     """One label's rates."""
     rows = rows.filter(pl.col("dataset") != "(macro)")
     data = pl.DataFrame(
         {
             "place": say.column(rows, lambda dataset: say.name(dataset, 40), "dataset"),
-            "arm": say.column(rows, say.arm, "arm"),
+            "arm": say.column(rows, lambda arm: arms[arm].short, "arm"),
             "rate": rows["rate"],
             "low": rows["low"],
             "high": rows["high"],
@@ -60,38 +65,40 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[st
         f"By data set and arm, scored by {scorer}; n = {say.count_range(data['n'])}. Bars: Wilson's 95 % intervals. ✕: "
         "broken answers."
     )
-    kinds = {say.arm(arm): split_strength(arm)[0] for arm in arms}
+    kinds = {arm.short: arm.group for arm in arms.values()}
     return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption, title)
 
 
-def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool) -> Table:
+def rate_table(rows: pl.DataFrame, scorer: str, arms: Mapping[str, Arm], *, folded: bool) -> Table:
     """One scorer's rows, in the order of arms."""
     order = {arm: at for at, arm in enumerate(arms)}
+    first = {dataset: at for at, dataset in enumerate(TOGETHER)}  # as in the charts above
     rows = rows.sort(
-        pl.col("dataset").is_in(TOGETHER), "dataset", "label", pl.col("arm").replace_strict(order, default=99)
-    )
-    needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
+        pl.col("label"), pl.col("dataset").replace_strict(first, default=len(first)), "dataset",
+        pl.col("arm").replace_strict(order, default=len(order)), nulls_last=True,
+    )  # fmt: skip
+    needed = [("n for 5\u00a0points", say.number, "n_needed")] if "n_needed" in rows.columns else []
     themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
     partial = [("partial", _share, "partial", "n")] if rows["partial"].sum() else []
+    dropped = [(word, say.number, name) for word, name in DROPPED.items() if rows[name].sum()]
     shown = say.table_of(
         rows,
         ("group", lambda dataset, label: f"{say.name(dataset)}: {say.LABELS.get(label, label)}", "dataset", "label"),
-        ("arm", say.arm, "arm"),
+        ("arm", lambda arm: arms[arm].short, "arm"),
         ("n", say.number, "n"),
         ("refused", say.percent, "rate"),
         ("95 % interval", say.span, "low", "high"),
         *themes,
-        ("Δ points", say.points, "delta"),
-        ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
+        ("Δ\u00a0points", say.points, "delta"),
+        ("95\u00a0%\u00a0interval of\u00a0Δ", say.points_span, "delta_low", "delta_high"),
         ("p", say.p_value, "p"),
-        ("p (Holm)", say.p_value, "p_holm"),
+        ("p\u00a0(Holm)", say.p_value, "p_holm"),
         ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
         ("broken", _share, "broken", "n"),
         *partial,
         ("answered", _share, "answered", "n"),
         *needed,
-        ("failed", say.number, "n_failed"),
-        ("fitted", say.number, "n_overlap"),
+        *dropped,
     )
     return Table(f"rates-{scorer}", rows, shown, f"Scored by {scorer}", group="group", folded=folded)
 
@@ -105,6 +112,12 @@ def notes(summary: pl.DataFrame) -> str:
     """What the columns mean."""
     tests = summary.filter(pl.col("p_holm").is_not_null()).group_by("scorer").len()["len"]
     family = f" ({say.count_range(tests)} tests a scorer)" if tests.len() else ""
+    dropped = (
+        " failed: the scorer gave no verdict; fitted: the prompt's text was used for fitting or choosing; both are left "
+        "out of n."
+        if any(summary[name].sum() for name in DROPPED.values())
+        else ""
+    )
     themes = (
         " by themes: a bootstrap that draws whole themes of prompts, which resemble one another; so do the intervals of "
         "(macro)."
@@ -112,9 +125,7 @@ def notes(summary: pl.DataFrame) -> str:
     return (
         "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's "
         f"adjustment is over data set × label × arm{family}. (pooled) counts every prompt once, so large sets "
-        "weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test. failed: the "
-        "scorer gave no verdict; fitted: the prompt's text was used for fitting or choosing. Both are left out of "
-        "n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
+        f"weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test.{dropped} n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
         f"disagreement seen.{themes if has_themes(summary) else ''}"
     )
 

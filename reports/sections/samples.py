@@ -18,11 +18,9 @@ def section(run: Run) -> Section | None:
     generations = run.table("generations")
     if generations is None:
         return None
-    return Section(
-        "samples",
-        "Answers",
-        [Samples(pack(generations, run.table("scores"), run.arms(), leading_arm(run, run.arms())))],
-    )
+    packed = pack(generations, run.table("scores"), run.arms(), leading_arm(run, run.arms()))
+    named = run.named()
+    return Section("samples", "Answers", [Samples(packed | {"names": [named[arm].short for arm in run.arms()]})])
 
 
 def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str], first: str | None) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
     `sets`, `categories`, `labels`, `arms`, `scorers`, `verdicts` are lists; a row of `rows` is [set, id, prompt,
     category, label, fitted, answers], the names as numbers into the lists; `answers` has one entry an arm: null, or
     [response, tokens, cut, control token, vector, verdict by scorer…]. Texts over the limit are cut, and `limit` says
-    where. `first` is the arm to begin with.
+    where. `first` is the arm to begin with; a list `names` may say what arms are called on the page.
     """
     generations = generations.unique([*KEY, "arm"], keep="first", maintain_order=True)
     scorers = [] if scores is None else scores["scorer"].drop_nulls().unique().to_list()

@@ -6,6 +6,7 @@ import polars as pl
 
 from reports import charts
 from reports import wording as say
+from reports.arms import named
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Row, Section, Table
 
@@ -22,7 +23,7 @@ def section(run: Run) -> Section | None:
     panels = [
         panel
         for at, (key, rows) in enumerate(ordered.group_by("arm", "label", "strength_unit", maintain_order=True))
-        if (panel := heat_map(at, key, rows)) is not None
+        if (panel := heat_map(at, short(sweep, key[0]), key[1:], rows)) is not None
     ]
     caption = (
         "On rows kept for choosing, not for evaluation. The first token is a check that steering does something; "
@@ -33,9 +34,9 @@ def section(run: Run) -> Section | None:
     return Section("sweep", "Sweep of layers and strengths", [*blocks, table(sweep)])
 
 
-def heat_map(at: int, key: tuple[Any, ...], rows: pl.DataFrame) -> Chart | None:
+def heat_map(at: int, called: str | None, key: tuple[Any, ...], rows: pl.DataFrame) -> Chart | None:
     """One arm and label: share refused where every setting answered, else the first token's probability."""
-    arm, label, unit = key
+    label, unit = key
     value = "refused" if rows["refused"].null_count() == 0 else "refusal_probability"
     drawn = rows.select(
         "layer", "strength", pl.col(value).alias("value"), "broken", "n", "chosen",
@@ -44,8 +45,8 @@ def heat_map(at: int, key: tuple[Any, ...], rows: pl.DataFrame) -> Chart | None:
     if drawn["value"].drop_nulls().is_empty():
         return None
     title = "refused" if value == "refused" else "probability of a refusal token"
-    caption = f"{title}, strength in units of {say.name(unit)}; n = {say.count_range(drawn['n'])} a cell"
-    heading = f"{say.name(arm, 40)}: {say.LABELS.get(label, say.name(label))}"
+    caption = f"{title.capitalize()}, strength in {say.units(unit)}; n = {say.count_range(drawn['n'])} a cell."
+    heading = f"{say.name(called, 40)}: {say.LABELS.get(label, say.name(label))}"
     return Chart(f"sweep-{at}", charts.heat(drawn, title), caption, heading)
 
 
@@ -64,7 +65,7 @@ def answered(sweep: pl.DataFrame) -> list[Table]:
     frame = sides[0].join(sides[1], on=keys, how="full", coalesce=True, nulls_equal=True, maintain_order="left_right")
     shown = say.table_of(
         frame,
-        ("arm", say.name, "arm"),
+        ("arm", lambda arm: short(sweep, arm), "arm"),
         ("layer", say.number, "layer"),
         ("strength", say.number, "strength"),
         ("benign n", say.number, "n benign"),
@@ -81,22 +82,28 @@ def answered(sweep: pl.DataFrame) -> list[Table]:
 def chosen(sweep: pl.DataFrame) -> str:
     """What was chosen, in a sentence."""
     picked = sweep.filter("chosen").select("arm", "layer", "strength", "strength_unit").unique(maintain_order=True)
-    tried = sweep.select("layer", "strength").unique().height
+    tried = sweep.drop_nulls(["layer", "strength"]).select("arm", "layer", "strength", "strength_unit").unique().height
     if picked.is_empty():
-        return f"{tried} settings tried, none chosen."
+        return f"{say.counted(tried, 'setting')} tried, none chosen."
     texts = [
-        f"{say.name(arm)} at layer {layer}, strength {say.number(strength)} ({say.name(unit)})"
-        for arm, layer, strength, unit in picked.iter_rows()
+        f"{short(sweep, arm)} at layer {say.number(layer)}, strength {say.number(strength)}"
+        for arm, layer, strength, _ in picked.iter_rows()
     ]
+    measured = " or ".join(map(say.units, picked["strength_unit"].unique(maintain_order=True)))
     flattering = "The rates that led to a choice flatter it; those of the evaluation don't."
-    return f"Of {tried} settings: {say.listed(texts)}. {flattering}"
+    return f"Chosen of {say.counted(tried, 'setting')}: {say.listed(texts)} (in {measured}). {flattering}"
+
+
+def short(sweep: pl.DataFrame, arm: str | None) -> str:
+    """An arm's name among those of the sweep."""
+    return say.name(arm if arm is None else named(sweep["arm"].drop_nulls())[arm].short)
 
 
 def table(sweep: pl.DataFrame) -> Table:
     """All cells."""
     shown = say.table_of(
         sweep,
-        ("arm", say.name, "arm"),
+        ("arm", lambda arm: short(sweep, arm), "arm"),
         ("label", say.name, "label"),
         ("layer", say.number, "layer"),
         ("strength", say.number, "strength"),

@@ -53,7 +53,7 @@ def projections(traces: pl.DataFrame) -> list[Block]:
         names = [s for s in ("this category", "all others", "benign") if s in panel["series"]]
         sizes = ", ".join(f"{s} n = {panel.filter(pl.col('series') == s)['n'].max()}" for s in names)
         chart = charts.lines(panel, names, y="mean projection")
-        panels.append(Chart(f"projection-{at}", chart, sizes, f"onto {say.name(name, 40)}"))
+        panels.append(Chart(f"projection-{at}", chart, sizes, f"Onto {say.name(name, 40)}"))
     caption = (
         "Mean projection of the unsteered residual stream at the last prompt token onto each category's unit "
         f"vector, {say.counted(traces.height, 'traced prompt')}."
@@ -68,7 +68,7 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
     shown = pl.DataFrame(
         {
             "prompt": rows["prompt"],
-            "KL (nats)": say.column(rows, lambda kl: say.number(kl, 2), "kl"),
+            "KL (nats)": say.column(rows, say.fixed, "kl"),
             "next token": say.column(rows, _tokens, "top_unsteered"),
             "next token, steered": say.column(rows, _tokens, "top_steered"),
         }
@@ -87,7 +87,7 @@ def how(row: dict[str, Any]) -> str:
     if row["layer"] is not None:
         return (
             f"Steered with {whose(row['category'])} at layer {say.number(row['layer'])}, strength "
-            f"{say.number(row['strength'])} ({say.name(row['strength_unit'])}), scope {say.name(row['scope'])}."
+            f"{say.number(row['strength'])} (in {say.units(row['strength_unit'])}), scope {say.name(row['scope'])}."
         )
     if row["strength"] is not None:
         return f"Steered by a bias of {say.number(row['strength'])} on the control tokens' first logits."
@@ -100,8 +100,13 @@ def whose(category: str | None) -> str:
 
 
 def _tokens(tops: list[dict[str, object]] | None) -> str:
-    best = [top for top in (tops or [])[:3] if top]
+    best = [top for at, top in enumerate((tops or [])[:3]) if top and (at == 0 or not _rare(top.get("probability")))]
     return ", ".join(f"{say.token(str(top.get('token')))}\u00a0{_percent(top.get('probability'))}" for top in best)
+
+
+def _rare(value: object) -> bool:
+    """A probability that would be written as 0 %."""
+    return isinstance(value, float) and value < 0.005
 
 
 def _percent(value: object) -> str:

@@ -9,6 +9,11 @@ from reports.artefacts import Run, Vectors
 from reports.blocks import Block, Chart, Prose, Row, Section, Table
 
 LARGEST, WORDS = 8, 10
+POSITIONS = {
+    "last": "at the prompt's last token",
+    "mean": "as the mean over the prompt's tokens",
+    "suffix": "at the last token of each suffix",
+}
 
 
 def section(run: Run) -> Section | None:
@@ -18,7 +23,7 @@ def section(run: Run) -> Section | None:
         layer = _nearest(run.vectors, run.steered_layer())
         blocks += [
             fitted(run.vectors),
-            Row([cosines(run.vectors, layer), norms(run.vectors)]),
+            Row([cosines(run.vectors, layer), *norms(run.vectors)]),
             *numbers(run.vectors, layer),
         ]
     blocks += lens(run)
@@ -29,11 +34,12 @@ def fitted(vectors: Vectors) -> Prose:
     """What they were fitted on."""
     parts = ", ".join(f"{say.name(name)} {rows:,}" for name, rows in vectors.counts.items())
     benign = vectors.metadata.get("benign")
-    against = f", against {say.name(benign)} benign" if benign else ""
-    how = say.name(vectors.metadata.get("method", "an unknown method"))
+    against = f"; against {say.name(benign)} benign rows" if benign and benign != "0" else ""
+    how = say.name(vectors.metadata.get("method", "unknown"))
+    where = vectors.metadata.get("position", "?")
     return Prose(
-        f"Method {how}, at the {say.name(vectors.metadata.get('position', '?'))} position of "
-        f"{say.name(vectors.metadata.get('site', '?'))}. Rows behind each: {parts}{against}."
+        f"Method: {how}; read from the residual stream ({say.name(vectors.metadata.get('site', '?'))}) "
+        f"{POSITIONS.get(where, f'at the position {say.name(where)}')}. Rows behind each: {parts}{against}."
     )
 
 
@@ -61,11 +67,14 @@ def cosines(vectors: Vectors, layer: int) -> Chart:
         f"Cosine between the vectors of {say.counted(len(names), 'category', 'categories')} at layer {layer}, each "
         f"fitted on {rows_behind(vectors)}.{between}"
     )
-    return Chart("cosines", charts.matrix(table, short), caption, "Cosines")
+    alone = len(vectors.layers) < 2  # no chart by layer beside it
+    return Chart("cosines", charts.matrix(table, short), caption, "Cosines", narrow=alone)
 
 
-def norms(vectors: Vectors) -> Chart:
-    """Length of each vector beside the residual stream's own, by layer."""
+def norms(vectors: Vectors) -> list[Chart]:
+    """Length of each vector beside the residual stream's own, by layer; the table has it, where there is one layer."""
+    if len(vectors.layers) < 2:
+        return []
     rows = [
         {
             "series": say.name(name, 40),
@@ -83,18 +92,20 @@ def norms(vectors: Vectors) -> Chart:
         f"Length of each vector (fitted on {rows_behind(vectors)}) over the mean length of the residual stream at its "
         f"layer, which goes from {say.number(low)} to {say.number(high)}."
     )
-    return Chart("norms", charts.lines(_table(rows), series, y="‖v‖ / mean ‖h‖", height=260), caption, "Norms by layer")
+    chart = charts.lines(_table(rows), series, y="length, in mean residual lengths", height=260)
+    return [Chart("norms", chart, caption, "Norms by layer")]
 
 
 def numbers(vectors: Vectors, layer: int) -> list[Block]:
     """Norm, concentration and largest dimensions at one layer."""
     at = vectors.layers.index(layer)
+    norm = vectors.residual_norms[at]
     rows = []
     for name, tensor in vectors.tensors.items():
         v = tensor[at]
         top = np.argsort(-np.abs(v), kind="stable")[:LARGEST]
         energy = float((v[top] ** 2).sum() / max((v**2).sum(), 1e-300))
-        rows.append({"category": name, "rows": vectors.counts[name], "norm": float(np.linalg.norm(v)), "top_share": energy,
+        rows.append({"category": name, "rows": vectors.counts[name], "norm": float(np.linalg.norm(v)), "of_residual": float(np.linalg.norm(v)) / norm if norm else None, "top_share": energy,
                      "dimensions": [int(d) for d in top], "values": [float(v[d]) for d in top]})  # fmt: skip
     frame = pl.DataFrame(rows)
     shown = pl.DataFrame(
@@ -102,7 +113,8 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
             "category": [say.name(row["category"]) for row in rows],
             "rows": [f"{row['rows']:,}" for row in rows],
             "norm": [say.number(row["norm"]) for row in rows],
-            f"share of its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
+            "over the residual norm": [say.fixed(row["of_residual"], 3) for row in rows],
+            f"share in its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
             "largest dimensions (value)": [
                 ", ".join(
                     f"{d}\u00a0({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True)
@@ -116,7 +128,7 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
     pairs = pl.DataFrame(
         {"category": list(vectors.tensors)} | {f"cos {name}": matrix[:, i] for i, name in enumerate(vectors.tensors)}
     )
-    caption = f"At layer {layer}: norms and largest dimensions; the share is of the squared norm"
+    caption = f"At layer {layer}: norms (mean residual norm {say.number(norm)}) and largest dimensions (shares of the squared norm)"
     text = ("largest dimensions (value)",)
     return [
         Table("vector-dimensions", frame, shown, caption, text),
