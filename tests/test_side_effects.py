@@ -327,8 +327,9 @@ def test_the_embedded_models_figures(embedded):
 
 
 def test_the_page_names_measures_and_draws_no_open_interval():
+    from reports.arms import named
     from reports.sections.costs import drawn, measured
 
     assert measured("kl_32_p95") == "KL a token of the first 32, nats, 95th percentile" and measured("mine") == "mine"
     rows = pl.DataFrame({"arm": ["a", "b"], "value": [1.0, 2.0], "low": [0.5, 1.5], "high": [None, 3.0], "n": [9, 9]})
-    assert drawn(rows).rows() == [("a", 1.0, 1.0, 1.0, 9), ("b", 2.0, 1.5, 3.0, 9)]
+    assert drawn(rows, named(rows["arm"])).rows() == [("a", 1.0, 1.0, 1.0, 9), ("b", 2.0, 1.5, 3.0, 9)]
