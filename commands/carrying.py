@@ -38,7 +38,7 @@ def export(session: Session, s: Settings) -> dict[str, Any]:
     write(steering, kind, path, layers=layers, category=s.get("category"), strength=s.get("strength", 1.0),
           unit=s.get("strength_unit", "raw"))  # fmt: skip
     named = {"layer": layers[0]} if len(layers) == 1 else {}
-    return {"format": kind, "layers": len(layers), **named, "wrote": str(path)}
+    return {"model": record["model"], "format": kind, "layers": len(layers), **named, "wrote": str(path)}
 
 
 @command(
@@ -67,4 +67,4 @@ def bake(session: Session, s: Settings) -> dict[str, Any]:
         bake_add(model, out, arm.layer, delta, noted)
     else:
         bake_ablate(model, out, steering.delta(arm.layer, arm.category, 1.0, "unit"), noted)
-    return {"operation": s.get("operation", "add"), "layer": arm.layer, "wrote": str(out)}
+    return {"model": model.name, "operation": s.get("operation", "add"), "layer": arm.layer, "wrote": str(out)}
