@@ -27,7 +27,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
-    for own in ("data", "interventions"):
+    for own in ("commands", "data", "interventions", "reports"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         cli.main(standalone_mode=False)

@@ -177,6 +177,33 @@ def test_broken_answers_are_no_cure(tmp_path):
     assert len(warnings) == 1 and "80.0 % of its answers to benign prompts are broken (0.0 % unsteered)" in warnings[0]
 
 
+def judged(failed):
+    """Two arms scored by phrases, and by a judge that failed on some answers of one of them."""
+    plain = [row("benign", "baseline", 100, 30, 0, 0, 0), row("benign", "fixed", 100, 10, 9, 1, 21)]
+    theirs = [row("benign", "baseline", 100, 40, 0, 0, 0), row("benign", "fixed", 100 - failed, 5, 4, 1, 36)]
+    return [*plain, *(one | {"scorer": "judge", "n_failed": 100 - one["n"]} for one in theirs)]
+
+
+def test_a_judge_that_failed_on_much_is_not_gone_by(tmp_path):
+    sentence, footing, _ = told(tmp_path, *judged(40))
+    assert "from 30.0 % to 10.0 % of 100 benign prompts" in sentence
+    assert "Scored by phrases. Not by judge, which gave no verdict on up to 40.0 % of an arm’s answers." in footing
+    run = open_run(tmp_path)
+    assert [block.name for block in there(rates.section(run)).blocks if isinstance(block, Table)] == [
+        "rates-phrases", "rates-judge"
+    ]  # fmt: skip
+
+
+def test_a_judge_that_failed_on_few_is_gone_by_and_it_is_said(tmp_path):
+    sentence, footing, _ = told(tmp_path, *judged(2))
+    assert "from 40.0 % to 5.1 % of 98 benign prompts" in sentence
+    assert "Scored by judge, which gave no verdict on up to 2.0 % of an arm’s answers." in footing
+    _, footing, _ = told(tmp_path, *judged(0))
+    assert "Scored by judge." in footing
+    _, footing, _ = told(tmp_path, *judged(40)[2:])  # there is no other
+    assert "Scored by judge, which gave no verdict on up to 40.0 %" in footing
+
+
 def test_without_a_baseline_nothing_is_claimed(tmp_path):
     lonely = row("benign", "fixed", 50, 5, 0, 0, 0) | dict.fromkeys(("delta", "delta_low", "delta_high", "p"))
     sentence, _, warnings = told(tmp_path, lonely)

@@ -6,7 +6,7 @@ from reports import charts
 from reports import wording as say
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
-from reports.sections.answer import SCORERS, split_strength
+from reports.sections.answer import SCORERS, best_scorer, failures, split_strength
 
 TOGETHER = ("(pooled)", "(macro)")
 
@@ -17,8 +17,10 @@ def section(run: Run) -> Section | None:
     if summary is None:
         return None
     arms = run.arms()
+    best = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
     scorers = sorted(
-        summary["scorer"].unique().to_list(), key=lambda s: SCORERS.index(s) if s in SCORERS else len(SCORERS)
+        summary["scorer"].unique().to_list(),
+        key=lambda s: (s != best, SCORERS.index(s) if s in SCORERS else len(SCORERS)),
     )
     listed = summary
     if summary.filter(~pl.col("dataset").is_in(TOGETHER))["dataset"].n_unique() == 1:  # the others would say the same
