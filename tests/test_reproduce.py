@@ -285,6 +285,25 @@ def test_a_file_of_ones_own_is_what_runs(words, recipe, tmp_path):
     assert records["vectors"]["options"]["method"] == "mean"
 
 
+@pytest.mark.parametrize("where", ["option", "environment", "file"])
+def test_a_password_in_an_address_stands_nowhere(words, recipe, mirror, tmp_path, monkeypatch, where):
+    address = "http://me:SECRETPW@127.0.0.1:9/v1?key=SECRETPW"
+    given = {"option": ["--judge-url", address]}.get(where, [])
+    if where == "environment":
+        monkeypatch.setenv("REFUSAL_REPRODUCE_JUDGE_URL", address)
+    if where == "file":
+        text = recipe.read_text().replace("[evaluate]", f'[evaluate]\njudge-url = "{address.partition("?")[0]}"')
+        (tmp_path / "mine.toml").write_text(text)
+        given = ["--config", str(tmp_path / "mine.toml")]
+    argv = ["--run", str(tmp_path / "run"), *words, *given, "--limit", "1", "--data", "advbench"]
+    monkeypatch.setattr(sys, "argv", ["cli.py", *argv])
+    call(*argv)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path.name for path in files if b"SECRETPW" in path.read_bytes()]
+    if where != "file":
+        assert "http://127.0.0.1:9/v1" in (tmp_path / "run" / "run.json").read_text()
+
+
 def test_the_training_rows_that_the_file_speaks_of_can_be_fitted_on(mirror, tmp_path):
     model = make_tiny(tmp_path / "model", (*(f"[{name}]" for name in TAXONOMY), "[respond]"))
     here, mine = tmp_path / "mirror", tmp_path / "mine.toml"
