@@ -328,6 +328,23 @@ def test_a_sweep_whose_shortlist_answered_shows_both_stages(run):
     assert "sweep-answered" not in {table.name for table in there(sweep.section(run)).tables()}  # there, all answered
 
 
+def test_a_sweep_counts_the_settings_of_every_arm_and_not_the_unsteered_one(run):
+    one = run.table("sweep")
+    other = one.with_columns(arm=pl.lit("gated"), chosen=pl.lit(False))
+    unsteered = one.head(2).with_columns(
+        arm=pl.lit("baseline"), layer=pl.lit(None, pl.Int64), strength=pl.lit(None, pl.Float64), chosen=pl.lit(False)
+    )
+    assert sweep.chosen(pl.concat([unsteered, one, other])).startswith("Of 50 settings: fixed at layer 4")
+
+
+def test_the_difference_that_was_asked_for_is_named(run):
+    asked = replace(run, records=run.records | {"summary": {"key": {"difference": 2.0}}})
+    for one, points in ((run, "5 points"), (asked, "2 points")):
+        section = there(rates.section(one))
+        assert f"n for {points}: the prompts that a difference of {points} needs" in words(section)
+        assert f"n for {points}" in section.tables()[0].shown.columns
+
+
 def test_every_chart_says_how_much_it_rests_on(run):
     charts_of = [chart for make in ordered() if (section := make(run)) for chart in section.charts()]
     assert len(charts_of) > 20

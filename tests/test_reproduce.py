@@ -197,6 +197,8 @@ def test_sums_hold_the_papers_sets_alone(whole):
     own = [(row["label"], row["baseline n"]) for row in told["table"] if row["dataset"] == "JailbreakBench"]
     assert own == [("benign", 4), ("harmful", 4)]
     assert all(row["published base"] is None for row in told["table"] if row["dataset"] == "JailbreakBench")
+    page = (folder / "report.html").read_text()
+    assert "These rates pool every set of this run; the sums beside the papers’ leave out jbb," in page
 
 
 def test_the_published_sums_are_those_of_the_published_sets():

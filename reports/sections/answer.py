@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from reports import charts
+from reports import charts, published
 from reports import wording as say
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
@@ -48,6 +48,8 @@ def section(run: Run) -> Section | None:
         blocks += [Prose(sentence(pooled, first), "lead"), Prose(footing(run, pooled, first, arms), "note")]
     if len(arms) > 2 and (told := overview(pooled, arms)):
         blocks.append(Prose(told))
+    if told := beyond_the_papers(run):
+        blocks.append(Prose(told, "note"))
     blocks += [Prose(text, "warning") for text in warnings(pooled, arms)]
     blocks += trade_off(pooled, arms)
     blocks.append(glance(pooled, arms, macro_rates(run, pooled.scorer)))
@@ -163,6 +165,20 @@ def scored(pooled: Pooled) -> str:
     own = f", which {left(pooled.scorer)} of an arm’s answers" if pooled.failed.get(pooled.scorer) else ""
     instead = "".join(f" Not by {name}, which {left(name)} of an arm’s answers." for name in better)
     return f"Scored by {pooled.scorer}{own}.{instead}"
+
+
+def beyond_the_papers(run: Run) -> str:
+    """After `reproduce`: the pooled sets that its table leaves out of the papers' sums."""
+    summary = run.table("summary")
+    if summary is None or not isinstance(run.records.get("paper", {}).get("missing"), dict):
+        return ""
+    theirs = {name for row in published.PUBLISHED for name in (row.source, row.source.partition("/")[0])}
+    here = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]) & (pl.col("n") > 0))
+    more = sorted(set(here["dataset"]) - theirs)
+    if not more:
+        return ""
+    names = say.listed(say.name(name) for name in more)
+    return f"These rates pool every set of this run; the sums beside the papers’ leave out {names}, which they don’t report."
 
 
 def overview(pooled: Pooled, arms: list[str]) -> str:

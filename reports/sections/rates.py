@@ -30,10 +30,11 @@ def section(run: Run) -> Section | None:
         rows = listed.filter((pl.col("scorer") == scorers[0]) & pl.col("label").eq_missing(label) & (pl.col("n") > 0))
         if rows.height:
             blocks.append(rate_chart(rows, label, scorers[0], arms))
-    blocks.append(Prose(notes(summary), "note"))
+    points = points_asked(run)
+    blocks.append(Prose(notes(summary, points), "note"))
     for scorer in scorers:
         rows = listed.filter(pl.col("scorer") == scorer)
-        blocks.append(rate_table(rows, scorer, arms, folded=scorer != scorers[0]))
+        blocks.append(rate_table(rows, scorer, arms, folded=scorer != scorers[0], points=points))
     return Section("rates", "Rates by data set and arm", blocks)
 
 
@@ -66,13 +67,21 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: list[st
     return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption, title)
 
 
-def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool) -> Table:
+def points_asked(run: Run) -> str:
+    """The difference that `n_needed` is for: `5 points`."""
+    key = run.records.get("summary", {}).get("key")
+    asked = key.get("difference") if isinstance(key, dict) else None
+    points = float(asked) if isinstance(asked, (int, float)) else 5.0
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
+def rate_table(rows: pl.DataFrame, scorer: str, arms: list[str], *, folded: bool, points: str = "5 points") -> Table:
     """One scorer's rows, in the order of arms."""
     order = {arm: at for at, arm in enumerate(arms)}
     rows = rows.sort(
         pl.col("dataset").is_in(TOGETHER), "dataset", "label", pl.col("arm").replace_strict(order, default=99)
     )
-    needed = [("n for 5 points", say.number, "n_needed")] if "n_needed" in rows.columns else []
+    needed = [(f"n for {points}", say.number, "n_needed")] if "n_needed" in rows.columns else []
     themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
     partial = [("partial", _share, "partial", "n")] if rows["partial"].sum() else []
     shown = say.table_of(
@@ -103,7 +112,7 @@ def has_themes(summary: pl.DataFrame) -> bool:
     return "cluster_low" in summary.columns and summary["cluster_low"].is_not_null().any()
 
 
-def notes(summary: pl.DataFrame) -> str:
+def notes(summary: pl.DataFrame, points: str = "5 points") -> str:
     """What the columns mean."""
     tests = summary.filter(pl.col("p_holm").is_not_null()).group_by("scorer").len()["len"]
     family = f" ({say.count_range(tests)} tests a scorer)" if tests.len() else ""
@@ -116,7 +125,7 @@ def notes(summary: pl.DataFrame) -> str:
         f"adjustment is over data set × label × arm{family}. (pooled) counts every prompt once, so large sets "
         "weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test. failed: the "
         "scorer gave no verdict; fitted: the prompt's text was used for fitting or choosing. Both are left out of "
-        "n. n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
+        f"n. n for {points}: the prompts that a difference of {points} needs to be found with 80 % power, at the "
         f"disagreement seen.{themes if has_themes(summary) else ''}"
     )
 
