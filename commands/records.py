@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ MODEL, VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS, PAPER_TABLE = (
     "paper",
 )
 EFFECTS, CAPABILITY = "effects", "capability"
+ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
+LOGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"']*@")
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:
@@ -63,8 +66,8 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
 
     entry: dict[str, Any] = {
         "command": "python cli.py " + command_line(sys.argv[1:]),
-        "options": options or {},
-        "data": data if data is not None else (like or {}).get("data", []),
+        "options": _recorded(options or {}),
+        "data": without_secrets(data if data is not None else (like or {}).get("data", [])),
         "key": key,
         "id": identity(key),
         "seed": s.get("seed", 0),
@@ -80,18 +83,36 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The words as typed, but for a user name or key in the host's address."""
-    from interventions.line import shown
-
+    """The words as typed, but for what may be secret in addresses."""
     kept = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.partition("=")
-        if before == "--host":
-            word = shown(word)
-        elif option == "--host" and equals:
-            word = f"--host={shown(value)}"
-        kept.append(word)
+        if before in ADDRESSES:
+            word = _address(word)
+        elif option in ADDRESSES and equals:
+            word = f"{option}={_address(value)}"
+        kept.append(without_secrets(word))
     return shlex.join(kept)
+
+
+def without_secrets(value: Any) -> Any:
+    """A value of JSON, with no user name and password in any URL of any text in it."""
+    if isinstance(value, str):
+        return LOGIN.sub(r"\1", value)
+    if isinstance(value, dict):
+        return {name: without_secrets(part) for name, part in value.items()}
+    return [without_secrets(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+    known = {name: _address(value) for name, value in options.items() if f"--{name}".replace("_", "-") in ADDRESSES}
+    return without_secrets(options | known)
+
+
+def _address(text: str) -> str:
+    from interventions.line import shown
+
+    return shown(text)
 
 
 def contradiction(s: Settings, record: dict[str, Any]) -> str:

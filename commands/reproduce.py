@@ -15,7 +15,7 @@ from commands.framework import Session, command
 from commands.output import warn
 from commands.prompts import load_prompts, spread
 from commands.recipe import PAPER, Recipe, RecipeFile, read_recipe
-from commands.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged
+from commands.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged, without_secrets
 from commands.settings import Command, Settings
 from commands.steering import Ready, answer_prompts, prepare
 from commands.vectors import make_vectors, needs_pairs
@@ -127,12 +127,12 @@ def load_sets(s: Settings) -> tuple[list[Set], dict[str, str]]:
 
 
 def keep(recipe: Path, copy: Path) -> None:
-    """Leave a copy of what was run."""
+    """Leave a copy of what was run, without what is secret in its addresses."""
     from interventions.rundir import replacing
 
-    text = recipe.read_bytes()
+    text = without_secrets(recipe.read_bytes().decode("utf-8"))
     with replacing(copy) as unfinished:
-        unfinished.write_bytes(text)
+        unfinished.write_bytes(text.encode("utf-8"))
 
 
 def how_to_get(source: str, error: str) -> str:

@@ -13,6 +13,7 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 TOKEN = rf"[{UNSPACED}]|[\w--[{UNSPACED}_]]{{1,24}}"  # what has no blanks for long ("lalala…") is cut into pieces
 RUN, UNSPACED_RUN = 3, 8
 FEWEST_TOKENS = 12
+SHORTEST, FEW_WORDS = 6, 2  # a text of fewer tokens, but no fewer than six, is looked at if two words are all it has
 SENTENCE = r"[^.!?。！？\n]+"
 NUMBERING = r"^[\s\W]*(?:\d+\s*[):\]-]?)*[\s\W]*"
 FEWEST_SENTENCES = 5
@@ -56,11 +57,17 @@ def _repeats_characters(texts: pl.Series) -> pl.Series:
 
 
 def _repeats_runs(texts: pl.Series) -> pl.Series:
-    """Under half of the runs of three words (of eight characters in scripts without blanks) are distinct."""
-    tokens = pl.DataFrame({"token": texts.str.extract_all(TOKEN)}).with_row_index("row")
+    """Under half of the runs of three words (of eight characters in scripts without blanks) are distinct.
+
+    Short texts say something twice for good reason ("No, no, no."; "True, false, true"; rows of numbers), so of those
+    only what has next to no other word is looked at.
+    """
+    tokens = pl.DataFrame({"token": texts.str.extract_all(TOKEN), "text": texts}).with_row_index("row")
     count, distinct = pl.col("token").list.len(), pl.col("token").list.n_unique()
     # A text of n tokens with d distinct runs of length r has at most d + r − 1 distinct tokens: most rows are cleared here.
-    suspects = tokens.filter((count >= FEWEST_TOKENS) & (2 * distinct < count + UNSPACED_RUN - 1)).explode("token")
+    long = (count >= FEWEST_TOKENS) & (2 * distinct < count + UNSPACED_RUN - 1)
+    short = count.is_between(SHORTEST, FEWEST_TOKENS - 1) & (distinct <= FEW_WORDS)
+    suspects = tokens.filter(long | (short & pl.col("text").str.contains(r"\p{L}"))).drop("text").explode("token")
     unspaced = pl.col("token").str.contains(rf"^[{UNSPACED}]$").mean().over("row") > 0.5
     suspects = suspects.select("row", pl.col("token").hash(), unspaced.alias("unspaced"))
     found = []

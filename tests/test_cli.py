@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import cli
+from commands.records import command_line
 from commands.settings import spread
 
 
@@ -342,3 +343,17 @@ def test_runs_are_compared_in_one_page_of_its_own(run, tmp_path):
 )
 def test_values_after_one_option_end_at_an_option_or_a_command(typed, meant):
     assert spread(typed.split(), ["--compare"], {"status", "report"}) == meant.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--host", "http://me:pw@host:8/x?key=pw"], "--host http://host:8/x"),
+        (["--judge-url=https://me:p/w@host/v1"], "--judge-url=https://host/v1"),
+        (["--data", "https://me:pw@host/a@b.csv"], "--data https://host/a@b.csv"),
+        (["--prompt", "mail me@here, see http://host/@me"], "--prompt 'mail me@here, see http://host/@me'"),
+        (["--arm", "fixed:strength=-1"], "--arm fixed:strength=-1"),
+    ],
+)
+def test_what_is_secret_in_addresses_is_not_recorded(words, kept):
+    assert command_line(words) == kept

@@ -286,6 +286,16 @@ def test_a_wrong_key_or_model_stops_at_once_and_says_what_to_do(serve, tmp_path,
     assert SECRET not in str(raised.value) and "\n" not in str(raised.value) and len(server.bodies) <= 9
 
 
+def test_a_judge_that_fails_is_reported_on_the_command_line(serve, tmp_path, run, tiny_folder, prompts_file):
+    words = ["--run", str(tmp_path / "run"), "--no-auto"]
+    made = run("--run", tmp_path / "run", "--model", tiny_folder, "--data", prompts_file, "generate", "--max-new-tokens", 2,
+               "--arm", "baseline")  # fmt: skip
+    assert made[0] == 0, made[2]
+    judge = ["--scorer", "judge", "--judge-model", "m", "--judge-url", serve(lambda *_: "no idea").url]
+    done = subprocess.run([sys.executable, "cli.py", *words, "evaluate", *judge], capture_output=True, text=True)
+    assert done.returncode == 0 and "the judge gave no verdict on" in done.stderr, done.stderr
+
+
 def test_without_a_key_a_local_server_is_asked_and_the_default_address_is_not(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", " ")
     server = serve()

@@ -183,6 +183,33 @@ def test_broken_answers_are_no_cure(tmp_path):
     assert len(warnings) == 1 and "80.0 % of its answers to benign prompts are broken (0.0 % unsteered)" in warnings[0]
 
 
+def judged(failed):
+    """Two arms scored by phrases, and by a judge that failed on some answers of one of them."""
+    plain = [row("benign", "baseline", 100, 30, 0, 0, 0), row("benign", "fixed", 100, 10, 9, 1, 21)]
+    theirs = [row("benign", "baseline", 100, 40, 0, 0, 0), row("benign", "fixed", 100 - failed, 5, 4, 1, 36)]
+    return [*plain, *(one | {"scorer": "judge", "n_failed": 100 - one["n"]} for one in theirs)]
+
+
+def test_a_judge_that_failed_on_much_is_not_gone_by(tmp_path):
+    sentence, footing, _ = told(tmp_path, *judged(40))
+    assert "from 30.0 % to 10.0 % of 100 benign prompts" in sentence
+    assert "Scored by phrases. Not by judge, which gave no verdict on up to 40.0 % of an arm’s answers." in footing
+    run = open_run(tmp_path)
+    assert [block.name for block in there(rates.section(run)).blocks if isinstance(block, Table)] == [
+        "rates-phrases", "rates-judge"
+    ]  # fmt: skip
+
+
+def test_a_judge_that_failed_on_few_is_gone_by_and_it_is_said(tmp_path):
+    sentence, footing, _ = told(tmp_path, *judged(2))
+    assert "from 40.0 % to 5.1 % of 98 benign prompts" in sentence
+    assert "Scored by judge, which gave no verdict on up to 2.0 % of an arm’s answers." in footing
+    _, footing, _ = told(tmp_path, *judged(0))
+    assert "Scored by judge." in footing
+    _, footing, _ = told(tmp_path, *judged(40)[2:])  # there is no other
+    assert "Scored by judge, which gave no verdict on up to 40.0 %" in footing
+
+
 def test_without_a_baseline_nothing_is_claimed(tmp_path):
     lonely = row("benign", "fixed", 50, 5, 0, 0, 0) | dict.fromkeys(("delta", "delta_low", "delta_high", "p"))
     sentence, _, warnings = told(tmp_path, lonely)
@@ -411,6 +438,23 @@ def test_a_sweep_whose_shortlist_answered_shows_both_stages(run):
     assert [cell["value"] for cell in values] == rows["refusal_probability"].to_list()
     assert sum(cell["answered"] for cell in values) == 2
     assert "sweep-answered" not in {table.name for table in there(sweep.section(run)).tables()}  # there, all answered
+
+
+def test_a_sweep_counts_the_settings_of_every_arm_and_not_the_unsteered_one(run):
+    one = run.table("sweep")
+    other = one.with_columns(arm=pl.lit("gated"), chosen=pl.lit(False))
+    unsteered = one.head(2).with_columns(
+        arm=pl.lit("baseline"), layer=pl.lit(None, pl.Int64), strength=pl.lit(None, pl.Float64), chosen=pl.lit(False)
+    )
+    assert sweep.chosen(pl.concat([unsteered, one, other])).startswith("Of 50 settings: fixed at layer 4")
+
+
+def test_the_difference_that_was_asked_for_is_named(run):
+    asked = replace(run, records=run.records | {"summary": {"key": {"difference": 2.0}}})
+    for one, points in ((run, "5 points"), (asked, "2 points")):
+        section = there(rates.section(one))
+        assert f"n for {points}: the prompts that a difference of {points} needs" in words(section)
+        assert f"n for {points}" in section.tables()[0].shown.columns
 
 
 def test_every_chart_says_how_much_it_rests_on(run):

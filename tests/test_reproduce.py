@@ -197,6 +197,8 @@ def test_sums_hold_the_papers_sets_alone(whole):
     own = [(row["label"], row["baseline n"]) for row in told["table"] if row["dataset"] == "JailbreakBench"]
     assert own == [("benign", 4), ("harmful", 4)]
     assert all(row["published base"] is None for row in told["table"] if row["dataset"] == "JailbreakBench")
+    page = (folder / "report.html").read_text()
+    assert "These rates pool every set of this run; the sums beside the papers’ leave out jbb," in page
 
 
 def test_the_published_sums_are_those_of_the_published_sets():
@@ -283,6 +285,25 @@ def test_a_file_of_ones_own_is_what_runs(words, recipe, tmp_path):
     assert not {"probe.safetensors", "lowrank.safetensors"} & made  # no arm draws on them
     records = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]
     assert records["vectors"]["options"]["method"] == "mean"
+
+
+@pytest.mark.parametrize("where", ["option", "environment", "file"])
+def test_a_password_in_an_address_stands_nowhere(words, recipe, mirror, tmp_path, monkeypatch, where):
+    address = "http://me:SECRETPW@127.0.0.1:9/v1?key=SECRETPW"
+    given = {"option": ["--judge-url", address]}.get(where, [])
+    if where == "environment":
+        monkeypatch.setenv("REFUSAL_REPRODUCE_JUDGE_URL", address)
+    if where == "file":
+        text = recipe.read_text().replace("[evaluate]", f'[evaluate]\njudge-url = "{address.partition("?")[0]}"')
+        (tmp_path / "mine.toml").write_text(text)
+        given = ["--config", str(tmp_path / "mine.toml")]
+    argv = ["--run", str(tmp_path / "run"), *words, *given, "--limit", "1", "--data", "advbench"]
+    monkeypatch.setattr(sys, "argv", ["cli.py", *argv])
+    call(*argv)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path.name for path in files if b"SECRETPW" in path.read_bytes()]
+    if where != "file":
+        assert "http://127.0.0.1:9/v1" in (tmp_path / "run" / "run.json").read_text()
 
 
 def test_the_training_rows_that_the_file_speaks_of_can_be_fitted_on(mirror, tmp_path):

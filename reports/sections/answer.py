@@ -6,15 +6,16 @@ from typing import Any
 
 import polars as pl
 
-from reports import charts
+from reports import charts, published
 from reports import wording as say
 from reports.arms import Arm, kind_of, mark, unsaid
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
 from reports.statistics import holm
 
-# The scorer that the first screen goes by: the best that ran on everything.
+# The scorer that the first screen goes by: the best that gave a verdict on everything, or all but few.
 SCORERS = ("judge", "classifier", "phrases", "token", "hand")
+FEW = 0.1  # of any arm's answers to one label's prompts
 CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
 LABELS = ("benign", "harmful")
 LONGEST_MARK = 20
@@ -22,10 +23,14 @@ LONGEST_MARK = 20
 
 @dataclass(frozen=True)
 class Pooled:
-    """The pooled rows of one scorer, by label and arm, with tests adjusted over all of them."""
+    """The pooled rows of one scorer, by label and arm, with tests adjusted over all of them.
+
+    `failed` says of each scorer there is how large a share of an arm's answers it left without a verdict, at worst.
+    """
 
     scorer: str
     rows: dict[tuple[str, str], dict[str, Any]]
+    failed: dict[str, float]
 
     def row(self, label: str, arm: str) -> dict[str, Any] | None:
         """The row of a label and arm, if any of its answers count."""
@@ -46,6 +51,8 @@ def section(run: Run) -> Section | None:
         blocks += [Prose(told, "lead"), Prose(footing(run, pooled, first, arms), "note")]
     if len(arms) > 2 and (told := overview(pooled, named)):
         blocks.append(Prose(told))
+    if told := beyond_the_papers(run):
+        blocks.append(Prose(told, "note"))
     blocks += [Prose(text, "warning") for text in warnings(pooled, named)]
     blocks += trade_off(pooled, named)
     blocks += [Prose(text, "note")] if (text := unsaid(run.named())) else []
@@ -59,8 +66,8 @@ def pooled_rows(run: Run) -> Pooled | None:
     if summary is None:
         return None
     pooled = summary.filter((pl.col("dataset") == "(pooled)") & (pl.col("n") > 0) & pl.col("label").is_in(LABELS))
-    scorers = pooled["scorer"].unique().to_list()
-    scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
+    failed = failures(summary)
+    scorer = best_scorer(pooled, failed)
     if scorer is None:
         return None
     whole = ["rate", "low", "high", "broken", "answered"]
@@ -68,7 +75,21 @@ def pooled_rows(run: Run) -> Pooled | None:
     tested = [row for row in rows if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]) if tested else [], strict=True):
         row["p_holm"] = p
-    return Pooled(scorer, {(row["label"], row["arm"]): row for row in rows})
+    return Pooled(scorer, {(row["label"], row["arm"]): row for row in rows}, failed)
+
+
+def best_scorer(counted: pl.DataFrame, failed: Mapping[str, float]) -> str | None:
+    """The best scorer of these rows that failed on few answers at most; if all failed on more, the best."""
+    there = [scorer for scorer in SCORERS if scorer in counted["scorer"]]
+    return next((scorer for scorer in there if failed.get(scorer, 0.0) <= FEW), next(iter(there), None))
+
+
+def failures(summary: pl.DataFrame) -> dict[str, float]:
+    """Scorer -> the share of an arm's answers to one label's prompts that got no verdict, where it is largest."""
+    groups = summary.filter(pl.col("dataset") != "(macro)").group_by("scorer", "label", "arm")
+    counts = groups.agg(pl.col("n").sum(), pl.col("n_failed").sum()).filter(pl.col("n") + pl.col("n_failed") > 0)
+    worst = counts.group_by("scorer").agg((pl.col("n_failed") / (pl.col("n") + pl.col("n_failed"))).max())
+    return dict(worst.iter_rows())
 
 
 def leading_arm(run: Run, arms: list[str]) -> str | None:
@@ -130,7 +151,33 @@ def footing(run: Run, pooled: Pooled, arm: str, arms: list[str]) -> str:
     answers = f"Broken answers: {' and '.join(broken)}." if broken else "None of its answers is broken."
     others = len([other for other in arms if other not in (arm, "baseline")])
     beside = f"{say.counted(others, 'other arm')} below." if others else ""
-    return " ".join(part for part in (picked, answers, f"Scored by {pooled.scorer}.", beside) if part)
+    return " ".join(part for part in (picked, answers, scored(pooled), beside) if part)
+
+
+def scored(pooled: Pooled) -> str:
+    """Who scored, on how many answers it gave no verdict, and which better scorer was passed over for that."""
+
+    def left(scorer: str) -> str:
+        return f"gave no verdict on {'up to ' if pooled.failed[scorer] < 1 else ''}{say.percent(pooled.failed[scorer])}"
+
+    better = [name for name in SCORERS[: SCORERS.index(pooled.scorer)] if pooled.failed.get(name, 0.0) > FEW]
+    own = f", which {left(pooled.scorer)} of an arm’s answers" if pooled.failed.get(pooled.scorer) else ""
+    instead = "".join(f" Not by {name}, which {left(name)} of an arm’s answers." for name in better)
+    return f"Scored by {pooled.scorer}{own}.{instead}"
+
+
+def beyond_the_papers(run: Run) -> str:
+    """After `reproduce`: the pooled sets that its table leaves out of the papers' sums."""
+    summary = run.table("summary")
+    if summary is None or not isinstance(run.records.get("paper", {}).get("missing"), dict):
+        return ""
+    theirs = {name for row in published.PUBLISHED for name in (row.source, row.source.partition("/")[0])}
+    here = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]) & (pl.col("n") > 0))
+    more = sorted(set(here["dataset"]) - theirs)
+    if not more:
+        return ""
+    names = say.listed(say.name(name) for name in more)
+    return f"These rates pool every set of this run; the sums beside the papers’ leave out {names}, which they don’t report."
 
 
 def overview(pooled: Pooled, arms: Mapping[str, Arm]) -> str:

@@ -11,7 +11,7 @@ from reports import wording as say
 from reports.arms import Arm, kind_of
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
-from reports.sections.answer import SCORERS
+from reports.sections.answer import best_scorer, failures
 from reports.statistics import MACRO, POOLED, summarise
 
 MOST_ARMS = 6
@@ -55,15 +55,14 @@ def section(run: Run) -> Section | None:
     summary = run.table("summary")
     if summary is None:
         return None
-    scorers = summary.filter(pl.col("n") > 0)["scorer"].unique().to_list()
-    scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
+    scorer = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
     if scorer is None:
         return None
     arms = shown_arms(run)
     rows = matched(summary.filter((pl.col("scorer") == scorer) & (pl.col("n") > 0)))
     if not rows:
         return None
-    blocks = [Prose(introduction(run, str(scorer))), Table("paper", frame_of(rows, arms), shown_of(rows, arms))]
+    blocks = [Prose(introduction(run, scorer)), Table("paper", frame_of(rows, arms), shown_of(rows, arms))]
     return Section("paper", "Beside the papers", blocks)
 
 
@@ -119,8 +118,7 @@ def whole(run: Run, missing: Mapping[str, str]) -> tuple[Table, list[Row], str |
     """
     summary = run.table("summary")
     counted = None if summary is None else summary.filter(pl.col("n") > 0)
-    scorers = [] if counted is None else counted["scorer"].unique().to_list()
-    scorer = next((scorer for scorer in SCORERS if scorer in scorers), None)
+    scorer = None if summary is None or counted is None else best_scorer(counted, failures(summary))
     sets = None if counted is None or scorer is None else counted.filter(scorer=scorer)
     theirs = every(sets, missing)
     together = None if scorer is None else summed_scores(run, scorer, theirs)

@@ -9,7 +9,7 @@ from reports import wording as say
 from reports.arms import Arm
 from reports.artefacts import Run
 from reports.blocks import Block, Chart, Prose, Section, Table
-from reports.sections.answer import SCORERS
+from reports.sections.answer import SCORERS, best_scorer, failures
 
 TOGETHER = ("(pooled)", "(macro)")
 DROPPED = {"failed": "n_failed", "fitted": "n_overlap"}  # columns that stand on the page if they count anything
@@ -22,8 +22,10 @@ def section(run: Run) -> Section | None:
         return None
     present = set(summary["arm"])
     arms = {arm: shown for arm, shown in run.named().items() if arm in present}
+    best = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
     scorers = sorted(
-        summary["scorer"].unique().to_list(), key=lambda s: SCORERS.index(s) if s in SCORERS else len(SCORERS)
+        summary["scorer"].unique().to_list(),
+        key=lambda s: (s != best, SCORERS.index(s) if s in SCORERS else len(SCORERS)),
     )
     alone = summary.filter(~pl.col("dataset").is_in(TOGETHER)).group_by("label").agg(pl.col("dataset").n_unique() == 1)
     lonely = alone.filter("dataset")["label"].to_list()  # with one set of a label, the pooled rows would say the same
@@ -33,10 +35,11 @@ def section(run: Run) -> Section | None:
         rows = listed.filter((pl.col("scorer") == scorers[0]) & pl.col("label").eq_missing(label) & (pl.col("n") > 0))
         if rows.height:
             blocks.append(rate_chart(rows, label, scorers[0], arms))
-    blocks.append(Prose(notes(summary), "note"))
+    points = points_asked(run)
+    blocks.append(Prose(notes(summary, points), "note"))
     for scorer in scorers:
         rows = listed.filter(pl.col("scorer") == scorer)
-        blocks.append(rate_table(rows, scorer, arms, folded=scorer != scorers[0]))
+        blocks.append(rate_table(rows, scorer, arms, folded=scorer != scorers[0], points=points))
     return Section("rates", "Rates by data set and arm", blocks)
 
 
@@ -69,7 +72,17 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping
     return Chart(f"rates-{label or 'unlabelled'}", charts.rates(data, kinds, list(titles.values())), caption, title)
 
 
-def rate_table(rows: pl.DataFrame, scorer: str, arms: Mapping[str, Arm], *, folded: bool) -> Table:
+def points_asked(run: Run) -> str:
+    """The difference that `n_needed` is for: `5 points`."""
+    key = run.records.get("summary", {}).get("key")
+    asked = key.get("difference") if isinstance(key, dict) else None
+    points = float(asked) if isinstance(asked, (int, float)) else 5.0
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
+def rate_table(
+    rows: pl.DataFrame, scorer: str, arms: Mapping[str, Arm], *, folded: bool, points: str = "5 points"
+) -> Table:
     """One scorer's rows, in the order of arms."""
     order = {arm: at for at, arm in enumerate(arms)}
     first = {dataset: at for at, dataset in enumerate(TOGETHER)}  # as in the charts above
@@ -77,7 +90,7 @@ def rate_table(rows: pl.DataFrame, scorer: str, arms: Mapping[str, Arm], *, fold
         pl.col("label"), pl.col("dataset").replace_strict(first, default=len(first)), "dataset",
         pl.col("arm").replace_strict(order, default=len(order)), nulls_last=True,
     )  # fmt: skip
-    needed = [("n for 5\u00a0points", say.number, "n_needed")] if "n_needed" in rows.columns else []
+    needed = [(f"n for {points}", say.number, "n_needed")] if "n_needed" in rows.columns else []
     themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
     partial = [("partial", _share, "partial", "n")] if rows["partial"].sum() else []
     dropped = [(word, say.number, name) for word, name in DROPPED.items() if rows[name].sum()]
@@ -108,7 +121,7 @@ def has_themes(summary: pl.DataFrame) -> bool:
     return "cluster_low" in summary.columns and summary["cluster_low"].is_not_null().any()
 
 
-def notes(summary: pl.DataFrame) -> str:
+def notes(summary: pl.DataFrame, points: str = "5 points") -> str:
     """What the columns mean."""
     tests = summary.filter(pl.col("p_holm").is_not_null()).group_by("scorer").len()["len"]
     family = f" ({say.count_range(tests)} tests a scorer)" if tests.len() else ""
@@ -125,7 +138,8 @@ def notes(summary: pl.DataFrame) -> str:
     return (
         "Δ: arm − baseline on the same prompts, with Newcombe's paired score interval; p: exact McNemar; Holm's "
         f"adjustment is over data set × label × arm{family}. (pooled) counts every prompt once, so large sets "
-        f"weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test.{dropped} n for 5 points: the prompts that a difference of 5 points needs to be found with 80 % power, at the "
+        f"weigh more; (macro) is the mean of the sets' rates, with a bootstrap interval and no test.{dropped} "
+        f"n for {points}: the prompts that a difference of {points} needs to be found with 80 % power, at the "
         f"disagreement seen.{themes if has_themes(summary) else ''}"
     )
 

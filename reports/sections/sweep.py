@@ -82,7 +82,8 @@ def answered(sweep: pl.DataFrame) -> list[Table]:
 def chosen(sweep: pl.DataFrame) -> str:
     """What was chosen, in a sentence."""
     picked = sweep.filter("chosen").select("arm", "layer", "strength", "strength_unit").unique(maintain_order=True)
-    tried = sweep.drop_nulls(["layer", "strength"]).select("arm", "layer", "strength", "strength_unit").unique().height
+    steered = sweep.filter(pl.col("arm") != "baseline")
+    tried = steered.select("arm", "layer", "strength", "strength_unit").unique().height
     if picked.is_empty():
         return f"{say.counted(tried, 'setting')} tried, none chosen."
     texts = [
