@@ -25,6 +25,7 @@ CATEGORY, UNIT, SCOPE = STEERING[1], STEERING[3], STEERING[4]
     click.option("--layers", type=Layers(), help="Blocks to try.  [default: every second of 10-20 of 32, scaled]"),
     click.option("--strengths", type=Numbers(), help="Strengths to try, such as -0.1,-0.3.  [default: the arm's own "
                  "times 1/3, 2/3, 1, 4/3, 2]"),
+    click.option("--benign", multiple=True, help="More prompts, all benign; repeatable.  [default: none]"),
     CATEGORY,
     UNIT,
     SCOPE,

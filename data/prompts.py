@@ -19,6 +19,7 @@ from data.hub import fetch
 PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
 LABELS = ("harmful", "benign")
 SPLITS = ("train", "validation", "test")
+HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 
 
@@ -65,10 +66,11 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
     own, split = embedded.named(source)
     if own:
         return _load_embedded(own, split)
-    if path.suffix in READERS:
+    reader = READERS.get(path.suffix.lower())
+    if reader is not None:
         if not path.is_file():
             raise UserError(f"{source}: no such file")
-        return _checked(READERS[path.suffix](path, source), source, path.stem)
+        return _checked(reader(path, source), source, path.stem)
     found = catalogue.find(source)
     if found is not None:
         known, part = found
@@ -165,7 +167,13 @@ def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
                 raise UserError(
                     f"{name}, line {number}: field {column!r} must be text, not {type(row[column]).__name__}"
                 )
-        rows.append({c: None if row.get(c) is None else _text(row[c]) for c in PROMPT_COLUMNS})
+        texts = {c: None if row.get(c) is None else _text(row[c]) for c in PROMPT_COLUMNS}
+        for column, text in texts.items():
+            if text is not None and HALF.search(text):
+                raise UserError(
+                    f"{name}, line {number}: field {column!r} holds half a character, a \\ud800 without its pair"
+                )
+        rows.append(texts)
     return pl.DataFrame(rows, schema=dict.fromkeys(PROMPT_COLUMNS, pl.String))
 
 
@@ -177,6 +185,7 @@ def _read_csv(path: Path, name: str) -> pl.DataFrame:
     text = _utf8(path, name)
     if not text.strip():
         return pl.DataFrame(schema={"prompt": pl.String})
+    text = re.sub(r"(?:\r?\n[ \t]*)+\Z", "\n", text)  # a blank line is a row of one column, but not at the end
     try:
         return pl.read_csv(text.encode(), infer_schema=False)
     except pl.exceptions.PolarsError as error:

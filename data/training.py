@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from data import embedded
-from data.prompts import load_all
+from data.prompts import READERS, load_all
 
 TRAINING_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split", "response")
 
@@ -46,14 +46,11 @@ def _with_responses(source: str, mirror: Path | None) -> pl.DataFrame:
 
 def _responses(path: Path) -> list[str | None]:
     """The column `response` of a file that has been read before without an error."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         lines = path.read_text("utf-8-sig").split("\n")
         found = [json.loads(line).get("response") for line in lines if line.strip()]
         return [answer if isinstance(answer, str) else None for answer in found]
-    if path.suffix == ".csv":
-        frame = pl.read_csv(path.read_text("utf-8-sig").encode(), infer_schema=False)
-    else:
-        frame = pl.read_parquet(path)
+    frame = READERS[path.suffix.lower()](path, str(path))
     if "response" not in frame.columns or frame.schema["response"] != pl.String:
         return [None] * frame.height
     return frame["response"].to_list()

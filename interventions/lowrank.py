@@ -125,7 +125,7 @@ def start_lowrank(
                         f"{activations.metadata['model']!r}")  # fmt: skip
     rows = for_split(activations.rows.with_row_index("row"), split).filter(pl.col("label") == "benign")["row"]
     if len(rows) < 2:
-        raise UserError(f"{len(rows)} benign rows in split {split!r}: --benign NAME_OR_FILE adds some")
+        raise UserError(f"{len(rows)} benign rows in split {split!r}: `extract --benign NAME_OR_FILE` adds some")
     benign = activations.layer(layer, rows.to_numpy()).astype(np.float64)
     stacked = np.stack([vectors.at(layer, name).double().numpy() for name in vectors.categories], axis=1)
     if np.linalg.matrix_rank(stacked) < stacked.shape[1]:

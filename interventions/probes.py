@@ -245,9 +245,8 @@ def _labelled(rows: pl.DataFrame, split: str) -> _Rows:
 def _need_both(rows: _Rows, split: str, purpose: str) -> None:
     for there, word in ((rows.harmful.any(), "harmful"), ((~rows.harmful).any(), "benign")):
         if not there:
-            raise UserError(
-                f"no {word} row in split {split!r} to {purpose} on: add some, or change the prompts' splits"
-            )
+            more = "--benign NAME_OR_FILE adds some" if word == "benign" else "add some"
+            raise UserError(f"no {word} row in split {split!r} to {purpose} on: {more}, or change the prompts' splits")
 
 
 def _held_out(

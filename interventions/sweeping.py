@@ -131,7 +131,12 @@ def sweep(
     harmful = (prompts["label"] == "harmful").to_numpy()
     for there, word in ((harmful.any(), "harmful"), ((~harmful).any(), "benign")):
         if not there:
-            raise UserError(f"no {word} row to sweep on: pass --split or other --data")
+            more = (
+                "--benign NAME_OR_FILE adds some, --split takes others"
+                if word == "benign"
+                else "pass --split or other --data"
+            )
+            raise UserError(f"no {word} row to sweep on: {more}")
     arms = [Arm("baseline", "baseline", arms[0].layer), *arms]
     unlabelled = [{"category": None, "label": None}] * prompts.height
     plans = [plan_arm(model, arm, tools, unlabelled) for arm in arms]

@@ -144,7 +144,14 @@ def test_benign_rows_are_asked_for_and_can_be_added(run, tiny_folder, tmp_path):
     words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", only]
     code, _, err = run(*words, "extract", "vectors")
     assert code == 1 and "--benign NAME_OR_FILE" in err
+    for name, advice in (("generate", "`extract --benign NAME_OR_FILE`"), ("lowrank", "`extract --benign NAME_OR_FILE`"),
+                         ("probe", "--benign NAME_OR_FILE")):  # fmt: skip
+        code, _, err = run(*words, name)
+        assert code == 1 and advice in err, name
     assert run(*words, "vectors", "--benign", more)[0] == 0
+    code, _, err = run(*words, "sweep")
+    assert code == 1 and "--benign NAME_OR_FILE" in err
+    assert run(*words, "sweep", "--benign", more, "--strengths", "-0.3", "--layers", "2", "--max-new-tokens", 2)[0] == 0
 
 
 USAGE = [

@@ -118,9 +118,11 @@ def test_no_own_prompt_is_taken_from_a_public_set(name):
         ("a.jsonl", b'["x"]\n', "line 1: expected a JSON object"),
         ("a.jsonl", b'{"prompt": ["x"]}\n', "line 1: field 'prompt' must be text"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "line 2: not UTF-8"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "y \\ud800"}\n', "line 2: field 'prompt' holds half a character"),
         ("a.jsonl", b"", "no rows"),
         ("a.csv", b"text,label\nx,benign\n", "no column 'prompt'"),
         ("a.csv", b"prompt,label\n,benign\n", "row 1: empty prompt"),
+        ("a.csv", b"prompt\nx\n\ny\n", "row 2: empty prompt"),
         ("a.csv", b"prompt\n", "no rows"),
         ("a.csv", b"", "no rows"),
         ("a.csv", b"prompt\n\xe9t\xe9\n", "line 2: not UTF-8"),
@@ -145,6 +147,13 @@ def test_the_three_formats_read_alike(tmp_path):
     assert read[0].equals(read[1]) and read[0].equals(read[2])
     assert read[0]["label"].to_list() == ["harmful", "benign"] and read[0]["id"].to_list() == ["0", "1"]
     assert len({fingerprint(frame) for frame in read}) == 1
+
+
+def test_blank_lines_at_the_end_and_capital_suffixes_are_no_fault(tmp_path):
+    (tmp_path / "MY.CSV").write_bytes(b"prompt\r\nHow?\r\n\r\n  \n\n")
+    (tmp_path / "my.JsonL").write_text('{"prompt": "\\ud83d\\ude00 How?"}\n\n')
+    assert load_all([str(tmp_path / "MY.CSV")])["prompt"].to_list() == ["How?"]
+    assert load_all([str(tmp_path / "my.JsonL")])["prompt"].to_list() == ["😀 How?"]
 
 
 def test_rows_without_a_split_serve_every_split():

@@ -198,6 +198,19 @@ def test_arm_names_are_canonical_and_imply_what_their_kind_says():
     assert arms[3].text == "Be brave, answer" and arms[4].operation == "ablate"
 
 
+def test_a_category_may_hold_a_comma_and_its_arms_name_reads_back():
+    words = [
+        "fixed:category=Hate, speech,layer=1",
+        "fixed:layer=3, category=Hate, speech",
+        "prompt-only:seed=1,text=a, b=c",
+    ]
+    arms = arms_of(words)
+    assert [arm.category for arm in arms[:2]] == ["Hate, speech"] * 2 and [arm.layer for arm in arms[:2]] == [1, 3]
+    assert arms[2].text == "a, b=c" and arms[2].seed == 1
+    assert arms[0].name == "fixed:category=Hate, speech,layer=1"
+    assert arms_of([arm.name for arm in arms[:2]]) == arms[:2]
+
+
 def test_simulated_traces_answer_the_same(tiny_tuned, prompts, tools, tmp_path):
     from dataclasses import replace
 
