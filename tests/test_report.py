@@ -446,7 +446,7 @@ def test_a_sweep_counts_the_settings_of_every_arm_and_not_the_unsteered_one(run)
     unsteered = one.head(2).with_columns(
         arm=pl.lit("baseline"), layer=pl.lit(None, pl.Int64), strength=pl.lit(None, pl.Float64), chosen=pl.lit(False)
     )
-    assert sweep.chosen(pl.concat([unsteered, one, other])).startswith("Of 50 settings: fixed at layer 4")
+    assert sweep.chosen(pl.concat([unsteered, one, other])).startswith("Chosen of 50 settings: fixed at layer 4")
 
 
 def test_the_difference_that_was_asked_for_is_named(run):
