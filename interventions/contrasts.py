@@ -67,7 +67,9 @@ def contrasts(rows: pl.DataFrame, split: str, *, paired: bool = False, respond: 
         harmful = harmful.filter(_suffix() == pl.format("[{}]", "category"))
         benign = benign.filter(_suffix() == f"[{respond}]")
     if benign.is_empty():
-        raise UserError(f"no benign row in split {split!r}: `extract --benign NAME_OR_FILE` adds some (for instance embedded)")
+        raise UserError(
+            f"no benign row in split {split!r}: `extract --benign NAME_OR_FILE` adds some (for instance embedded)"
+        )
     answered = benign["row"].to_numpy()
     return [Contrast(name, harmful.filter(pl.col("category") == name)["row"].to_numpy(), answered) for name in names]
 
