@@ -228,8 +228,8 @@ def test_tokens_say_what_the_model_chose_and_never_that_gibberish_is_an_answer()
         ]
     )
     scores = score(table, set()).filter(pl.col("scorer") == "token")
-    assert scores["verdict"].to_list() == ["comply", "broken", "refuse", "broken", "broken", "broken", None]
-    assert scores["refused"].to_list() == [False, False, True, False, False, False, None]
+    assert scores["verdict"].to_list() == ["comply", "broken", "refuse", "broken", "broken", "refuse", None]
+    assert scores["refused"].to_list() == [False, False, True, False, False, True, None]
 
 
 def test_a_model_without_tokens_has_no_token_scores():
