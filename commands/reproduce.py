@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,21 +106,25 @@ def load_sets(s: Settings) -> tuple[list[Set], dict[str, str]]:
     Raises:
         UserError: There are none, or two hold the same prompt.
     """
-    from data import for_split, load, stacked
+    from data import OutOfReachError, for_split, load, stacked
+    from data.hub import cached_only
 
     there: list[Set] = []
     missing: dict[str, str] = {}
     split = s.get("split", "test")
-    for source in s.get("data"):
-        try:
-            prompts = for_split(load(source, s.get("data_mirror")), split)
-            if prompts.is_empty():
-                raise UserError(f"no prompt in split {split!r}: pass --split")
-        except UserError as error:
-            missing[source] = how_to_get(source, str(error))
-            warn(f"{source} is missing and left out: {missing[source]}")
-        else:
-            there.append(Set(source, spread(prompts, s.get("limit"))))
+    with ExitStack() as rest:
+        for source in s.get("data"):
+            try:
+                prompts = for_split(load(source, s.get("data_mirror")), split)
+                if prompts.is_empty():
+                    raise UserError(f"no prompt in split {split!r}: pass --split")
+            except UserError as error:
+                if isinstance(error, OutOfReachError):
+                    rest.enter_context(cached_only())
+                missing[source] = how_to_get(source, str(error))
+                warn(f"{source} is missing and left out: {missing[source]}")
+            else:
+                there.append(Set(source, spread(prompts, s.get("limit"))))
     if not there:
         raise UserError(f"none of the {len(missing)} data sets is there: {next(iter(missing.values()))}")
     stacked([one.prompts for one in there])

@@ -71,6 +71,16 @@ def fetch(
 
 
 @contextmanager
+def cached_only() -> Iterator[None]:
+    """While it lasts, the hub is not asked; what of it lies in the cache is read. Each try takes half a minute."""
+    import datasets
+    import huggingface_hub.constants as client
+
+    with patch.object(client, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
+        yield
+
+
+@contextmanager
 def mirrored(mirror: Path | None) -> Iterator[None]:
     """While it lasts, whoever calls `datasets.load_dataset` gets the mirror's copy of what the mirror has.
 
