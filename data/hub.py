@@ -73,10 +73,10 @@ def fetch(
 @contextmanager
 def cached_only() -> Iterator[None]:
     """While it lasts, the hub is not asked; what of it lies in the cache is read. Each try takes half a minute."""
-    import datasets
+    import datasets.config as reader
     import huggingface_hub.constants as client
 
-    with patch.object(client, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
+    with patch.object(client, "HF_HUB_OFFLINE", True), patch.object(reader, "HF_HUB_OFFLINE", True):
         yield
 
 

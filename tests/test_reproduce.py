@@ -479,16 +479,17 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
 
 def test_a_hub_out_of_reach_keeps_no_table_waiting(monkeypatch, tmp_path, run, tiny_tuned_folder):
     import datasets
+    import datasets.config as reader
 
     seen = []
 
     def load_dataset(*_args, **_options):
-        seen.append(datasets.config.HF_HUB_OFFLINE)
+        seen.append(reader.HF_HUB_OFFLINE)
         raise ConnectionError("no way there")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(reader, "HF_HUB_OFFLINE", False)
     code, _, err = run("--run", tmp_path / "run", "--model", tiny_tuned_folder, "reproduce", "paper", "--data", "advbench",
                        "--data", "jbb/harmful", "--data", "xstest/safe")  # fmt: skip
     assert code == 1 and "none of the 3 data sets is there" in err
-    assert seen == [False, True, True] and not datasets.config.HF_HUB_OFFLINE
+    assert seen == [False, True, True] and not reader.HF_HUB_OFFLINE
