@@ -354,19 +354,10 @@ def test_the_command(run, tiny_tuned_folder, prompts_file, folder, tmp_path, mon
         "--include-path",
         folder,
     ]
-    code, out, err = run(
-        *words,
-        "--task",
-        "choices",
-        "--task",
-        folder / "answers.yaml",
-        "--limit",
-        5,
-        "--arm",
-        "baseline",
-        "--arm",
-        "fixed",
-    )
+    again = [
+        *words, "--task", "choices", "--task", folder / "answers.yaml", "--limit", 5, "--arm", "baseline", "--arm", "fixed",
+    ]  # fmt: skip
+    code, out, err = run(*again)
     assert code == 0, err
     (line,) = map(json.loads, out.splitlines())
     assert line["command"] == "capability" and line["arms"] == ["baseline", "fixed"]
@@ -374,19 +365,6 @@ def test_the_command(run, tiny_tuned_folder, prompts_file, folder, tmp_path, mon
     table = pl.read_parquet(path)
     assert table["n"].unique().to_list() == [5] and table["task"].unique().sort().to_list() == ["answers", "choices"]
     stamp = path.stat().st_mtime_ns
-    again = [
-        *words,
-        "--task",
-        "choices",
-        "--task",
-        folder / "answers.yaml",
-        "--limit",
-        5,
-        "--arm",
-        "baseline",
-        "--arm",
-        "fixed",
-    ]
     assert run(*again, "--batch-size", 2)[0] == 0 and path.stat().st_mtime_ns == stamp
     copy = tmp_path / "tasks"
     shutil.copytree(folder, copy)
