@@ -152,20 +152,12 @@ def test_a_whole_documents_likelihood_is_steered_from_its_first_token_on(tiny_tu
 
 def generated_by_hand(model, arm, tools, context, steps=5):
     """transformers' own generate on one row, with a plain hook."""
-    from tests.test_routes import expected, look
+    from tests.test_routes import edit_of
 
     if arm.kind == "prompt-only":
         context = f"tell me\n\n{context}"
     ids = model.tokenizer(context)["input_ids"]
-    logits, score = look(model, ids, tools.probe)
-    _, strength, edit = expected(model, arm, tools.vectors, logits, score)
-    if arm.kind in ("baseline", "prompt-only"):
-        edit = {}
-    if arm.kind == "lowrank":
-        edit = {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
-    if arm.operation == "clamp":
-        unit = edit["delta"] / strength
-        edit = {"unit": unit, "delta": strength * unit}
+    logits, strength, edit = edit_of(model, arm, tools, ids)
     if arm.kind != "logit-bias":
         return plain(model, ids, arm.layer, arm.scope, steps, **edit)[0]
     biased = logits.clone()

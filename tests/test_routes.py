@@ -79,6 +79,20 @@ def expected(model, arm, vectors, logits, score):
     return name, strength, {"unit": unit} if arm.operation == "ablate" else {"delta": strength * unit}
 
 
+def edit_of(model, arm, tools, ids):
+    """Logits of the unsteered row, the arm's strength on it, and its edit as a plain hook takes it."""
+    logits, score = look(model, ids, tools.probe)
+    _, strength, edit = expected(model, arm, tools.vectors, logits, score)
+    if arm.kind in ("baseline", "prompt-only"):
+        edit = {}
+    if arm.kind == "lowrank":
+        edit = {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
+    if arm.operation == "clamp":
+        unit = edit["delta"] / strength
+        edit = {"unit": unit, "delta": strength * unit}
+    return logits, strength, edit
+
+
 def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
     arms, encoded = arms_of(), encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
     ids = refusals(tiny_tuned).ids

@@ -19,7 +19,7 @@ from interventions.lowrank import LowRank
 from interventions.routes import Tools
 from interventions.side_effects import CONTEXT, pieces_of, side_effects
 from tests.test_remote import doors, ndif  # noqa: F401  # a fixture
-from tests.test_routes import expected, look, probe_of
+from tests.test_routes import edit_of, probe_of
 from tests.test_steering import cut, edited, plain, vectors_of
 
 WORDS = [
@@ -75,19 +75,11 @@ def arms():
 
 def arms_by_hand(model, arm, tools, ids, given):
     """The arm's log-probabilities of a row, its route and gate spelled out; `ids` are the plain prompt's."""
-    logits, score = look(model, ids, tools.probe)
-    _, strength, edit = expected(model, arm, tools.vectors, logits, score)
+    _, strength, edit = edit_of(model, arm, tools, ids)
     bias = None
     if arm.kind == "logit-bias":
         control = control_tokens(model.tokenizer)
         bias, edit = ([number for name, number in control.items() if name != "respond"], strength), {}
-    if arm.kind in ("baseline", "prompt-only"):
-        edit = {}
-    if arm.kind == "lowrank":
-        edit = {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
-    if arm.operation == "clamp":
-        unit = edit["delta"] / strength
-        edit = {"unit": unit, "delta": strength * unit}
     return by_hand(model, ids, given, arm.layer, arm.scope, bias, **edit)
 
 
