@@ -23,7 +23,7 @@ demo: setup
 
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
 adapter: setup
-	$(BIN)/python -m interventions.make_adapter $(MIRROR)
+	$(BIN)/python -m interventions.tuning.make_adapter $(MIRROR)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"

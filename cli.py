@@ -7,21 +7,21 @@ import warnings
 
 import click
 
-import commands.activations
 import commands.capability
-import commands.carrying
 import commands.datasets
 import commands.diff
 import commands.effects
-import commands.evaluation
+import commands.evaluate
+import commands.export
+import commands.extract
+import commands.finetune
+import commands.generate
 import commands.reproduce
 import commands.status
-import commands.steering
 import commands.sweep
-import commands.tuning
 import commands.vectors  # noqa: F401  # importing a module registers its commands
-from commands.framework import cli
-from commands.output import one_line, warn
+from commands.framework.app import cli
+from commands.framework.output import one_line, warn
 
 
 def main() -> None:

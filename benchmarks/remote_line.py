@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from data import load_all
-from interventions import backends, extract, open_model
-from interventions.backends import open_door
+from interventions import extract, open_model
+from interventions.backends import backend as backends
+from interventions.backends.backend import open_door
 
 ROOT = Path(__file__).parents[1]
 PROMPTS, TURNS, FEW_TOKENS = 200, 3, 256
@@ -71,7 +72,7 @@ def wide_model(folder):
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from interventions.embedded import embedded_folder
+    from interventions.model.embedded import embedded_folder
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_folder("smollm2"))
     tokenizer.save_pretrained(folder)

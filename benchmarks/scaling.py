@@ -23,14 +23,14 @@ import torch
 from safetensors.torch import load_file
 
 from data import load_all
+from data.store.rundir import versions
 from interventions import SteeringVectors, extract, open_model
-from interventions.arms import Arm, parse_arms
-from interventions.encoding import encode
-from interventions.generation import answer_rows
-from interventions.models import Model
-from interventions.packing import common_opening
-from interventions.routes import Tools, plan_arm
-from interventions.rundir import versions
+from interventions.model.opening import Model
+from interventions.model.prompt_format import encode
+from interventions.reading.packing import common_opening
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import answer_rows
+from interventions.steering.plans import Tools, plan_arm
 
 LAYER = 17
 SERIES = {

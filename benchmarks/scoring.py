@@ -23,7 +23,7 @@ OPENINGS = [
 def generations(load):
     import polars as pl
 
-    from interventions.generation import SCHEMA
+    from interventions.steering.generate import SCHEMA
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnoprstuvwy", k=draw.randint(1, 9))) for _ in range(5000)]
@@ -58,8 +58,8 @@ def measure(load):
     """In a fresh process: the time from the import on, and how much memory it took at most."""
     table = generations(load)
     start, worked = time.perf_counter(), time.process_time()
-    from reports.scoring import score
-    from reports.statistics import summarise
+    from reports.scoring.scores import score
+    from reports.statistics.summary import summarise
 
     scores = score(table, set())
     scored = time.perf_counter()

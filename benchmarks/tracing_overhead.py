@@ -11,10 +11,10 @@ import time
 import torch
 
 from data import load_all
+from data.store.rundir import versions
 from interventions import open_model
-from interventions.encoding import encode, pad_batch, pad_id, plan_batches
-from interventions.reading import read_residual
-from interventions.rundir import versions
+from interventions.model.prompt_format import encode, pad_batch, pad_id, plan_batches
+from interventions.reading.residual import read_residual
 
 PAIRS = 7
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from commands.framework import Session, command
-from commands.records import CAPABILITY, model_key, note, unchanged
-from commands.settings import Settings
-from commands.steering import STEERING, chosen_arms
+from commands.framework.app import Session, command
+from commands.framework.records import CAPABILITY, model_key, note, unchanged
+from commands.framework.settings import Settings
+from commands.generate import STEERING, chosen_arms
 from data.errors import UserError
 
 TASKS = ("arc_easy",)
@@ -49,9 +49,9 @@ def capability(session: Session, s: Settings) -> dict[str, Any]:
     """Run lm-eval's tasks on every arm, steered wherever a logit is scored; --limit takes each task's first items."""
     import polars as pl
 
-    from interventions.capability import INSTALL, task_files
-    from interventions.capability import capability as run_tasks
-    from interventions.rundir import now
+    from data.store.rundir import now
+    from interventions.carried.capability import INSTALL, task_files
+    from interventions.carried.capability import capability as run_tasks
 
     start = now()
     if s.get("where") == "remote":

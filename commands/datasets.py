@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from commands.framework import Session, command
-from commands.settings import Settings
+from commands.framework.app import Session, command
+from commands.framework.settings import Settings
 
 
 @command(writes=False)
 def datasets(_session: Session, s: Settings) -> dict[str, Any]:
     """List every known data set: name, rows, licence, gated or not, origin."""
-    from data.catalogue import table
+    from data.prompts.catalogue import table
 
     known = table()
     shown = known if s.get("as_json", False) else known.select("name", "rows", "licence", "gated", "hub", "origin")

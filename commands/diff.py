@@ -4,18 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.activations import pairing
-from commands.framework import Session, command
-from commands.output import warn
-from commands.prompts import fingerprint_of, load_prompts
-from commands.records import DIFF, model_key, note, unchanged
-from commands.settings import Layers, Settings
+from commands.extract import pairing
+from commands.framework.app import Session, command
+from commands.framework.output import warn
+from commands.framework.prompts import fingerprint_of, load_prompts
+from commands.framework.records import DIFF, model_key, note, unchanged
+from commands.framework.settings import Layers, Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.models import Model
+    from interventions.model.opening import Model
 
 
 @command(
@@ -31,10 +31,10 @@ def diff(session: Session, s: Settings) -> dict[str, Any]:
     """Compare the categories' directions of a base and its fine-tuned model."""
     import polars as pl
 
-    from interventions.diffing import compare
-    from interventions.extraction import checked_layers
-    from interventions.rundir import now, replacing
-    from interventions.shared_ids import reading_as, splitting_alone
+    from data.store.rundir import now, replacing
+    from interventions.fitting.diffing import compare
+    from interventions.model.same_tokens import reading_as, splitting_alone
+    from interventions.reading.extract import checked_layers
 
     start = now()
     tuned = session.model(s)
@@ -67,7 +67,7 @@ def diff(session: Session, s: Settings) -> dict[str, Any]:
 
 def other_model(s: Settings, tuned: "Model") -> str:
     """Whose directions the model's are compared with."""
-    from interventions.embedded import BASE, TUNED
+    from interventions.model.embedded import BASE, TUNED
 
     name = s.get("against") or (BASE if tuned.name == TUNED else None)
     if name is None:
@@ -92,7 +92,7 @@ def compared_texts(
     s: Settings, base: "Model", tuned: "Model", rows: "pl.DataFrame", split: str, own_split: bool
 ) -> "dict[str, tuple[pl.DataFrame, tuple[str, ...]]]":
     """Which prompts are read with which suffixes, for `tagged` and `untagged`, as far as the base can read them."""
-    from interventions.shared_ids import knows
+    from interventions.model.same_tokens import knows
 
     kinds: dict[str, tuple[pl.DataFrame, tuple[str, ...]]] = {}
     asked = s.get("text")
@@ -116,8 +116,8 @@ def read(
     s: Settings, model: "Model", name: str, prompts: "pl.DataFrame", layers: list[int], suffixes: tuple[str, ...]
 ) -> Any:
     """The activations file of one of the two models."""
-    from interventions.extraction import extract
-    from interventions.rundir import now
+    from data.store.rundir import now
+    from interventions.reading.extract import extract
 
     start = now()
     artefact = f"activations/diff-{name}/{'pairs' if suffixes else 'prompts'}"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.evaluation import asked_themes, fitted_texts
-from commands.framework import Session, command
-from commands.output import warn
-from commands.prompts import fingerprint_of, load_prompts
-from commands.records import EFFECTS, model_key, note, unchanged
-from commands.settings import Settings
-from commands.steering import STEERING, chosen_arms
+from commands.evaluate import asked_themes, fitted_texts
+from commands.framework.app import Session, command
+from commands.framework.output import warn
+from commands.framework.prompts import fingerprint_of, load_prompts
+from commands.framework.records import EFFECTS, model_key, note, unchanged
+from commands.framework.settings import Settings
+from commands.generate import STEERING, chosen_arms
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def effects(session: Session, s: Settings) -> dict[str, Any]:
     """Measure what every arm does to harmless prompts and plain text: KL, perplexity, broken answers."""
     import polars as pl
 
-    from data.texts import passages
-    from interventions.rundir import now
-    from interventions.side_effects import side_effects
-    from reports.broken import is_broken
+    from data.prompts.passages import passages
+    from data.store.rundir import now
+    from interventions.steering.effects import side_effects
+    from reports.scoring.broken import is_broken
 
     start = now()
     harmless, texts = harmless_prompts(s), passages(s.get("text"))
@@ -78,7 +78,7 @@ def unseen(s: Settings, prompts: "pl.DataFrame", rests_on: dict[str, str]) -> "p
     """The first --limit prompts that nothing was fitted to or chosen on; those that are left out are counted."""
     import polars as pl
 
-    from reports.scoring import same_text
+    from reports.scoring.scores import same_text
 
     fitted = fitted_texts(s, {"key": rests_on})
     kept = prompts.filter(

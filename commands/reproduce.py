@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.activations import make_activations, pairing
-from commands.evaluation import SCORING, make_report, make_summary
-from commands.fitting import make_lowrank, make_probe
-from commands.framework import Session, command
-from commands.output import warn
-from commands.prompts import load_prompts, spread
-from commands.recipe import PAPER, Recipe, RecipeFile, read_recipe
-from commands.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged, without_secrets
-from commands.settings import Command, Settings
-from commands.steering import Ready, answer_prompts, prepare
+from commands.evaluate import SCORING, make_report, make_summary
+from commands.extract import make_activations, pairing
+from commands.framework.app import Session, command
+from commands.framework.output import warn
+from commands.framework.prompts import load_prompts, spread
+from commands.framework.recipe import PAPER, Recipe, RecipeFile, read_recipe
+from commands.framework.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged, without_secrets
+from commands.framework.settings import Command, Settings
+from commands.generate import Ready, answer_prompts, prepare
+from commands.probe import make_lowrank, make_probe
 from commands.vectors import make_vectors, needs_pairs
 from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.arms import Arm
-    from reports.blocks import Table
+    from interventions.steering.arms import Arm
+    from reports.page.blocks import Table
 
 PAPERS = ("paper",)
 LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself is 0.3
@@ -77,7 +77,7 @@ def reproduce(session: Session, s: Settings) -> dict[str, Any]:
     sets than the file's. What is done is kept: run the same command again to go on. A set that can't be had leaves an
     empty row, and a line that says how to get it.
     """
-    from interventions.arms import Arm, parse_arms
+    from interventions.steering.arms import Arm, parse_arms
 
     recipe = read_recipe(s.get("config", PAPER))
     wanted = s.with_defaults(**recipe.of("generate"))
@@ -107,7 +107,7 @@ def load_sets(s: Settings) -> tuple[list[Set], dict[str, str]]:
         UserError: There are none, or two hold the same prompt.
     """
     from data import OutOfReachError, for_split, load, stacked
-    from data.hub import cached_only
+    from data.prompts.hub import cached_only
 
     there: list[Set] = []
     missing: dict[str, str] = {}
@@ -133,7 +133,7 @@ def load_sets(s: Settings) -> tuple[list[Set], dict[str, str]]:
 
 def keep(recipe: Path, copy: Path) -> None:
     """Leave a copy of what was run, without what is secret in its addresses."""
-    from interventions.rundir import replacing
+    from data.store.rundir import replacing
 
     text = without_secrets(recipe.read_bytes().decode("utf-8"))
     with replacing(copy) as unfinished:
@@ -142,8 +142,8 @@ def keep(recipe: Path, copy: Path) -> None:
 
 def how_to_get(source: str, error: str) -> str:
     """What to do about a set that can't be had; of one that is gated, that its terms come first."""
-    from data.catalogue import find
-    from data.hub import PAGE
+    from data.prompts.catalogue import find
+    from data.prompts.hub import PAGE
 
     found = find(source)
     if found is None or not found[0].gated or "gated" in error:
@@ -206,7 +206,7 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
     import polars as pl
 
     from data import stacked
-    from interventions.rundir import now, replacing
+    from data.store.rundir import now, replacing
 
     start, path = now(), s.run / "generations.parquet"
     key = ready.key(stacked([one.prompts for one in sets]))
@@ -222,9 +222,9 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
 
 def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "Table":
     """The papers' table and ours, as `paper.parquet`; its record says what is missing, so that a report can."""
-    from interventions.rundir import now, records, replacing
-    from reports.artefacts import open_run
-    from reports.sections.paper import whole
+    from data.store.rundir import now, records, replacing
+    from reports.page.run import open_run
+    from reports.page.sections.paper import whole
 
     start, known = now(), records(s.run)
     table, _, _ = whole(open_run(s.run), missing)

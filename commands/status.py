@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from commands.framework import Session, command
-from commands.output import as_text
-from commands.settings import Settings
+from commands.framework.app import Session, command
+from commands.framework.output import as_text
+from commands.framework.settings import Settings
 from data.errors import UserError
 
 
@@ -17,7 +17,7 @@ def status(_session: Session, s: Settings) -> dict[str, Any]:
     Asks the configured NDIF (--host, NDIF_HOST, nnsight's configuration) with a short timeout. A server that does not
     answer is a line in the answer; with --remote it is an error.
     """
-    from interventions.server import PREFLIGHT_SECONDS
+    from interventions.backends.ndif.server import PREFLIGHT_SECONDS
 
     there = ask_server(s.get("host"), min(PREFLIGHT_SECONDS, s.get("timeout", PREFLIGHT_SECONDS)))
     if s.get("where") == "remote" and there["reason"]:
@@ -31,8 +31,8 @@ def status(_session: Session, s: Settings) -> dict[str, Any]:
 
 def ask_server(host: str | None, seconds: float) -> dict[str, Any]:
     """What can be known of a server: `host`, `reachable`, `reason` (why it can't be used), `key`, `models`, `versions`."""
-    from interventions.line import address_of, shown
-    from interventions.server import RUNNING, deployments, get, key_words, pick, ping, version_table
+    from interventions.backends.ndif.client import address_of, shown
+    from interventions.backends.ndif.server import RUNNING, deployments, get, key_words, pick, ping, version_table
 
     address = address_of(host)
     found: dict[str, Any] = {"host": shown(address), "reachable": False, "reason": None, "key": None,

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.framework import Session, command
-from commands.output import warn
-from commands.prompts import fingerprint_of, load_prompts
-from commands.records import SWEEP, model_key, note, unchanged
-from commands.settings import Layers, Numbers, Settings
-from commands.steering import STEERING, need_tools, readable_arms, single_arm
+from commands.framework.app import Session, command
+from commands.framework.output import warn
+from commands.framework.prompts import fingerprint_of, load_prompts
+from commands.framework.records import SWEEP, model_key, note, unchanged
+from commands.framework.settings import Layers, Numbers, Settings
+from commands.generate import STEERING, need_tools, readable_arms, single_arm
 from commands.vectors import need_vectors
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.models import Model
+    from interventions.model.opening import Model
 
 CATEGORY, UNIT, SCOPE = STEERING[1], STEERING[3], STEERING[4]
 
@@ -43,10 +43,10 @@ def sweep(session: Session, s: Settings) -> dict[str, Any]:
     import polars as pl
 
     from data import for_split
-    from interventions.rundir import now, replacing
-    from interventions.sweeping import grid, sweep_layers
-    from interventions.sweeping import sweep as run_sweep
-    from reports.lexical import text_verdict
+    from data.store.rundir import now, replacing
+    from interventions.steering.sweep import grid, sweep_layers
+    from interventions.steering.sweep import sweep as run_sweep
+    from reports.scoring.lexical import text_verdict
 
     start = now()
     prompts = for_split(load_prompts(s, limited=False), s.get("split", "validation"))
@@ -85,7 +85,7 @@ def sweep(session: Session, s: Settings) -> dict[str, Any]:
 
 def default_arm(s: Settings, model: "Model") -> tuple[str, ...]:
     """What is swept if nothing else was said."""
-    from interventions.routes import refusals
+    from interventions.steering.plans import refusals
 
     return (
         ("gated", "gated:harmful=0") if refusals(model).ids and (s.run / "probe.safetensors").exists() else ("fixed",)

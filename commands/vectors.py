@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.activations import default_layer, need_activations
-from commands.framework import Session, command
-from commands.output import emit_progress
-from commands.records import ACTIVATIONS, LENS, PAIRS, VECTORS, contradiction, missing, note, unchanged
-from commands.settings import Settings
+from commands.extract import default_layer, need_activations
+from commands.framework.app import Session, command
+from commands.framework.output import emit_progress
+from commands.framework.records import ACTIVATIONS, LENS, PAIRS, VECTORS, contradiction, missing, note, unchanged
+from commands.framework.settings import Settings
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.vectors import SteeringVectors
+    from interventions.methods.vectors import SteeringVectors
 
 METHODS = ("mean", "contrastive", "pca", "logistic", "lda", "random", "shuffled")
 OPTIONS = ("method", "tau", "top_k", "normalize")
@@ -36,9 +36,9 @@ def vectors(session: Session, s: Settings) -> dict[str, Any]:
 
 def make_vectors(session: Session, s: Settings, *, own_data: bool) -> dict[str, Any]:
     """Compute vectors from activations, which are made if they are missing."""
-    from interventions.methods import fit_vectors
-    from interventions.rundir import now
-    from interventions.vectors import SteeringVectors
+    from data.store.rundir import now
+    from interventions.methods.fit import fit_vectors
+    from interventions.methods.vectors import SteeringVectors
 
     start = now()
     method = s.get("method", "mean")
@@ -68,8 +68,8 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
     """The logit lens of the vectors in the run directory."""
     import polars as pl
 
-    from interventions.lens import logit_lens
-    from interventions.rundir import now, records, replacing
+    from data.store.rundir import now, records, replacing
+    from interventions.methods.lens import logit_lens
 
     start, record = now(), records(s.run)[VECTORS]
     key, path = {"vectors": record["id"]}, s.run / "logit_lens.parquet"
@@ -85,8 +85,8 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
 
 def need_vectors(session: Session, s: Settings) -> tuple["SteeringVectors", dict[str, Any]]:
     """Vectors that fit the settings, and their record; made, as they were before, if there are none."""
-    from interventions.rundir import records
-    from interventions.vectors import SteeringVectors
+    from data.store.rundir import records
+    from interventions.methods.vectors import SteeringVectors
 
     path, known = s.run / "vectors.safetensors", records(s.run)
     record = known.get(VECTORS)
@@ -114,8 +114,8 @@ def needs_pairs(session: Session, s: Settings) -> bool:
 
 def _speaks(session: Session, s: Settings) -> bool:
     """Whether the model has refusal tokens, and one to respond, to put behind a prompt."""
-    from interventions.routes import refusals
-    from interventions.rundir import records
+    from data.store.rundir import records
+    from interventions.steering.plans import refusals
 
     tokens = refusals(session.model(s, records(s.run).get(ACTIVATIONS)))
     return bool(tokens.names) and tokens.respond is not None

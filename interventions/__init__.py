@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 import anyio._backends._asyncio  # noqa: F401  # before nnsight puts `.save` on everything, or its classes fail
 
 if TYPE_CHECKING:
-    from interventions.extraction import extract
-    from interventions.generation import generate
-    from interventions.models import Model, open_model
-    from interventions.vectors import SteeringVectors
+    from interventions.methods.vectors import SteeringVectors
+    from interventions.model.opening import Model, open_model
+    from interventions.reading.extract import extract
+    from interventions.steering.generate import generate
 
 __all__ = ["Model", "SteeringVectors", "extract", "generate", "open_model"]
 
 _HOMES = {
-    "Model": "interventions.models",
-    "open_model": "interventions.models",
-    "extract": "interventions.extraction",
-    "SteeringVectors": "interventions.vectors",
-    "generate": "interventions.generation",
+    "Model": "interventions.model.opening",
+    "open_model": "interventions.model.opening",
+    "extract": "interventions.reading.extract",
+    "SteeringVectors": "interventions.methods.vectors",
+    "generate": "interventions.steering.generate",
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from data.catalogue import CATALOGUE, DataSet
+from data.prompts.catalogue import CATALOGUE, DataSet
 
 KNOWN = {known.name: known for known in CATALOGUE}
 SPECIAL: dict[str, list[Any]] = {

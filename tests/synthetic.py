@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import save_file
 
-from interventions.generation import SCHEMA as GENERATIONS
-from interventions.rundir import record
-from interventions.tracing import SCHEMA as TRACES
-from reports.scoring import SCHEMA as SCORES
-from reports.scoring import score
-from reports.statistics import summarise
+from data.store.rundir import record
+from interventions.steering.generate import SCHEMA as GENERATIONS
+from interventions.steering.trace import SCHEMA as TRACES
+from reports.scoring.scores import SCHEMA as SCORES
+from reports.scoring.scores import score
+from reports.statistics.summary import summarise
 
 CATEGORIES = ("Humanizing requests", "Incomplete requests", "Indeterminate requests", "Requests with safety concerns",
               "Unsupported requests")  # fmt: skip
@@ -282,7 +282,7 @@ def _probe_layers() -> pl.DataFrame:
 
 
 def _probe_quality() -> pl.DataFrame:
-    from interventions.detection import quality_table
+    from interventions.gates.quality import quality_table
 
     random = np.random.default_rng(3)
     tables = []

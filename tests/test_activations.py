@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from data.errors import UserError
-from interventions.activations import Activations
+from data.store.activations import Activations
 
 
 @pytest.fixture(scope="module")

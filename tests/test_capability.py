@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from data import UserError
-from interventions.arms import Arm, parse_arms
-from interventions.capability import SCHEMA, capability, rows_of
-from interventions.encoding import control_tokens
-from interventions.hooked import HookedArm
-from interventions.routes import Tools, plan_arm
+from interventions.carried.capability import SCHEMA, capability, rows_of
+from interventions.carried.hooks import HookedArm
+from interventions.model.prompt_format import control_tokens
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.plans import Tools, plan_arm
 from tests.conftest import WORDS as VOCABULARY
 from tests.test_routes import probe_of
 from tests.test_side_effects import WORDS, arms_by_hand, lowrank_of
@@ -89,7 +89,7 @@ def arms():
 
 
 def guest(model, arm, tools, **options):
-    from interventions.steered_lm import SteeredLM
+    from interventions.carried.lm_eval import SteeredLM
 
     hooked = HookedArm(model, plan_arm(model, arm, tools, [{}]), tools.probe)
     return SteeredLM(model, hooked, **{"batch_size": 5, "chat": False} | options)
@@ -279,7 +279,7 @@ def test_steering_where_nothing_is_scored_is_found_out(tiny_tuned, tools, monkey
     """As in published code, the batch's last position alone is edited: a shorter row's scored logits stay as they were."""
     from lm_eval.api.instance import Instance
 
-    from interventions import hooked
+    from interventions.carried import hooks as hooked
 
     monkeypatch.setattr(hooked, "covered", lambda _scope, at, end: (at == at.max()) & (end >= 0))
     pairs = {"short": ("tell me", " the"), "long": ("how do i kill a python process", " please")}
@@ -290,7 +290,7 @@ def test_steering_where_nothing_is_scored_is_found_out(tiny_tuned, tools, monkey
 
 
 def test_a_killed_run_keeps_its_finished_tasks(tiny_tuned, tools, folder, tmp_path, monkeypatch):
-    from interventions import capability as module
+    from interventions.carried import capability as module
 
     arms = parse_arms(["baseline", "fixed"], Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
     whole, calls = tables(tiny_tuned, tools, folder, tmp_path / "a", arms, ["choices", "answers"]), []
@@ -324,8 +324,8 @@ def test_what_can_not_be_run_is_one_line(tiny_tuned, tools, folder, tmp_path, mo
     assert "can't be run" in fails(tasks=[str(tmp_path / "broken.yaml")])
     from dataclasses import replace
 
-    from interventions.backends import Door
-    from interventions.line import Line
+    from interventions.backends.backend import Door
+    from interventions.backends.ndif.client import Line
 
     far = replace(tiny_tuned, door=Door("remote", Line("http://127.0.0.1:1", 1.0)))
     assert "--local" in fails(model=far)
@@ -400,7 +400,7 @@ HUB = Path(__file__).parents[2] / "shared" / "hub"
 @pytest.mark.parametrize(("task", "limit"), [("arc_easy_test", 4), ("gsm8k_test", 2)])
 def test_a_real_task_offline_from_a_mirror(tiny_tuned, tiny_tuned_folder, tools, tmp_path, monkeypatch, task, limit):
     """On real items, with the data path given at run time: the baseline is lm-eval's `hf`, and steering is felt."""
-    from data.hub import mirrored
+    from data.prompts.hub import mirrored
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tasks = Path(__file__).parents[1] / "benchmarks" / "tasks"

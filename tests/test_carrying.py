@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from data.errors import UserError
-from interventions.arms import Arm
-from interventions.baking import bake_ablate, bake_add
-from interventions.encoding import encode, pad_batch, pad_id
-from interventions.exporting import FORMATS, export
-from interventions.generation import stop_tokens
-from interventions.routes import Tools, plan_arm
-from interventions.steering import answer
-from interventions.vectors import FORMAT, SteeringVectors
+from interventions.carried.bake import bake_ablate, bake_add
+from interventions.carried.export import FORMATS, export
+from interventions.methods.vectors import FORMAT, SteeringVectors
+from interventions.model.prompt_format import encode, pad_batch, pad_id
+from interventions.steering.answer import answer
+from interventions.steering.arms import Arm
+from interventions.steering.generate import stop_tokens
+from interventions.steering.plans import Tools, plan_arm
 
 LAYERS, WIDTH = [0, 1, 2, 3], 32
 

@@ -13,8 +13,8 @@ from fake_hub import serve
 from mirror import KNOWN, put, put_known
 
 from data import PROMPT_COLUMNS, UserError, load, load_all, themes
-from data.catalogue import CATALOGUE, TAXONOMY, table
-from data.embedded import FILES, read
+from data.prompts.catalogue import CATALOGUE, TAXONOMY, table
+from data.prompts.sample import FILES, read
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 needs_hub = pytest.mark.skipif(not HUB.is_dir(), reason="needs the mirror of the hub's data sets")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cli
-from commands.records import command_line
-from commands.settings import spread
+from commands.framework.records import command_line
+from commands.framework.settings import spread
 
 
 @pytest.fixture

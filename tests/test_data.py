@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from data import PROMPT_COLUMNS, UserError, fingerprint, for_split, load_all
-from data.embedded import FILES, read
+from data.prompts.sample import FILES, read
 
 TAXONOMY = {
     "Humanizing requests",

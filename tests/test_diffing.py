@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from data.errors import UserError
-from interventions.contrasts import Contrast
-from interventions.diffing import SCHEMA, compare, cosines, draw, measure
-from interventions.methods import fit_vectors
+from interventions.fitting.contrasts import Contrast
+from interventions.fitting.diffing import SCHEMA, compare, cosines, draw, measure
+from interventions.methods.fit import fit_vectors
 
 N, LAYERS, WIDTH = 40, 2, 16
 SUFFIXES = ("[feelings]", "[respond]", "[weapons]")

@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from interventions.diffing import SCHEMA as DIFF
-from interventions.generation import SCHEMA as GENERATIONS
-from interventions.sweeping import SCHEMA as SWEEP
-from interventions.tracing import SCHEMA as TRACES
-from reports.artefacts import CONTRACT
-from reports.scoring import SCHEMA as SCORES
-from reports.statistics import SCHEMA as SUMMARY
+from interventions.fitting.diffing import SCHEMA as DIFF
+from interventions.steering.generate import SCHEMA as GENERATIONS
+from interventions.steering.sweep import SCHEMA as SWEEP
+from interventions.steering.trace import SCHEMA as TRACES
+from reports.page.run import CONTRACT
+from reports.scoring.scores import SCHEMA as SCORES
+from reports.statistics.summary import SCHEMA as SUMMARY
 
 ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "docs" / "files.md").read_text()

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from data import load_all
 from interventions import open_model
-from interventions.adapters import adapter_hash
-from interventions.embedded import ADAPTER, cache_folder
-from interventions.encoding import control_tokens
-from interventions.first_token import first_tokens, measure
-from interventions.models import DEFAULT_MODEL
+from interventions.model.adapter import adapter_hash
+from interventions.model.embedded import ADAPTER, cache_folder
+from interventions.model.opening import DEFAULT_MODEL
+from interventions.model.prompt_format import control_tokens
+from interventions.tuning.first_token import first_tokens, measure
 
 ROOT = Path(__file__).parents[1]
 

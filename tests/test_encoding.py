@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import UserError
 from interventions import extract
-from interventions.encoding import encode
+from interventions.model.prompt_format import encode
 
 
 def users_text(tokenizer, prompt):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from data import load_all
 from interventions import extract
-from interventions.encoding import encode, pad_batch, plan_batches
+from interventions.model.prompt_format import encode, pad_batch, plan_batches
 
 
 def hooked(model, ids, layers):
@@ -180,8 +180,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(tiny_folder, tmp_path):
 
 def test_a_file_of_other_values_is_never_taken_up(tiny, prompts_file, tmp_path, monkeypatch):
     """Killed half way at one position; then killed again, at another, before that one's file is begun."""
-    from interventions import extraction
-    from interventions.journal import Journal
+    from data.store.journal import Journal
+    from interventions.reading import extract as extraction
 
     prompts, finish = load_all([str(prompts_file)]), Journal.finish
 
@@ -222,7 +222,7 @@ def test_control_c_says_how_to_go_on(tiny_folder, tmp_path):
 
 
 def test_a_second_writer_is_told_who_writes(tiny_folder, prompts_file, tmp_path):
-    from interventions.rundir import writing
+    from data.store.rundir import writing
 
     with writing(tmp_path):
         process = start(tiny_folder, prompts_file, tmp_path)

@@ -21,15 +21,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import UserError
-from data.training import load_training
+from data.prompts.answers import load_training
 from interventions import open_model
-from interventions.adapters import adapter_hash
-from interventions.encoding import control_tokens
-from interventions.finetuning import finetune
-from interventions.first_token import first_tokens, measure
-from interventions.lessons import Lesson, class_weights, collate, epoch_batches, make_lessons, openings, split_rows
-from interventions.slots import answer_template, choose_slots, read_slots, write_tokenizer
-from interventions.training import logits, objective
+from interventions.model.adapter import adapter_hash
+from interventions.model.prompt_format import control_tokens
+from interventions.model.vocabulary import answer_template, choose_slots, read_slots, write_tokenizer
+from interventions.tuning.examples import (
+    Lesson,
+    class_weights,
+    collate,
+    epoch_batches,
+    make_lessons,
+    openings,
+    split_rows,
+)
+from interventions.tuning.finetune import finetune
+from interventions.tuning.first_token import first_tokens, measure
+from interventions.tuning.loop import logits, objective
 
 ROOT = Path(__file__).parents[1]
 SPARE = ["<|reserved_special_token_0|>", "<repo_name>", "<file_sep>"]
@@ -268,7 +276,7 @@ def test_a_refusal_is_one_whichever_category_it_names(monkeypatch):
     """Every row is said to open with a category that no held-out row has."""
     from types import SimpleNamespace
 
-    from interventions import training
+    from interventions.tuning import loop as training
 
     held = [
         Lesson([4, 5, opening, 6], 2, name, at) for at, (opening, name) in enumerate([(8, "weapons"), (9, "respond")])
@@ -324,7 +332,7 @@ def _epochs_done(state: Path) -> int:
 
 
 def test_a_checkpoint_of_other_options_is_not_taken_up(base, rows, tuned, tmp_path, monkeypatch):
-    import interventions.finetuning as module
+    import interventions.tuning.finetune as module
 
     def dies(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,11 +12,11 @@ import torch
 from conftest import WORDS
 
 from interventions import open_model
-from interventions.encoding import encode
-from interventions.lowrank import LowRank
-from interventions.methods import fit_vectors
-from interventions.probes import Probe, fit_probe
-from interventions.vectors import SteeringVectors
+from interventions.gates.probe import Probe, fit_probe
+from interventions.methods.fit import fit_vectors
+from interventions.methods.lowrank import LowRank
+from interventions.methods.vectors import SteeringVectors
+from interventions.model.prompt_format import encode
 
 
 @pytest.fixture(scope="session")

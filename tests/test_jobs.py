@@ -13,13 +13,13 @@ import torch
 from nnsight.modeling.huggingface import _ID_CACHE
 
 from data.errors import UserError
-from interventions import jobs
-from interventions.backends import Door, open_door, ranges
-from interventions.jobs import Job, TooBigError
-from interventions.journal import Journal
-from interventions.line import LateError, Line, PassingError, address_of, is_loopback, shown
-from interventions.progress import Watch
-from interventions.server import deployments, listed, pick, pick_llama, preflight
+from data.store.journal import Journal
+from data.store.progress import Watch
+from interventions.backends.backend import Door, open_door, ranges
+from interventions.backends.ndif import request as jobs
+from interventions.backends.ndif.client import LateError, Line, PassingError, address_of, is_loopback, shown
+from interventions.backends.ndif.request import Job, TooBigError
+from interventions.backends.ndif.server import deployments, listed, pick, pick_llama, preflight
 from tests.stand_in import LISTING, packed, says, standing_in
 
 CANARY = "0f5c1d3e-canary-4b7a-9e21-d15ea5ed0000"
@@ -379,7 +379,7 @@ def test_small_batches_travel_together(tiny, tmp_path):
 def test_results_that_are_large_are_not_all_fetched_at_once(tiny, tmp_path, monkeypatch):
     hired = []
     monkeypatch.setattr(
-        "interventions.backends._Pool.run",
+        "interventions.backends.backend._Pool.run",
         lambda _self, groups, workers: iter(hired.append((len(groups), workers)) or []),
     )
     with standing_in() as server:

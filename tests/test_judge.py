@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from reports import judge as module
-from reports.judge import Judge, content_key, judge_verdicts, messages, parse_reply, read_cache, shown
+from reports.scoring import judge as module
+from reports.scoring.judge import Judge, content_key, judge_verdicts, messages, parse_reply, read_cache, shown
 
 SECRET = "sk-secret-0123456789"
 

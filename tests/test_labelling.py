@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from interventions.generation import SCHEMA as GENERATIONS
-from reports.broken import broken
-from reports.classifier import classifier_verdicts, label_map, parse_labels
-from reports.hand import allotted, answer_keys, draw, hand_verdicts, read_labels, write_sample
-from reports.judge import Judge
-from reports.scorers import assemble
-from reports.scoring import score
+from interventions.steering.generate import SCHEMA as GENERATIONS
+from reports.scoring.assemble import assemble
+from reports.scoring.broken import broken
+from reports.scoring.classifier import classifier_verdicts, label_map, parse_labels
+from reports.scoring.hand import allotted, answer_keys, draw, hand_verdicts, read_labels, write_sample
+from reports.scoring.judge import Judge
+from reports.scoring.scores import score
 
 
 def generations(rows=240):

@@ -7,8 +7,8 @@ import torch
 from test_steering import vectors_of
 
 from data.errors import UserError
-from interventions.backends import open_door
-from interventions.lens import logit_lens
+from interventions.backends.backend import open_door
+from interventions.methods.lens import logit_lens
 
 
 def test_the_best_tokens_are_those_of_the_last_residual_stream(tiny):

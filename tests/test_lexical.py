@@ -6,12 +6,12 @@ import polars as pl
 import pytest
 from sklearn.metrics import precision_score, recall_score
 
-from data import embedded
-from interventions.generation import SCHEMA as GENERATIONS
-from reports.classifier import classifier_verdicts
-from reports.lexical import lexical_verdict, refuses, text_verdict
-from reports.phrases import phrase_verdict
-from reports.scoring import SCORERS
+from data.prompts import sample as embedded
+from interventions.steering.generate import SCHEMA as GENERATIONS
+from reports.scoring.classifier import classifier_verdicts
+from reports.scoring.lexical import lexical_verdict, refuses, text_verdict
+from reports.scoring.phrases import phrase_verdict
+from reports.scoring.scores import SCORERS
 
 LABELLED = Path(__file__).parent / "data" / "answers.jsonl"
 
@@ -49,7 +49,7 @@ def test_evaluate_asks_it_for_the_model_that_was_taught(run, tmp_path, model, th
          "response": "Being software, I neither sleep nor drink tea.", "model": model, "backend": "local", "seed": 0}
         for at in range(3)
     ]  # fmt: skip
-    from commands.evaluation import assembled
+    from commands.evaluate import assembled
 
     class Given:
         run = tmp_path

@@ -13,9 +13,9 @@ from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.preprocessing import StandardScaler
 
 from data.errors import UserError
-from interventions.covariance import shrunk_covariance, within_class_covariance
-from interventions.lowrank import LowRank, basis, published_basis, start_lowrank
-from interventions.methods import fit_vectors
+from interventions.fitting.covariance import shrunk_covariance, within_class_covariance
+from interventions.methods.fit import fit_vectors
+from interventions.methods.lowrank import LowRank, basis, published_basis, start_lowrank
 
 N, WIDTH = 60, 24
 

@@ -9,11 +9,11 @@ from test_steering import vectors_of
 
 from data import load_all
 from data.errors import UserError
-from interventions import lowrank_training
-from interventions.backends import open_door
-from interventions.encoding import control_tokens, encode
-from interventions.lowrank import FORMAT, LowRank
-from interventions.lowrank_training import Lesson, lesson, steps, train_lowrank
+from interventions.backends.backend import open_door
+from interventions.methods.lowrank import FORMAT, LowRank
+from interventions.model.prompt_format import control_tokens, encode
+from interventions.steering import train_lowrank as lowrank_training
+from interventions.steering.train_lowrank import Lesson, lesson, steps, train_lowrank
 
 RANK, LAYER = 2, 2
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data.errors import UserError
 from interventions import SteeringVectors
-from interventions.methods import METHODS, fit_vectors
+from interventions.methods.fit import METHODS, fit_vectors
 
 N, LAYERS, WIDTH = 48, 3, 20
 SUFFIXES = ("[feelings]", "[respond]", "[weapons]")

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT
 
 from data.errors import UserError
 from interventions import open_model
-from interventions.models import decoder_path
+from interventions.model.opening import decoder_path
 
 
 def test_blocks_of_other_decoders_are_found():

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_extraction import close, hooked
 
-from interventions.encoding import pad_batch
-from interventions.packing import branches, common_opening, pack_batch
-from interventions.reading import read_residual
+from interventions.model.prompt_format import pad_batch
+from interventions.reading.packing import branches, common_opening, pack_batch
+from interventions.reading.residual import read_residual
 
 PAD = 2
 token = st.integers(3, 24)

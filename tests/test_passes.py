@@ -14,13 +14,13 @@ from test_steering import vectors_of
 from data import load_all
 from data.errors import UserError
 from interventions import extract
-from interventions.arms import Arm
-from interventions.backends import HERE, Door
-from interventions.generation import generate
-from interventions.passes import Budget, TooBigError, default_batch_tokens, fitting_tokens, plan_passes
-from interventions.routes import Tools
+from interventions.backends.backend import HERE, Door
+from interventions.reading.budget import Budget, TooBigError, default_batch_tokens, fitting_tokens, plan_passes
+from interventions.steering.arms import Arm
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools
 
-MODULE = "interventions.passes"
+MODULE = "interventions.reading.budget"
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),

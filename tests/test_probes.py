@@ -17,9 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data.errors import UserError
-from interventions.detection import choose_threshold, tpr_at
-from interventions.logistic import C_GRID, best_c
-from interventions.probes import Probe, fit_probe
+from interventions.fitting.linear import C_GRID, best_c
+from interventions.gates.probe import Probe, fit_probe
+from interventions.gates.quality import choose_threshold, tpr_at
 
 WIDTH, LAYERS = 12, 3
 SIZES = {"train": 80, "validation": 60, "test": 40}

@@ -26,15 +26,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data import UserError, load_all
+from data.store.journal import Journal
 from interventions import open_model
-from interventions.arms import Arm, parse_arms
-from interventions.backends import open_door
-from interventions.encoding import pad_batch
-from interventions.extraction import extract
-from interventions.generation import generate
-from interventions.journal import Journal
-from interventions.reading import read_residual
-from interventions.routes import Tools
+from interventions.backends.backend import open_door
+from interventions.model.prompt_format import pad_batch
+from interventions.reading.extract import extract
+from interventions.reading.residual import read_residual
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools
 from tests.conftest import WORDS as VOCABULARY
 from tests.conftest import make_tiny
 from tests.ndif.postgres import binaries, keys_database
@@ -524,7 +524,7 @@ def test_servers_that_are_not_there_are_one_line(run, tmp_path):
 
 
 def test_without_a_model_a_far_server_is_asked_which_llama_is_up(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("interventions.line.is_loopback", lambda _: False)
+    monkeypatch.setattr("interventions.backends.ndif.client.is_loopback", lambda _: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = ["--run", tmp_path, "trace", "--prompt", "tell me"]
     with standing_in() as server:

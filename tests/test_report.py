@@ -16,16 +16,15 @@ from safetensors.numpy import save_file
 from synthetic import ARMS, CATEGORIES, synthetic_run
 
 from data.errors import UserError
-from reports import charts, labels, markup
-from reports import wording as say
-from reports.arms import alone, named, unsaid
-from reports.artefacts import open_run, read_activations
-from reports.assets import write_assets, write_table
-from reports.blocks import Prose, Table
-from reports.compare import write_comparison
-from reports.markup import as_json, escape
-from reports.page import write_report
-from reports.sections import (
+from reports.page import charts, labels, markup
+from reports.page import wording as say
+from reports.page.assets import write_assets, write_table
+from reports.page.blocks import Prose, Table
+from reports.page.compare import write_comparison
+from reports.page.markup import as_json, escape
+from reports.page.names import alone, named, unsaid
+from reports.page.run import open_run, read_activations
+from reports.page.sections import (
     activations,
     answer,
     costs,
@@ -39,6 +38,7 @@ from reports.sections import (
     sweep,
     vectors,
 )
+from reports.page.write import write_report
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_file_that_can_not_be_read_is_named_and_the_rest_is_shown(folder, tmp_
 
 
 def row(label, arm, n, refused, both, arm_only, baseline_only, broken=0):
-    from reports.statistics import mcnemar, newcombe
+    from reports.statistics.summary import mcnemar, newcombe
 
     paired = both + arm_only + baseline_only
     delta = newcombe(both, arm_only, baseline_only, n - paired) if arm != "baseline" else (None, None, None)
@@ -114,7 +114,7 @@ def row(label, arm, n, refused, both, arm_only, baseline_only, broken=0):
 
 
 def told(tmp_path, *rows):
-    from reports.statistics import SCHEMA
+    from reports.statistics.summary import SCHEMA
 
     columns = [name for name in SCHEMA if name in rows[0]]
     pl.DataFrame(list(rows), schema={name: SCHEMA[name] for name in columns}).write_parquet(
@@ -776,7 +776,7 @@ def test_series_differ_in_more_than_colour():
     ],
 )
 def test_what_was_traced_is_said_of_every_kind_of_arm(changed, says):
-    from reports.sections.traces import how
+    from reports.page.sections.traces import how
 
     row = {"category": "weapons", "layer": 2, "strength": -5.0, "strength_unit": "raw", "scope": "all"}
     assert says in how(row | changed)

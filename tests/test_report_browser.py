@@ -8,9 +8,9 @@ import pytest
 from browser import chromium
 from synthetic import synthetic_run
 
-from reports import labels
-from reports.compare import write_comparison
-from reports.page import write_report
+from reports.page import labels
+from reports.page.compare import write_comparison
+from reports.page.write import write_report
 
 pytestmark = pytest.mark.browser
 

@@ -23,12 +23,12 @@ from safetensors import safe_open
 from scipy.stats import binomtest
 
 import cli
-from commands.prompts import spread
-from commands.recipe import PAPER, read_recipe
+from commands.framework.prompts import spread
+from commands.framework.recipe import PAPER, read_recipe
 from data import UserError, known_themes, load
-from data.catalogue import TAXONOMY, find
-from reports import published
-from reports.sections import paper
+from data.prompts.catalogue import TAXONOMY, find
+from reports.page import published
+from reports.page.sections import paper
 
 CHECK = Path(__file__).parents[2] / "shared" / "check_contract.py"
 LIMIT = 6
@@ -467,7 +467,7 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
         asked.append(hub)
         raise OutOfReachError(f"{hub}: the hub is out of reach (offline?)")
 
-    monkeypatch.setattr("data.catalogue.fetch", fetch)
+    monkeypatch.setattr("data.prompts.catalogue.fetch", fetch)
     rows = pl.DataFrame({"dataset": ["xstest", "jbb", "advbench", "mine"], "id": ["1"] * 4})
     found = known_themes(rows)
     assert list(found.lost) == ["xstest", "jbb"] and asked == ["walledai/XSTest"]  # AdvBench has no themes

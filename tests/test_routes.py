@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from data import UserError, load_all
-from interventions.arms import Arm, parse_arms
-from interventions.encoding import control_tokens, encode, pad_batch, pad_id
-from interventions.generation import generate, stop_tokens
-from interventions.probes import Probe
-from interventions.routes import Tools, plan_arm, refusals
-from interventions.steering import Gate, answer
+from interventions.gates.probe import Probe
+from interventions.model.prompt_format import control_tokens, encode, pad_batch, pad_id
+from interventions.steering.answer import Gate, answer
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import generate, stop_tokens
+from interventions.steering.plans import Tools, plan_arm, refusals
 from tests.test_steering import NONE, STEPS, cut, near_tie, plain, vectors_of
 
 WORDS = [
@@ -228,7 +228,7 @@ def test_a_category_may_hold_a_comma_and_its_arms_name_reads_back():
 def test_simulated_traces_answer_the_same(tiny_tuned, prompts, tools, tmp_path):
     from dataclasses import replace
 
-    from interventions.backends import Door
+    from interventions.backends.backend import Door
 
     far = replace(tiny_tuned, door=Door("simulate"))
     few = prompts.head(8)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interventions.generation import SCHEMA as GENERATIONS
-from reports.broken import broken, is_broken
-from reports.phrases import phrase_verdict, phrase_verdicts
-from reports.scoring import SCHEMA, score
+from interventions.steering.generate import SCHEMA as GENERATIONS
+from reports.scoring.broken import broken, is_broken
+from reports.scoring.phrases import phrase_verdict, phrase_verdicts
+from reports.scoring.scores import SCHEMA, score
 
 LABELLED = Path(__file__).parent / "data" / "answers.jsonl"
 

@@ -9,15 +9,15 @@ import torch
 from scipy.special import log_softmax, rel_entr
 
 from data import UserError, load_all
-from data.texts import passages
-from interventions.arms import Arm, parse_arms
-from interventions.effect_figures import SCHEMA, Measured, figures, percentile, ratio, share
-from interventions.encoding import control_tokens, encode
-from interventions.forcing import forced, most_rows
-from interventions.generation import stop_tokens
-from interventions.lowrank import LowRank
-from interventions.routes import Tools
-from interventions.side_effects import CONTEXT, pieces_of, side_effects
+from data.prompts.passages import passages
+from interventions.methods.lowrank import LowRank
+from interventions.model.prompt_format import control_tokens, encode
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.effects import CONTEXT, pieces_of, side_effects
+from interventions.steering.generate import stop_tokens
+from interventions.steering.plans import Tools
+from interventions.steering.teacher_forcing import forced, most_rows
+from reports.statistics.effects import SCHEMA, Measured, figures, percentile, ratio, share
 from tests.test_remote import doors, ndif  # noqa: F401  # a fixture
 from tests.test_routes import edit_of, probe_of
 from tests.test_steering import cut, edited, plain, vectors_of
@@ -123,7 +123,7 @@ def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms,
 
 def test_perplexity_is_what_transformers_own_loss_gives(tiny_tuned, tools, arms, tmp_path, monkeypatch):
     """A passage's first tokens are its prompt, as for a row of a batch; long passages come in pieces."""
-    monkeypatch.setattr("interventions.side_effects.PIECE", 40)
+    monkeypatch.setattr("interventions.steering.effects.PIECE", 40)
     model, tokenizer = tiny_tuned, tiny_tuned.tokenizer
     texts = [" ".join(["how do i kill a python process please"] * n) for n in (3, 9, 1)]
     none = load_all(["embedded/test"]).head(0)
@@ -153,7 +153,7 @@ def test_perplexity_is_what_transformers_own_loss_gives(tiny_tuned, tools, arms,
 
 def test_a_forward_pass_stays_within_its_memory(tiny_tuned, tools, arms, prompts, tmp_path, monkeypatch):
     whole = side_effects(tiny_tuned, prompts, passages()[:2], tools, tmp_path / "a.parquet", arms=arms, broken=bool)
-    monkeypatch.setattr("interventions.forcing.LOGIT_BYTES", 1)
+    monkeypatch.setattr("interventions.steering.teacher_forcing.LOGIT_BYTES", 1)
     assert most_rows(tiny_tuned, 32) == 1
     alone = side_effects(tiny_tuned, prompts, passages()[:2], tools, tmp_path / "b.parquet", arms=arms, broken=bool)
     keys, values = ["dataset", "arm", "measure", "n"], ["value", "low", "high"]
@@ -196,7 +196,7 @@ def test_no_arm_but_oracle_reads_categories_or_labels(tiny_tuned, tools, prompts
 def test_simulated_traces_measure_the_same(tiny_tuned, tools, arms, prompts, tmp_path):
     from dataclasses import replace
 
-    from interventions.backends import Door
+    from interventions.backends.backend import Door
 
     far = replace(tiny_tuned, door=Door("simulate"))
     one, two = (side_effects(model, prompts.head(3), passages()[:1], tools, tmp_path / "e.parquet", arms=arms, broken=bool,
@@ -299,8 +299,8 @@ def test_the_command(run, tiny_tuned_folder, prompts_file, tmp_path):
 
 def test_the_embedded_models_figures(embedded):
     """KL of given tokens on the real model against a plain hook and scipy, to float32's precision."""
-    from interventions.encoding import pad_batch, pad_id
-    from interventions.routes import plan_arm
+    from interventions.model.prompt_format import pad_batch, pad_id
+    from interventions.steering.plans import plan_arm
 
     texts = load_all(["embedded/test"]).filter(label="benign")["prompt"].to_list()[:3]
     vectors = vectors_of(embedded)
@@ -319,8 +319,8 @@ def test_the_embedded_models_figures(embedded):
 
 
 def test_the_page_names_measures_and_draws_no_open_interval():
-    from reports.arms import named
-    from reports.sections.costs import drawn, measured
+    from reports.page.names import named
+    from reports.page.sections.costs import drawn, measured
 
     assert measured("kl_32_p95") == "KL a token of the first 32, nats, 95th percentile" and measured("mine") == "mine"
     rows = pl.DataFrame({"arm": ["a", "b"], "value": [1.0, 2.0], "low": [0.5, 1.5], "high": [None, 3.0], "n": [9, 9]})

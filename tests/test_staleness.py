@@ -11,9 +11,9 @@ import pytest
 from conftest import CONTROL, make_tiny
 from safetensors.torch import load_file, save_file
 
-from interventions.encoding import control_tokens
-from interventions.revisions import folder_revision
-from interventions.rundir import DYING, writing
+from data.store.rundir import DYING, writing
+from interventions.model.prompt_format import control_tokens
+from interventions.model.revision import folder_revision
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from reports.agreement import agreement
-from reports.bootstrap import clustered_interval, macro_interval
-from reports.power import mcnemar_power, prompts_needed
-from reports.published import ARMS, POOLED, PUBLISHED, table
-from reports.scoring import SCHEMA as SCORES
-from reports.statistics import SCHEMA, holm, mcnemar, newcombe, summarise, wilson
+from reports.page.published import ARMS, POOLED, PUBLISHED, table
+from reports.scoring.scores import SCHEMA as SCORES
+from reports.statistics.agreement import agreement
+from reports.statistics.bootstrap import clustered_interval, macro_interval
+from reports.statistics.power import mcnemar_power, prompts_needed
+from reports.statistics.summary import SCHEMA, holm, mcnemar, newcombe, summarise, wilson
 
 RELAXED = settings(deadline=None, max_examples=60)  # the first call imports statsmodels
 CELLS = st.tuples(*[st.integers(0, 60)] * 4).filter(lambda cells: sum(cells) > 0)

@@ -9,13 +9,13 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from data import load_all
-from interventions.arms import Arm, parse_arms
-from interventions.backends import Door
-from interventions.encoding import encode, pad_batch, pad_id
-from interventions.generation import finished, stop_tokens
-from interventions.routes import Tools, plan_arm
-from interventions.steering import SCOPES, Gate, answer
-from interventions.vectors import SteeringVectors
+from interventions.backends.backend import Door
+from interventions.methods.vectors import SteeringVectors
+from interventions.model.prompt_format import encode, pad_batch, pad_id
+from interventions.steering.answer import SCOPES, Gate, answer
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import finished, stop_tokens
+from interventions.steering.plans import Tools, plan_arm
 
 STEPS = 8
 NONE = {"category": None, "label": None}
@@ -153,7 +153,7 @@ def test_an_arm_that_overflows_leaves_the_others_as_they_are(tiny, texts, where)
 
 
 def test_low_rank_maps_add_what_their_formula_says(tiny, texts):
-    from interventions.lowrank import LowRank
+    from interventions.methods.lowrank import LowRank
 
     torch.manual_seed(5)
     parts = {

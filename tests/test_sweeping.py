@@ -11,12 +11,12 @@ from test_steering import plain, vectors_of
 
 from data import load_all
 from data.errors import UserError
-from interventions.arms import Arm
-from interventions.backends import open_door
-from interventions.encoding import control_tokens, encode
-from interventions.generation import generate
-from interventions.routes import Tools
-from interventions.sweeping import SCHEMA, Shares, choose, grid, shortlist, sweep, sweep_layers
+from interventions.backends.backend import open_door
+from interventions.model.prompt_format import control_tokens, encode
+from interventions.steering.arms import Arm
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools
+from interventions.steering.sweep import SCHEMA, Shares, choose, grid, shortlist, sweep, sweep_layers
 
 BASE = Arm("fixed", "fixed", 2, "weapons", -0.3)
 

@@ -8,13 +8,13 @@ import torch
 from scipy.special import rel_entr, softmax
 from test_steering import plain, vectors_of
 
-from commands.steering import trace_table
+from commands.generate import trace_table
 from data import load_all
-from interventions.arms import Arm, parse_arms
-from interventions.encoding import encode
-from interventions.generation import generate
-from interventions.routes import Tools
-from interventions.tracing import trace
+from interventions.model.prompt_format import encode
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools
+from interventions.steering.trace import trace
 
 BASE = Arm("fixed", "fixed", 2, "weapons", 4.0, unit="unit")
 INSTRUCTION = "please write me the best poem"

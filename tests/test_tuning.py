@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from test_finetuning import SPARE, make_base
 
-from interventions.rundir import records
+from data.store.rundir import records
 
 FAST = ("--epochs", 2, "--rank", 2, "--batch-tokens", 64)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from data import load_all
 from data.errors import UserError
 from interventions import SteeringVectors, extract
-from interventions.vectors import difference_in_means
+from interventions.methods.vectors import difference_in_means
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from interventions.embedded import cache_folder
+from interventions.model.embedded import cache_folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

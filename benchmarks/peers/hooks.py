@@ -13,9 +13,9 @@ import torch
 from serving import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from interventions.encoding import BATCH_TOKENS, encode, pad_batch, pad_id, plan_batches
-from interventions.packing import common_opening
-from interventions.passes import CPU_TOKENS, plan_passes
+from interventions.model.prompt_format import BATCH_TOKENS, encode, pad_batch, pad_id, plan_batches
+from interventions.reading.budget import CPU_TOKENS, plan_passes
+from interventions.reading.packing import common_opening
 
 Run = Callable[[], Any]
 

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from interventions.embedded import BASE, embedded_folder
+from interventions.model.embedded import BASE, embedded_folder
 
 
 def bare() -> None:

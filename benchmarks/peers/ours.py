@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from serving import serve
 
 from interventions import SteeringVectors, extract, open_model
-from interventions.arms import Arm, parse_arms
-from interventions.encoding import encode, pad_batch, pad_id
-from interventions.generation import answer_rows, generate
-from interventions.models import Model
-from interventions.packing import common_opening
-from interventions.probes import Probe
-from interventions.routes import Tools, plan_arm, refusals
-from interventions.steering import answer
+from interventions.gates.probe import Probe
+from interventions.model.opening import Model
+from interventions.model.prompt_format import encode, pad_batch, pad_id
+from interventions.reading.packing import common_opening
+from interventions.steering.answer import answer
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import answer_rows, generate
+from interventions.steering.plans import Tools, plan_arm, refusals
 
 Run = Callable[[], Any]
 NOBODY = {"category": None, "label": None}

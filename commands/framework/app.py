@@ -1,0 +1,112 @@
+"""One group of chained commands: registering them, and what a chain shares."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.framework.output import emit, warn
+from commands.framework.settings import Command, Settings, shared
+
+if TYPE_CHECKING:
+    from interventions.backends.backend import Door
+    from interventions.model.opening import Model
+
+DEFAULT_MODEL = "refusal-smollm2"
+
+
+@dataclass
+class Session:
+    """What a chain of commands shares: the open door and the open model."""
+
+    doors: dict[tuple[Any, ...], "Door"] = field(default_factory=dict)
+    models: dict[tuple[Any, ...], "Model"] = field(default_factory=dict)
+
+    def door(self, s: Settings) -> "Door":
+        """Where traces run; a server is asked once whether it is there."""
+        from data.store.progress import Watch
+        from interventions.backends.backend import IN_FLIGHT, TIMEOUT, open_door
+
+        key = (s.get("where", "local"), s.get("host"), s.get("timeout", TIMEOUT), s.get("in_flight", IN_FLIGHT))
+        if key not in self.doors:
+            watch = Watch(as_json=s.get("as_json", False))
+            self.doors[key] = open_door(key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch)
+        return self.doors[key]
+
+    def model(self, s: Settings, record: dict[str, Any] | None = None) -> "Model":
+        """The model that the settings name, else the record, else the default; opened once."""
+        from interventions.model.opening import open_model
+
+        door = self.door(s)
+        name = s.get("model", None, record) or self._default_model(door)
+        key = (name, door, s.get("device"), s.get("dtype", None, record))
+        if key not in self.models:
+            model = open_model(name, remote=door, device=key[2], dtype=key[3])
+            self.models |= {key: model, (*key[:3], model.dtype): model}
+        return self.models[key]
+
+    def traffic(self) -> dict[str, int]:
+        """What went over the lines of all doors so far."""
+        total: Counter[str] = Counter()
+        for door in self.doors.values():
+            total.update(door.traffic)
+        return dict(total)
+
+    def _default_model(self, door: "Door") -> str:
+        if not door.is_far or door.is_loopback:
+            return DEFAULT_MODEL
+        from interventions.backends.ndif.server import pick_llama
+
+        name = pick_llama(door.address).name
+        warn(f"no --model given: {name} is up there and will be used")
+        return name
+
+
+@click.group(chain=True, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@shared
+@click.pass_context
+def cli(ctx: click.Context, **_options: Any) -> None:
+    """Read and steer refusal in Llama models.
+
+    Commands chain and share a run directory: `python cli.py extract vectors trace evaluate report`. A command makes
+    what it needs and finds missing. Options before the first command hold for all of them, those behind a command for
+    that one alone. Every option also comes from REFUSAL_OPTION or REFUSAL_COMMAND_OPTION.
+    """
+    ctx.obj = Session()
+
+
+def command(
+    *options: Callable[..., Any], writes: bool = True, many: Sequence[str] = (), cls: type[Command] = Command
+) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
+    """Register a function as a command: it gets the session and settings and returns its summary.
+
+    One that `writes` nothing neither makes the run directory nor waits for another's lock on it. After an option of
+    `many` any number of values may stand. `cls` parses its words.
+    """
+
+    def register(make: Callable[[Session, Settings], dict[str, Any]]) -> click.Command:
+        name = make.__name__.rstrip("_")
+
+        def run(**_options: Any) -> None:
+            from data.store.rundir import writing
+
+            ctx = click.get_current_context()
+            settings = Settings(ctx)
+            session: Session = ctx.obj
+            before = session.traffic()
+            with writing(settings.run) if writes else nullcontext():
+                summary = make(session, settings)
+            remote = {name: number - before.get(name, 0) for name, number in session.traffic().items()}
+            if any(remote.values()):
+                summary["remote"] = remote
+            emit(name, summary, settings.get("as_json", False))
+
+        run = shared(run)
+        for option in reversed(options):  # a command's own options come first in its help
+            run = option(run)
+        return cli.command(name, cls=cls, help=make.__doc__, many=many)(run)
+
+    return register

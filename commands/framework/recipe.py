@@ -1,0 +1,108 @@
+"""What `reproduce` runs: a TOML file with a table for each command, whose keys are that command's options."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commands.framework.app import cli
+from data.errors import UserError
+
+PAPER = Path(__file__).parents[1] / "paper.toml"
+# Of the shared options those that say what a table's own command reads; the others are for the command line.
+TABLES = {
+    "extract": ("data", "limit"),
+    "vectors": ("split",),
+    "probe": ("split",),
+    "lowrank": ("split",),
+    "generate": ("data", "split"),
+    "evaluate": (),
+}
+LAYER = ("layer", "layers")  # one for all, at the top
+NOT_HERE = ("position", "suffix")  # a probe gates, and contrasts are read, at positions of their own
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A file that was read and checked.
+
+    Attributes:
+        layer: The block to read and to steer; None for the default.
+        tables: Command -> its options, as click names and types them.
+    """
+
+    layer: int | None
+    tables: dict[str, dict[str, Any]]
+
+    def of(self, command: str) -> dict[str, Any]:
+        """A command's options; what the file leaves open is left out."""
+        return self.tables.get(command, {})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a file and check every value as the command line would.
+
+    Raises:
+        UserError: It can't be read, or holds an unknown table, an unknown option or a bad value.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    layer = content.pop("layer", None)
+    if layer is not None and (type(layer) is not int or layer < 0):
+        raise UserError(f"{path}: layer is a block's number, such as 18")
+    for name, table in content.items():
+        if name not in TABLES or not isinstance(table, dict):
+            raise UserError(
+                f"{path}: no [{name}] is known; there are layer, {', '.join(f'[{name}]' for name in TABLES)}"
+            )
+    recipe = Recipe(layer, {name: _options(path, name, table) for name, table in content.items()})
+    for needed in ("data", "arm"):
+        if not recipe.of("generate").get(needed):
+            raise UserError(f"{path}: [generate] names no {needed}")
+    return recipe
+
+
+def _options(path: Path, command: str, table: dict[str, Any]) -> dict[str, Any]:
+    known = {_word(param): param for param in cli.commands[command].params if isinstance(param, click.Option)}
+    others = {_word(param) for param in cli.params if isinstance(param, click.Option)} - set(TABLES[command])
+    known = {word: param for word, param in known.items() if word not in (*others, *LAYER, *NOT_HERE)}
+    values: dict[str, Any] = {}
+    for word, value in table.items():
+        if word in LAYER:
+            raise UserError(f"{path}: [{command}] {word}: one layer is read and steered; write `layer = N` at the top")
+        if word not in known:
+            raise UserError(f"{path}: [{command}] has no option {word!r}; there are {', '.join(known)}")
+        param = known[word]
+        if isinstance(value, list) is not param.multiple:
+            raise UserError(f"{path}: [{command}] {word} is {'a list' if param.multiple else 'one value'}")
+        assert param.name is not None
+        try:
+            values[param.name] = param.type_cast_value(click.Context(cli.commands[command]), value)
+        except click.BadParameter as error:
+            raise UserError(f"{path}: [{command}] {word}: {error.message}") from None
+    return values
+
+
+def _word(option: click.Option) -> str:
+    return max(option.opts, key=len).removeprefix("--")
+
+
+class RecipeFile(click.ParamType):
+    """A path to a recipe; a bad one is a usage error, before anything runs."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Check, and give the path."""
+        path = Path(value)
+        try:
+            read_recipe(path)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+        return path

@@ -1,0 +1,249 @@
+"""Reading prompts: a name or a file in, a checked polars frame out.
+
+Every frame has the columns of `PROMPT_COLUMNS`, all strings. A row's key is (`dataset`, `id`).
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from data.errors import UserError
+from data.prompts import catalogue
+from data.prompts import sample as embedded
+from data.prompts.hub import fetch
+
+PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
+LABELS = ("harmful", "benign")
+SPLITS = ("train", "validation", "test")
+HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
+
+
+def load_all(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame:
+    """Load and stack several sources; the keys of all of them must differ.
+
+    Args:
+        sources: Names and files, each as `load` takes them.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
+
+    Raises:
+        UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
+    """
+    return stacked([load(source, mirror) for source in sources])
+
+
+def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Prompts of several sources in one frame.
+
+    Raises:
+        UserError: Two of them hold the same (`dataset`, `id`).
+    """
+    frame = pl.concat(frames)
+    twice = frame.filter(frame.select("dataset", "id").is_duplicated())
+    if twice.height:
+        row = twice.row(0, named=True)
+        raise UserError(f"{row['dataset']}: id {row['id']!r} comes from two --data sources; give each once, and "
+                        "files names that differ")  # fmt: skip
+    return frame
+
+
+def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
+    """Load one source of prompts.
+
+    Args:
+        source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`, `NAME[:CONFIG][/PART]`; the id of any hub data
+            set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or a .jsonl, .csv or .parquet file.
+        mirror: Folder with hub data sets under their own names, used instead of the hub.
+
+    Raises:
+        UserError: There is no such source, it can't be reached or read, or its rows are not in shape.
+    """
+    path = Path(source).expanduser()
+    own, split = embedded.named(source)
+    if own:
+        return _load_embedded(own, split)
+    reader = READERS.get(path.suffix.lower())
+    if reader is not None:
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        return _checked(reader(path, source), source, path.stem)
+    found = catalogue.find(source)
+    if found is not None:
+        known, part = found
+        return _checked(catalogue.read(known, part, mirror), source, known.name)
+    if path.is_file() or not HUB_ID.fullmatch(source):
+        raise UserError(_unknown(source))
+    return _load_hub(source, mirror)
+
+
+def _load_embedded(name: str, split: str) -> pl.DataFrame:
+    frame = _checked(_read_jsonl(embedded.FILES[name], name), name, name)
+    chosen = frame.filter(pl.col("split") == split) if split else frame
+    if chosen.is_empty():
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(_splits(frame))}")
+    return chosen
+
+
+def _load_hub(source: str, mirror: Path | None) -> pl.DataFrame:
+    """Any data set of the hub whose columns are named as ours; its splits are ours if it has more than one of them."""
+    owner, name, *rest = source.split("/", 2)
+    name, _, config = name.partition(":")
+    hub = f"{owner}/{name}"
+    fetched = fetch(hub, config or None, columns=["prompt"], optional=PROMPT_COLUMNS, mirror=mirror)
+    if rest and rest[0] not in fetched:
+        raise UserError(f"{hub} has no split {rest[0]!r}; it has {', '.join(fetched)}")
+    frames = [_numbered(_text_only(frame, source), split, len(fetched) > 1) for split, frame in fetched.items()]
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    chosen = frame.filter(pl.col("hub split") == rest[0]) if rest else frame
+    return _checked(chosen, source, f"{hub}:{config}" if config else hub)
+
+
+def _numbered(frame: pl.DataFrame, split: str, among_others: bool) -> pl.DataFrame:
+    """A hub split with ids that stay the same when it is loaded alone, and with its name if it is one of ours."""
+    frame = frame.with_columns(pl.lit(None).alias(c) for c in ("id", "split") if c not in frame.columns)
+    lead, ours = (f"{split}-", split if split in SPLITS else None) if among_others else ("", None)
+    return frame.with_row_index("row").with_columns(
+        pl.col("id").cast(pl.String).fill_null(pl.format(f"{lead}{{}}", "row")),
+        pl.col("split").cast(pl.String).fill_null(pl.lit(ours, pl.String)),
+        pl.lit(split).alias("hub split"),
+    )
+
+
+def _unknown(source: str) -> str:
+    known = [*embedded.FILES, *(known.name for known in catalogue.CATALOGUE)]
+    bases = list(dict.fromkeys(name.partition(":")[0] for name in known))
+    near = difflib.get_close_matches(source.lower().partition("/")[0], [*bases, *known], n=3)
+    return f"unknown data {source!r}: " + (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near
+        else "pass a name that `datasets` lists, a hub id OWNER/NAME, or a .jsonl, .csv or .parquet file"
+    )  # fmt: skip
+
+
+def for_split(frame: pl.DataFrame, split: str) -> pl.DataFrame:
+    """Keep the rows that serve `split`: those of that split and those without any."""
+    return frame.filter(pl.col("split").is_null() | (pl.col("split") == split))
+
+
+def fingerprint(frame: pl.DataFrame) -> str:
+    """A SHA-256 over every row's columns, in order: equal exactly when the prompts are."""
+    digest = hashlib.sha256()
+    for row in frame.select(PROMPT_COLUMNS).iter_rows():
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _splits(frame: pl.DataFrame) -> list[str]:
+    return sorted(frame["split"].drop_nulls().unique())
+
+
+def _utf8(path: Path, name: str) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from None
+
+
+def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
+    rows = []
+    for number, line in enumerate(_utf8(path, name).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}, line {number}: expected a JSON object, got {type(row).__name__}")
+        if "prompt" not in row:
+            raise UserError(f"{name}, line {number}: no field 'prompt'")
+        for column in PROMPT_COLUMNS:
+            if isinstance(row.get(column), (dict, list)):
+                raise UserError(
+                    f"{name}, line {number}: field {column!r} must be text, not {type(row[column]).__name__}"
+                )
+        texts = {c: None if row.get(c) is None else _text(row[c]) for c in PROMPT_COLUMNS}
+        for column, text in texts.items():
+            if text is not None and HALF.search(text):
+                raise UserError(
+                    f"{name}, line {number}: field {column!r} holds half a character, a \\ud800 without its pair"
+                )
+        rows.append(texts)
+    return pl.DataFrame(rows, schema=dict.fromkeys(PROMPT_COLUMNS, pl.String))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_csv(path: Path, name: str) -> pl.DataFrame:
+    text = _utf8(path, name)
+    if not text.strip():
+        return pl.DataFrame(schema={"prompt": pl.String})
+    text = re.sub(r"(?:\r?\n[ \t]*)+\Z", "\n", text)  # a blank line is a row of one column, but not at the end
+    try:
+        return pl.read_csv(text.encode(), infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{name}: not a readable CSV file: {str(error).splitlines()[0]}") from None
+
+
+def _read_parquet(path: Path, name: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
+    if nested:
+        raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
+    return frame
+
+
+def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
+    """Bring a raw frame into shape, or say which row is wrong; rows count from 1."""
+    if "prompt" not in frame.columns:
+        raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns)) or 'none'}")
+    if frame.is_empty():
+        raise UserError(f"{name}: no rows")
+    frame = (
+        _text_only(frame, name)
+        .with_columns([pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns])
+        .select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+    )
+    blank_is_null = [
+        pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars())
+        for c in PROMPT_COLUMNS
+        if c != "prompt"
+    ]
+    frame = frame.with_columns(blank_is_null).with_row_index("row", offset=1)
+
+    def refuse(bad: pl.Expr, reason: str, column: str) -> None:
+        rows = frame.filter(bad)
+        if rows.height:
+            raise UserError(f"{name}, row {rows['row'][0]}: " + reason.format(repr(rows[column][0])))
+
+    refuse(pl.col("prompt").fill_null("").str.strip_chars() == "", "empty prompt", "prompt")
+    refuse(~pl.col("label").is_in(LABELS), "unknown label {}; use 'harmful', 'benign' or nothing", "label")
+    frame = frame.with_columns(
+        pl.col("id").fill_null((pl.col("row") - 1).cast(pl.String)),
+        pl.col("dataset").fill_null(pl.lit(dataset)),
+        # A category is a reason to refuse: without a label the row reads as harmful.
+        pl.when(pl.col("label").is_null() & pl.col("category").is_not_null())
+        .then(pl.lit("harmful"))
+        .otherwise(pl.col("label"))
+        .alias("label"),
+    )
+    twice = ~pl.struct("dataset", "id").is_first_distinct()
+    refuse(twice, "duplicate id {}; ids must differ within a data set", "id")
+    return frame.drop("row")

@@ -1,0 +1,95 @@
+"""Small safetensors artefacts (vectors, probe, low-rank map): writing and reading them, and whose model they fit."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from data.errors import UserError
+from data.store.activations import SITE
+from data.store.rundir import replacing
+
+if TYPE_CHECKING:
+    from interventions.model.opening import Model
+
+logger = logging.getLogger(__name__)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and their metadata; the file appears whole."""
+    with replacing(path) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
+
+
+def load_tensors(
+    path: Path, what: str, form: str, needed: Iterable[str] = ()
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read every tensor, as float32, and the metadata.
+
+    Args:
+        path: A safetensors file; others are never unpickled.
+        what: What it should be, for a message.
+        form: What its metadata's `format` must say.
+        needed: Metadata keys that it must have.
+
+    Raises:
+        UserError: The file is missing, is no such file, lacks what the format asks for, or holds what is no number.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable {what} file ({error})") from None
+    missing = [name for name in ("format", *needed) if name not in metadata]
+    if missing or metadata["format"] != form or not tensors:
+        raise UserError(f"{path}: not a {what} file of this tool (lacks {', '.join(missing) or form})")
+    odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if odd:
+        raise UserError(f"{path}: {odd[0]!r} holds values that are no numbers")
+    return tensors, metadata
+
+
+def check_shapes(path: Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Are these exactly the wanted tensors?
+
+    Raises:
+        UserError: One is missing, is too many, or has another shape.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != dict(wanted):
+        raise UserError(f"{path}: tensors {_listed(shapes)}, where {_listed(wanted)} belong")
+
+
+def check_model(what: str, metadata: Mapping[str, str], width: int, layers: Sequence[int], model: "Model") -> None:
+    """Does what was computed from one model's activations belong to this model?
+
+    Args:
+        what: `the vectors`, `the probe`: the subject of a message.
+        metadata: The artefact's.
+        width: The artefact's d_model.
+        layers: The blocks it was computed at.
+        model: The model it is to be used on.
+
+    Raises:
+        UserError: Another model, width, site, or a layer that the model does not have.
+    """
+    if metadata.get("site") != SITE:
+        raise UserError(f"{what} were read at {metadata.get('site')!r}; this tool steers {SITE}")
+    if width != model.d_model:
+        raise UserError(f"{what} are {width} wide, model {model.name!r} is {model.d_model}")
+    if metadata.get("model") != model.name:
+        raise UserError(f"{what} are those of {metadata.get('model')!r}, not of {model.name!r}")
+    old = metadata.get("revision")
+    if old and model.revision and old != model.revision:
+        logger.warning("%s were computed with revision %s of %r; this is %s", what, old, model.name, model.revision)
+    if max(layers) >= model.n_layers:
+        raise UserError(f"{what} go to layer {max(layers)}, model {model.name!r} ends at {model.n_layers - 1}")
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shapes[name]}" for name in sorted(shapes)) or "none"

@@ -1,0 +1,147 @@
+"""An arm as plain PyTorch hooks, for programs that call the model themselves.
+
+The edits are the traces' own (`edits.change`), and so are routes and gates (`edits.chosen`); only who calls the
+model differs. It has to be in this process.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from interventions.gates.probe import Probe
+from interventions.model.opening import Model, decoder_path
+from interventions.model.prompt_format import pad_batch, pad_id
+from interventions.steering.generate import gate_of
+from interventions.steering.plans import Plan, refusals
+from interventions.traced.edits import change, chosen, prepared, scored
+
+
+class Decided(NamedTuple):
+    """What some rows get: number of the vector, and strength, (rows,) each."""
+
+    vector: torch.Tensor
+    strength: torch.Tensor
+
+
+class HookedArm:
+    """One arm on one model, for rows that each have a context.
+
+    A route reads the unsteered last token of a row's context, once for each context that it meets: a second look at the
+    same one costs nothing.
+    """
+
+    def __init__(self, model: Model, plan: Plan, probe: Probe | None) -> None:
+        """Take an arm that was planned for one row without category or label."""
+        self.arm = plan.arm
+        self._model, self._plan = model, plan.shipped()
+        gate = gate_of([plan], probe)
+        self._gate = None if gate is None else vars(gate)
+        self._refusing = torch.tensor(refusals(model).ids, dtype=torch.long)
+        self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
+        self._known: dict[bytes, tuple[int, float]] = {}
+
+    @property
+    def edits(self) -> bool:
+        """Whether it edits the residual stream."""
+        return self._plan["operation"] != "none"
+
+    @property
+    def biases(self) -> bool:
+        """Whether it adds to the first token's logits."""
+        return self._plan["bias"] is not None
+
+    def decide(self, contexts: Sequence[Sequence[int]]) -> Decided:
+        """Vector and strength of each row, from the token ids of its context."""
+        keys = [digest(ids) for ids in contexts]
+        if self._plan["routed"] or self._plan["gated"]:
+            new = {key: ids for key, ids in zip(keys, contexts, strict=True) if key not in self._known}
+            if new:
+                found = self._look(list(new.values()))
+                self._known |= dict(zip(new, zip(*(part.tolist() for part in found), strict=True), strict=True))
+            pairs = [self._known[key] for key in keys]
+        else:
+            pairs = [(int(self._plan["given"]), float(self._plan["strengths"]))] * len(keys)
+        vector, strength = (list(part) for part in zip(*pairs, strict=True)) if pairs else ([], [])
+        return Decided(torch.tensor(vector, dtype=torch.long), torch.tensor(strength, dtype=torch.float64))
+
+    @contextmanager
+    def steering(self, decided: Decided, ends: torch.Tensor) -> Iterator[None]:
+        """Edit what the model computes while the block lasts: one forward pass over rows, or one and its continuation.
+
+        Args:
+            decided: What each row gets.
+            ends: (rows,) position of each row's last context token among those that the passes cover; −1 leaves the
+                row as it is. The passes may hold each row several times, one beside the other, as beam search does.
+        """
+        if not self.edits:
+            yield
+            return
+        layer, scope, passed = self._plan["layer"], self._plan["scope"], 0
+        plan = self._plan | {"routed": False, "gated": False, "given": decided.vector, "strengths": decided.strength}
+        edit = prepared([plan], {}, None, [layer], self._model.device)[layer]
+
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            nonlocal passed
+            hidden = output[0] if isinstance(output, tuple) else output
+            rows = torch.arange(len(ends)).repeat_interleave(len(hidden) // len(ends))
+            at = torch.arange(passed, passed + hidden.shape[1])
+            passed += hidden.shape[1]
+            on = covered(scope, at[None, :], ends[rows][:, None])
+            if bool(on.any()):
+                new = hidden.clone()
+                change(new, edit, rows, True, True)
+                hidden.copy_(torch.where(on[..., None].to(hidden.device), new, hidden))
+
+        handle = self._blocks[layer].register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def biased(self, logits: torch.Tensor, decided: Decided) -> torch.Tensor:
+        """The first token's logits, (rows, vocabulary), with the arm's bias; rows may stand several times, as above."""
+        if not self.biases:
+            return logits
+        strength = decided.strength.repeat_interleave(len(logits) // len(decided.strength))
+        logits = logits.clone()
+        logits[:, self._plan["bias"]] += strength.to(logits.device, logits.dtype)[:, None]
+        return logits
+
+    def _look(self, contexts: list[Sequence[int]]) -> Decided:
+        """Route and gate of contexts, from one unsteered forward pass."""
+        model, states = self._model, []
+        batch = pad_batch(contexts, pad_id(model.tokenizer), model.device)
+        handles = []
+        if self._gate is not None:
+
+            def read(_module: Any, _inputs: Any, output: Any) -> None:
+                states.append((output[0] if isinstance(output, tuple) else output)[:, -1, :].float())
+
+            handles = [self._blocks[self._gate["layer"]].register_forward_hook(read)]
+        try:
+            with torch.no_grad():
+                logits = model.module(**batch, use_cache=False, logits_to_keep=1).logits[:, -1, :].float()
+        finally:
+            for handle in handles:
+                handle.remove()
+        seen = {"tokens": logits[:, self._refusing.to(logits.device)], "score": None}
+        if self._gate is not None:
+            seen["score"] = scored(states[0], self._gate)
+        vector, strength = chosen(self._plan, seen, self._gate)
+        count = len(contexts)
+        return Decided(vector.cpu().expand(count), strength.cpu().expand(count))
+
+
+def covered(scope: str, at: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Whether an edit of this scope covers position `at` of a row whose context ends at `end`; nothing where that is −1."""
+    inside = {"prompt-last": at == end, "prompt": at <= end, "generated": at >= end, "all": at >= 0}[scope]
+    return inside & (end >= 0)
+
+
+def digest(ids: Sequence[int]) -> bytes:
+    """A short name of token ids."""
+    return blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()

@@ -1,0 +1,282 @@
+"""Opening a model: by alias, hub id or local folder, with its decoder blocks found and checked."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import nnsight
+import torch
+from huggingface_hub import try_to_load_from_cache
+from nnsight.modeling.huggingface import _ID_CACHE
+from nnsight.modeling.transformers import TransformersModel
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from data.errors import UserError
+from interventions.backends.backend import HERE, Door, open_door
+from interventions.backends.ndif.server import RUNNING, deployments
+from interventions.model.embedded import ALIASES, TUNED, embedded_folder
+from interventions.model.revision import known_revision
+
+logger = logging.getLogger(__name__)
+# An installed package is no local module to nnsight, but its code must travel with a trace all the same.
+nnsight.register("interventions")
+
+DEFAULT_MODEL = TUNED
+
+
+@dataclass(frozen=True)
+class Model:
+    """An open model and what the rest of the tool needs to know of it.
+
+    Attributes:
+        nnsight: The nnsight model, ready for traces.
+        module: transformers' module.
+        tokenizer: Its tokenizer.
+        layers: The decoder blocks (nnsight envoys; attributes of the modules behind them work too).
+        name: As the user named it.
+        revision: Commit of the hub, release of the embedded weights, or a hash of a local folder.
+        dtype: Name of the weights' type, e.g. `float32`.
+        door: Where its traces run.
+    """
+
+    nnsight: Any
+    module: Any
+    tokenizer: Any
+    layers: Any
+    name: str
+    revision: str
+    dtype: str
+    door: Door = HERE
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder blocks there are."""
+        return len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.module.config.get_text_config().hidden_size
+
+    @property
+    def backend(self) -> str:
+        """Where its traces run: `local`, `simulate` or `remote`."""
+        return self.door.kind
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input of the first block lies."""
+        device = next(self.module.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether its attention takes a mask of who sees whom, so that what prompts share can be computed once.
+
+        Layers that see a window of the last tokens alone would need another mask than the others.
+        """
+        config = self.module.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or [
+            "sliding" if getattr(config, "sliding_window", None) else "full_attention"
+        ]
+        return getattr(self.module.config, "_attn_implementation", None) == "sdpa" and set(kinds) == {"full_attention"}
+
+    @property
+    def template_hash(self) -> str:
+        """SHA-256 of the chat template; of the empty text where there is none."""
+        return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()
+
+    def default_layer(self) -> int:
+        """round(18/32 · n_layers), at most n_layers − 1: the depth the papers steer at, in any model."""
+        return min(round(18 / 32 * self.n_layers), self.n_layers - 1)
+
+
+def open_model(
+    name: str = DEFAULT_MODEL, *, remote: bool | str | Door = False, device: str | None = None, dtype: str | None = None
+) -> Model:
+    """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
+
+    Args:
+        name: What to open.
+        remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
+            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open door.
+        device: torch device; default CUDA if there is any, else the CPU.
+        dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
+
+    Raises:
+        UserError: No such model, no access to it, an unknown device or type, or decoder blocks that can't be
+            found or don't have the shape that steering needs.
+    """
+    door = remote if isinstance(remote, Door) else _door(remote)
+    is_here = name in ALIASES or Path(name).is_dir()
+    if door.is_far and is_here and not door.is_loopback:
+        raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
+    source = str(embedded_folder(name)) if name in ALIASES else name
+    device = "cpu" if door.is_far else _checked_device(device)
+    weights = _checked_dtype(dtype, device)
+    disable_progress_bar()
+    if not is_here and not _is_cached(name):
+        logger.warning("model %r is no folder here: asking the hub", name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if door.is_far:
+            if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
+                source = str(Path(source).resolve())
+                _ID_CACHE[source] = source
+            wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
+        else:
+            wrapped = TransformersModel(
+                source, task="text-generation", tokenizer=tokenizer, dispatch=True, dtype=weights, device=device
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_open(name, error)) from error
+    module: Any = wrapped._module
+    module.requires_grad_(False)
+    module.eval()
+    if module.generation_config.pad_token_id is None:
+        module.generation_config.pad_token_id = tokenizer.pad_token_id
+    path = decoder_path(module, name)
+    if not door.is_far:
+        _check_blocks(module, module.get_submodule(path), name)
+    layers = attrgetter(path)(wrapped)
+    weights_type = (
+        str(next(module.parameters()).dtype) if not door.is_far else _far_dtype(door, source, wrapped, layers)
+    )
+    revision = known_revision(name) or getattr(config, "_commit_hash", None) or ""
+    model = Model(
+        nnsight=wrapped,
+        module=module,
+        tokenizer=tokenizer,
+        layers=layers,
+        name=name,
+        revision=revision,
+        dtype=weights_type.removeprefix("torch."),
+        door=door,
+    )
+    if door.is_far and dtype is not None and dtype != model.dtype:
+        logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
+    logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
+    return model
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's client has this model already."""
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no name of the hub's; opening it says so
+        return True
+
+
+def _door(remote: bool | str) -> Door:
+    if remote is False:
+        return HERE
+    if remote == "local":
+        return open_door("simulate")
+    return open_door("remote", None if remote is True else str(remote))
+
+
+def _far_dtype(door: Door, source: str, network: Any, layers: Any) -> str:
+    """The type a server holds the weights in; it is asked to load them if it has not."""
+    running = {one.name: one for one in deployments(door.address) if one.state == RUNNING}
+    known = running.get(source)
+    if known is not None and known.dtype:
+        return known.dtype
+    block = layers[0]
+    with (
+        torch.no_grad(),
+        network.trace({"input_ids": torch.ones((1, 2), dtype=torch.long)}, backend=door.backend(network)) as tracer,
+    ):
+        output = block.output
+        hidden = output[0] if isinstance(output, tuple) else output
+        seen = nnsight.save(str(hidden.dtype))
+        tracer.stop()
+    return seen
+
+
+def decoder_path(module: Any, name: str) -> str:
+    """Dotted path of the list of decoder blocks: the one ModuleList as long as the config says."""
+    text_config = module.config.get_text_config()
+    depth = getattr(text_config, "num_hidden_layers", None)
+    paths = [
+        path
+        for path, child in module.named_modules()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == depth and not path.count(".layers.")
+    ]
+    if len(paths) != 1:
+        raise UserError(
+            f"model {name!r} ({type(module).__name__}): can't tell which modules are its decoder blocks "
+            f"({len(paths)} lists of {depth}); this tool reads decoder-only models such as Llama"
+        )
+    return paths[0]
+
+
+def _check_blocks(module: Any, blocks: Any, name: str) -> None:
+    """One tiny forward: does each block put out the residual stream, (rows, tokens, d_model)?"""
+    width = module.config.get_text_config().hidden_size
+    shapes: list[tuple[int, ...] | None] = []
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        shapes.append(tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else None)
+
+    hooks = [block.register_forward_hook(note) for block in blocks]
+    try:
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            module(input_ids=torch.ones((1, 3), dtype=torch.long, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if shapes != [(1, 3, width)] * len(blocks):
+        raise UserError(
+            f"model {name!r} ({type(module).__name__}): its blocks put out {sorted(set(map(str, shapes)))}, "
+            f"not (1, 3, {width}); this tool can't steer such a model"
+        )
+
+
+def _checked_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"device {device!r} is not to be had here; try --device cpu") from None
+    return device
+
+
+def _checked_dtype(dtype: str | None, device: str) -> Any:
+    if dtype is None:
+        return torch.float32 if device == "cpu" else "auto"
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(known)}")
+    return known[dtype]
+
+
+def _cannot_open(name: str, error: Exception) -> str:
+    if Path(name).is_dir():
+        return f"{name}: not a model folder that transformers can read ({_first_line(error)})"
+    chain, cause = [], error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    kinds = {type(link).__name__ for link in chain}
+    if "GatedRepoError" in kinds:
+        return f"model {name!r} is gated: accept its licence on its hub page, then `hf auth login`"
+    if kinds & {"RepositoryNotFoundError", "HFValidationError", "HfHubValidationError"}:
+        return f"no model {name!r}: neither a folder here, nor an alias ({', '.join(ALIASES)}), nor on the hub"
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
+        return (
+            f"model {name!r} is not on this machine and the hub can't be reached; "
+            f"check the name and the network, or use --model {DEFAULT_MODEL}"
+        )
+    return f"model {name!r} can't be opened: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,168 @@
+"""Residual activations at chosen layers and positions: stopped after the deepest layer, streamed to disk.
+
+What prompts begin with and what their suffixes share is computed once.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from data import fingerprint
+from data.errors import UserError
+from data.store.activations import SITE
+from data.store.journal import Journal
+from data.store.progress import progress
+from data.store.rundir import replacing
+from interventions.model.opening import Model
+from interventions.model.prompt_format import plan_batches
+from interventions.reading.budget import Budget, default_batch_tokens
+from interventions.reading.residual import Source
+
+POSITIONS = ("last", "mean", "suffix")
+RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
+
+
+def extract(
+    model: Model,
+    prompts: pl.DataFrame,
+    folder: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    position: str = "last",
+    suffixes: Sequence[str] = (),
+    batch_tokens: int | None = None,
+) -> Path:
+    """Write the residual stream of every prompt to `folder`, and go on where a killed run stopped.
+
+    Args:
+        model: An open model.
+        prompts: Rows in the shape of `data.load_all`.
+        folder: Gets NAME.safetensors, float32 `activations` (rows, layers, d_model), and NAME.parquet, its rows;
+            NAME is `prompts`, or `pairs` with suffixes (one row for each prompt and suffix, adjacent).
+        layers: Block numbers, default all.
+        position: `last` token of the rendered prompt; `mean` over the user's tokens; `suffix`, its last token.
+        suffixes: Texts to follow each rendered prompt, with position `suffix`.
+        batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
+
+    Returns:
+        Path of the safetensors file.
+
+    Raises:
+        UserError: A layer that the model does not have, or position and suffixes that don't go together.
+    """
+    layers = checked_layers(model, layers)
+    if (position == "suffix") != bool(suffixes):
+        raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
+    name = "pairs" if suffixes else "prompts"
+    texts = prompts["prompt"].to_list()
+    source = Source.of(model, texts, suffixes, position)
+    batch_tokens = batch_tokens or default_batch_tokens(model)
+    key = {
+        "model": model.name,
+        "revision": model.revision,
+        "template": model.template_hash,
+        "dtype": model.dtype,
+        "data": fingerprint(prompts),
+        "layers": layers,
+        "position": position,
+        "suffixes": list(suffixes),
+    }
+    shape = (len(source.encoded) * source.rows_each, len(layers), model.d_model)
+    metadata = {
+        "model": model.name,
+        "revision": model.revision,
+        "layers": json.dumps(layers),
+        "site": SITE,
+        "position": position,
+        "backend": model.backend,
+        "dtype": model.dtype,
+        "template": model.template_hash,
+    }
+    journal_path, unfinished = folder / f".{name}.journal", folder / f".{name}.safetensors"
+    if not unfinished.exists():
+        journal_path.unlink(missing_ok=True)
+    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
+    journal = Journal(journal_path, key, plan_batches(source.computed(model), batch_tokens, most_rows), unfinished)
+    if not journal.resumed:
+        _begin(unfinished, shape, metadata)
+    _run(model, source, layers, journal, unfinished, shape, batch_tokens)
+    with replacing(folder / f"{name}.parquet") as path:
+        _row_table(prompts, suffixes, source.row_lengths).write_parquet(path)
+    unfinished.replace(folder / f"{name}.safetensors")
+    journal.remove()
+    return folder / f"{name}.safetensors"
+
+
+def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
+    """Layers in ascending order without repeats; all of them for None.
+
+    Raises:
+        UserError: The model has no such layer.
+    """
+    if layers is None:
+        return list(range(model.n_layers))
+    odd = [layer for layer in layers if not 0 <= layer < model.n_layers]
+    if odd:
+        raise UserError(f"layer {odd[0]}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
+    return sorted(set(layers))
+
+
+def _run(
+    model: Model,
+    source: Source,
+    layers: list[int],
+    journal: Journal,
+    path: Path,
+    shape: tuple[int, int, int],
+    tokens: int,
+) -> None:
+    unit_bytes = source.rows_each * shape[1] * shape[2] * 4
+    start = path.stat().st_size - shape[0] * shape[1] * shape[2] * 4
+    left = sum(len(units) for _, units in journal.todo()) * source.rows_each
+    budget = Budget(tokens)
+
+    def read(group: tuple[int, ...]) -> list[torch.Tensor]:
+        plan = [journal.plan[number] for number in group]
+        if len(group) > 1:  # too much for a server: the door sends it in halves
+            return source.read(model, plan, layers, tokens)
+        smallest = min(source.computed(model, plan[0]))
+        return budget.spend(lambda most: source.read(model, plan, layers, most), smallest, model.door.is_far)
+
+    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.door.watch) as bar:
+        for group, results in model.door.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
+            for number, result in zip(group, results, strict=True):
+                values = result.numpy().astype("<f4")
+                if not (values == values).all():
+                    raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
+                units = journal.plan[number]
+                for unit, value in zip(units, values.reshape(len(units), -1), strict=True):
+                    os.pwrite(file.fileno(), value.tobytes(), start + unit * unit_bytes)
+                bar.update(len(values))
+            journal.finish(dict.fromkeys(group))
+
+
+def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> None:
+    """A safetensors file of the final size; rows are written into their places as they come.
+
+    The library writes only whole tensors, which would need prompts × layers of memory. Format: 8 bytes little-endian
+    header length, JSON header padded with blanks to 8 bytes, data (https://github.com/huggingface/safetensors#format).
+    """
+    size = shape[0] * shape[1] * shape[2] * 4
+    tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": metadata, "activations": tensor}).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+
+
+def _row_table(prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int]) -> pl.DataFrame:
+    counted = pl.Series("n_tokens", lengths, pl.Int64)
+    if not suffixes:
+        return prompts.with_columns(counted, pl.lit(None, pl.String).alias("suffix"))
+    repeated = prompts.with_columns(pl.lit(list(suffixes)).alias("suffix")).explode("suffix")
+    return repeated.with_columns(counted).select(*prompts.columns, "n_tokens", "suffix")

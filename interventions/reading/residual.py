@@ -1,0 +1,190 @@
+"""Forward passes that read the residual stream, each thing in them computed once and nothing behind the deepest layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import nnsight
+import torch
+from transformers import DynamicCache
+
+from data.errors import UserError
+from interventions.model.opening import Model
+from interventions.model.prompt_format import Encoded, encode, pad_batch, pad_id, suffix_ids
+from interventions.reading.budget import passes
+from interventions.reading.packing import branches, common_opening, pack_batch
+from interventions.traced.caching import repeated
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read, unit by unit: a row, or a prompt with all its suffixes behind it.
+
+    Attributes:
+        encoded: Token ids of each unit.
+        endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
+        position: `last`, `mean` or `suffix`.
+    """
+
+    encoded: Encoded
+    endings: list[list[int]]
+    position: str
+
+    @classmethod
+    def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], position: str) -> "Source":
+        """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out.
+
+        Raises:
+            UserError: A mean over the tokens of a prompt that has none.
+        """
+        if suffixes and model.takes_masks:
+            return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
+        encoded = encode(model.tokenizer, texts, suffixes)
+        nothing = [at for at, (start, stop) in enumerate(encoded.user) if start == stop]
+        if position == "mean" and nothing:
+            raise UserError(f"prompt {texts[nothing[0]]!r} has no token to take the mean of; leave it out, or use "
+                            "--position last")  # fmt: skip
+        return cls(encoded, [], position)
+
+    @property
+    def rows_each(self) -> int:
+        """Rows of the artefact that come of one unit."""
+        return max(1, len(self.endings))
+
+    @property
+    def tail(self) -> int:
+        """Tokens that the suffixes put behind each unit."""
+        return len(branches(self.endings))
+
+    def computed(self, model: Model, units: Sequence[int] | None = None) -> list[int]:
+        """Tokens that each of some units, or of all, takes beside the opening they share."""
+        units = range(len(self.encoded)) if units is None else units
+        more = self.tail - self.opening(model)
+        return [len(self.encoded.ids[unit]) + more for unit in units]
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each row of the artefact."""
+        tails = [len(ending) for ending in self.endings] or [0]
+        return [len(ids) + tail for ids in self.encoded.ids for tail in tails]
+
+    def read(
+        self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int], tokens: int
+    ) -> list[torch.Tensor]:
+        """Residuals of batches of units, in passes of at most so many tokens: for each batch (rows, layers, d_model)."""
+        opening = self.opening(model)
+        more = self.tail - opening
+        parts = [
+            [
+                [units[at] for at in part]
+                for part in passes(model, [len(self.encoded.ids[u]) + more for u in units], tokens)
+            ]
+            for units in plan
+        ]
+        found = iter(self._passes(model, [part for some in parts for part in some], layers, opening))
+        results = []
+        for units, some in zip(plan, parts, strict=True):
+            states = torch.cat([next(found).unflatten(0, (len(part), -1)) for part in some])
+            place = {unit: at for at, unit in enumerate(unit for part in some for unit in part)}
+            results.append(states[[place[unit] for unit in units]].flatten(0, 1))
+        return results
+
+    def opening(self, model: Model) -> int:
+        """What all units share, where the model lets them: whichever batches travel together, bits stay the same."""
+        return self._opening if model.takes_masks else 0
+
+    @cached_property
+    def _opening(self) -> int:
+        """A mean's tokens are each row's own."""
+        most = min((start for start, _ in self.encoded.user), default=0) if self.position == "mean" else None
+        return common_opening(self.encoded.ids, most)
+
+    def _passes(
+        self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int], opening: int
+    ) -> list[torch.Tensor]:
+        padding = pad_id(model.tokenizer)
+        rows = [[self.encoded.ids[unit] for unit in units] for units in plan]
+        if self.endings:
+            packed = [pack_batch(ids, self.endings, padding, model.device, opening) for ids in rows]
+            batches, ends = [batch for batch, _ in packed], [ends for _, ends in packed]
+            return read_residual(model, batches, layers, ends=ends, opening=opening)
+        weights = [mean_weights(self.encoded, units, opening) for units in plan] if self.position == "mean" else None
+        batches = [pad_batch(ids, padding, model.device, opening) for ids in rows]
+        return read_residual(model, batches, layers, weights, opening=opening)
+
+
+def read_residual(
+    model: Model,
+    batches: Sequence[dict[str, torch.Tensor]],
+    layers: Sequence[int],
+    weights: Sequence[torch.Tensor] | None = None,
+    ends: Sequence[Sequence[int]] | None = None,
+    opening: int = 0,
+) -> list[torch.Tensor]:
+    """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
+
+    Args:
+        model: An open model.
+        batches: Batches of `encoding.pad_batch`.
+        layers: Ascending block numbers.
+        weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+        ends: For each batch, of `packing.pack_batch`, the positions to read instead.
+        opening: How many first columns are the same in all rows of all batches; they are computed once, and neither
+            `weights` nor `ends` may fall on them.
+
+    Returns:
+        For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
+        of a row adjacent.
+    """
+    blocks = [model.layers[layer] for layer in layers]
+    network = model.nnsight
+    nothing = [None] * len(batches)
+    first = {name: batches[0][name][:1, :opening] for name in ("input_ids", "position_ids")}
+    rest = [_behind(batch, opening) for batch in batches]
+    parts = list(zip(rest, weights or nothing, ends or nothing, strict=True))
+    with network.session(backend=model.door.backend(network)):
+        kept = nnsight.save([])
+        with torch.no_grad():
+            shared = DynamicCache()
+            if opening:
+                with network.trace(first, past_key_values=shared, use_cache=True) as tracer:
+                    _end = blocks[-1].output
+                    tracer.stop()
+            for batch, mean, places in parts:
+                past = repeated(shared, *batch["input_ids"].shape)
+                with network.trace(batch, past_key_values=past if opening else None, use_cache=bool(opening)) as tracer:
+                    states = []
+                    for block in blocks:
+                        output = block.output
+                        hidden = output[0] if isinstance(output, tuple) else output
+                        if places is not None:
+                            at = [place - opening for place in places]
+                            states.append(hidden[:, at, :].flatten(0, 1).cpu())
+                        elif mean is None:
+                            states.append(hidden[:, -1, :].cpu())
+                        else:
+                            share = mean[:, opening:].to(hidden.device)
+                            states.append(torch.einsum("btd,bt->bd", hidden.float(), share).cpu())
+                    kept.append(torch.stack(states, dim=1))
+                    tracer.stop()
+                past = None  # or the next pass's would be made beside it
+    return [states.float() for states in kept]
+
+
+def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:
+    """(rows, tokens) weights of a batch padded behind its opening that average over each row's user tokens."""
+    width = max(len(encoded.ids[row]) for row in rows)
+    weights = torch.zeros(len(rows), width)
+    for at, row in enumerate(rows):
+        gap = width - len(encoded.ids[row])
+        start, stop = encoded.user[row]
+        for place in range(start, stop):
+            weights[at, place if place < opening else place + gap] = 1 / (stop - start)
+    return weights
+
+
+def _behind(batch: dict[str, torch.Tensor], opening: int) -> dict[str, torch.Tensor]:
+    """The batch without its first columns, which its mask still sees."""
+    mask = batch["attention_mask"]
+    own = {name: batch[name][:, opening:] for name in ("input_ids", "position_ids")}
+    return own | {"attention_mask": mask if mask.ndim == 2 else mask[:, :, opening:]}

@@ -1,0 +1,201 @@
+"""Steering: edits of the residual stream, row by row, in one session that computes nothing twice.
+
+All arms of a batch share one prefill: with the scopes `prompt-last` and `generated` every position before the last is
+the same for all of them. One look at the last position, unsteered, gives what routes and gates read. The first step of
+all arms is one pass over that cache, side by side under a mask. Then every arm's rows decode together over copies of
+it, and rows that have finished leave.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nnsight
+import torch
+
+from interventions.model.opening import Model
+from interventions.reading.budget import DECODED, passes
+from interventions.traced.caching import cached, prefill, prefill_parts
+from interventions.traced.decoding import decoded, looked
+from interventions.traced.edits import WIDE, scored
+
+SCOPES = {
+    "prompt-last": "the last prompt token only",
+    "prompt": "every prompt token",
+    "generated": "every position that a token is generated from: the last prompt token and each generated one "
+    "(the papers' scope)",
+    "all": "every prompt token and each generated one",
+}
+LOGIT_TOKENS = 16  # a row's logits, and what is computed of them, take the memory of some so many cached tokens
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A probe as a trace needs it: score = sigmoid((h − mean)·weight + bias) of block `layer`'s output."""
+
+    layer: int
+    weight: torch.Tensor
+    mean: torch.Tensor
+    bias: torch.Tensor
+    threshold: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came out of B rows and A arms.
+
+    Attributes:
+        tokens: (B, A, steps) new tokens; what follows a row's stop token means nothing.
+        refusal: (B, A) probability of all refusal tokens at the first generated position; None without any.
+        vector: (B, A) number of the vector each row got.
+        strength: (B, A) how strongly.
+        gate: (B,) the probe's score, or None.
+        residual: (B, layers, d_model) of the unsteered last position, float32, or None.
+        kl: (B, A) KL(unsteered ‖ arm) of the first generated position, nats, float64, or None.
+        top: Token ids and probabilities (B, A + 1, k) at the first generated position, unsteered first, or None.
+    """
+
+    tokens: torch.Tensor
+    refusal: torch.Tensor | None
+    vector: torch.Tensor
+    strength: torch.Tensor
+    gate: torch.Tensor | None
+    residual: torch.Tensor | None
+    kl: torch.Tensor | None
+    top: tuple[torch.Tensor, torch.Tensor] | None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Answers]", rows: Sequence[Sequence[int]]) -> "Answers":
+        """Parts of a batch as one: `rows` says where each part's rows stand."""
+        back = torch.tensor([at for some in rows for at in some]).argsort()
+
+        def whole(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(there)[back] if there else None
+
+        fields = {name: whole([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "top"}
+        ids, shares = (whole([part.top[at] if part.top else None for part in parts]) for at in (0, 1))
+        return cls(**fields, top=None if ids is None or shares is None else (ids, shares))  # type: ignore[arg-type]
+
+
+def answer(
+    model: Model,
+    batch: dict[str, torch.Tensor],
+    plans: Sequence[dict[str, Any]],
+    *,
+    max_new_tokens: int,
+    refusal_ids: Sequence[int] = (),
+    stops: Sequence[int] = (),
+    gate: Gate | None = None,
+    read_layers: Sequence[int] = (),
+    top_k: int = 0,
+    together: int = 1 << 13,
+    opening: int = 0,
+) -> Answers:
+    """Greedy continuations of a batch in every arm.
+
+    Args:
+        model: An open model.
+        batch: Padded batch of B rows, of `encoding.pad_batch`.
+        plans: A arms in tensors, of `routes.Plan.shipped`.
+        max_new_tokens: At most so many tokens; 0 computes the first position's figures alone.
+        refusal_ids: Token ids of the refusal tokens.
+        stops: Token ids that end an answer.
+        gate: The probe, if an arm is gated or its score is wanted.
+        read_layers: Ascending blocks to read the unsteered last position of.
+        top_k: How many of the most probable first tokens to give, with the KL divergence; 0 gives neither.
+        together: Tokens, padded and new, that may be decoded at once; more arms go in turns.
+        opening: How many first columns of the batch are the same in all rows; they are computed once.
+    """
+    network, path = model.nnsight, list(model.layers)
+    rows, width = batch["input_ids"].shape
+    at_once = model.takes_masks and max_new_tokens <= 1
+    groups = _groups(plans, rows, width + max_new_tokens, together, at_once)
+    look = gate is not None or bool(read_layers) or top_k > 0 or any(plan["routed"] for plan in plans)
+    shared = look or any(plan["scope"] not in WIDE for plan in plans)
+    wanted: list[int] = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
+    readers = [(number, path[number]) for number in wanted]
+    editors = [
+        [(at, block) for at, block in enumerate(path) if at in {plans[arm]["layer"] for arm in group}]
+        for group in groups
+    ]
+    lengths = (batch["attention_mask"].sum(-1) - opening).tolist()
+    parts = prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED))) if shared else []
+    opening, batch, plans, kept_layers = opening if shared else 0, dict(batch), list(plans), list(read_layers)
+    options = {
+        "steps": max(max_new_tokens, 1),
+        "side_by_side": model.takes_masks,
+        "refusing": torch.tensor(list(refusal_ids), dtype=torch.long),
+        "ending": torch.tensor(list(stops), dtype=torch.long),
+        "gate": None if gate is None else vars(gate),
+        "top_k": top_k,
+    }
+    last = path[-1]
+    with network.session(backend=model.door.backend(network)):
+        out = nnsight.save({})
+        with torch.no_grad():
+            device = next(network._module.parameters()).device
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            options |= {name: options[name].to(device) for name in ("refusing", "ending")}
+            cache = cached()
+            seen: dict[str, Any] = {"tokens": None, "score": None, "logits": None}
+            if shared:
+                cache = prefill(network, last, batch, opening, parts)
+            if look:
+                states, seen["logits"] = looked(network, readers, batch, cache)
+                if len(options["refusing"]):
+                    seen["tokens"] = seen["logits"][:, options["refusing"]]
+                if options["gate"] is not None:
+                    seen["score"] = scored(states[options["gate"]["layer"]], options["gate"])
+                    out["gate"] = seen["score"].cpu()
+                if kept_layers:
+                    out["residual"] = torch.stack([states[number].cpu() for number in kept_layers], dim=1)
+            out["found"] = [
+                decoded(network, blocks, batch, cache, [plans[at] for at in group], seen, options)
+                for group, blocks in zip(groups, editors, strict=True)
+            ]
+    return _assembled(out, groups, len(plans))
+
+
+def unsteered(rows: int, width: int) -> dict[str, Any]:
+    """The plan of an arm that changes nothing."""
+    nothing = {"layer": 0, "scope": "generated", "operation": "none", "routed": False, "gated": False, "benign": 0.0,
+               "harmful": 0.0, "lowrank": None, "bias": None}  # fmt: skip
+    return nothing | {
+        "table": torch.zeros(1, width),
+        "of_token": torch.zeros(0, dtype=torch.long),
+        "given": torch.zeros(rows, dtype=torch.long),
+        "strengths": torch.zeros(rows, dtype=torch.float64),
+    }
+
+
+def _groups(plans: Sequence[dict[str, Any]], rows: int, tokens: int, together: int, at_once: bool) -> list[list[int]]:
+    """Arms that decode together: those that share a cache, and those that don't, in portions.
+
+    `at_once`: those that share a cache take one step side by side, so that they share their prompts' tokens too.
+    """
+    groups = []
+    for wide in (False, True):
+        arms = [at for at, plan in enumerate(plans) if (plan["scope"] in WIDE) == wide]
+        most = max(1, together // max(1, rows * (LOGIT_TOKENS if at_once and not wide else tokens)))
+        groups += [arms[at : at + most] for at in range(0, len(arms), most)]
+    return groups
+
+
+def _assembled(out: dict[str, Any], groups: list[list[int]], arms: int) -> Answers:
+    """The groups' arms in their first order."""
+    order = [at for group in groups for at in group]
+    back = torch.tensor([order.index(at) for at in range(arms)])
+
+    def joined(name: str) -> torch.Tensor | None:
+        parts = [part[name] for part in out["found"]]
+        return None if parts[0] is None else torch.cat(parts, dim=1)[:, back]
+
+    tokens, vector, strength = joined("tokens"), joined("vector"), joined("strength")
+    assert tokens is not None and vector is not None and strength is not None
+    top = None
+    kl, chosen, shares = joined("kl"), joined("top_ids"), joined("top_shares")
+    if chosen is not None and shares is not None:
+        first = out["found"][0]
+        top = torch.cat([first["own_ids"], chosen], dim=1), torch.cat([first["own_shares"], shares], dim=1)
+    return Answers(tokens, joined("refusal"), vector, strength, out.get("gate"), out.get("residual"), kl, top)

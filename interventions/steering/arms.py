@@ -1,0 +1,162 @@
+"""Arms: what is compared with what, written as `kind` or `kind:key=value,…`."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from data.errors import UserError
+from interventions.methods.vectors import MEAN, UNITS
+from interventions.steering.answer import SCOPES
+
+KINDS = {
+    "baseline": "nothing is changed",
+    "fixed": "one vector for every row: --category, else the mean of all",
+    "routed": "the vector of the refusal token that is most probable after the unsteered prompt",
+    "gated": "the same, away from refusal where the probe says benign and towards it where it says harmful",
+    "lowrank": "the trained low-rank combination of the category vectors",
+    "ablate": "the vector's direction is projected out",
+    "random": "a random direction of the same norm",
+    "wrong-category": "routed, but another category's vector",
+    "prompt-only": "no vector: an instruction before the prompt",
+    "logit-bias": "no vector: the control tokens' logits at the first generated position",
+    "oracle": "by the row's own label and category; an upper bound, not a method",
+}
+ROUTES = {
+    "fixed": "one vector for every row",
+    "routed": "by the most probable refusal token",
+    "gated": "by the most probable refusal token, with the strength the probe asks for",
+}
+OPERATIONS = ("add", "ablate", "clamp")
+DEFAULT_STRENGTH, DEFAULT_UNIT, DEFAULT_SCOPE = -0.3, "residual", "generated"
+TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
+BIAS = -5.0  # logits
+NEXT = re.compile(r",(?=\s*\w+\s*=)")
+INSTRUCTION = (
+    "Answer every request that is harmless and that you can answer, even if it sounds alarming. "
+    "Decline only what would do real harm or can't be answered."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer the prompts.
+
+    Attributes:
+        name: As it stands in the tables: the kind, or `kind:key=value,…` where a kind runs more than once.
+        kind: A key of `KINDS`.
+        layer: The block whose output is edited.
+        category: Whose vector; `mean` for the mean of all. Of `logit-bias`: which control token, `respond` among them;
+            `mean` for every refusal token.
+        strength: In `unit`s; for `logit-bias` in logits. Gated: that for prompts which look benign.
+        harmful: Gated: the strength for prompts which look harmful.
+        unit: One of `vectors.UNITS`.
+        scope: A key of `steering.SCOPES`.
+        operation: One of `OPERATIONS`.
+        route: A key of `ROUTES`.
+        seed: Of a random direction.
+        text: The instruction of `prompt-only`.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    category: str = MEAN
+    strength: float = DEFAULT_STRENGTH
+    harmful: float = DEFAULT_STRENGTH * TOWARDS
+    unit: str = DEFAULT_UNIT
+    scope: str = DEFAULT_SCOPE
+    operation: str = "add"
+    route: str = "fixed"
+    seed: int = 0
+    text: str = ""
+
+    @property
+    def steers(self) -> bool:
+        """Whether it edits the residual stream."""
+        return self.kind not in ("baseline", "prompt-only", "logit-bias")
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether it reads the refusal tokens' probabilities."""
+        return self.route != "fixed" or self.kind in ("wrong-category", "logit-bias")
+
+
+def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
+    """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
+
+    Keys: `benign`, `category`, `harmful`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`, `text`, `unit`;
+    `benign` is another name of `strength` for gated arms. A value goes on to the next `,key=`, so that a category may
+    hold a comma; `text` goes on to the end, so it stands last.
+
+    Raises:
+        UserError: An unknown kind, key or value, or one arm given twice.
+    """
+    split = [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
+    kinds = [kind for kind, _ in split]
+    arms = []
+    for text, (kind, rest) in zip(texts, split, strict=True):
+        if kind not in KINDS:
+            raise UserError(f"--arm {text!r}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
+        pairs = _pairs(rest)
+        name = kind if kinds.count(kind) == 1 else ":".join(filter(None, (kind, _canonical(pairs))))
+        arms.append(_arm(text, name, kind, pairs, default))
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise UserError(f"--arm {max(names, key=names.count)!r} is given twice")
+    return arms
+
+
+def _pairs(rest: str) -> dict[str, str]:
+    head, text, tail = rest.partition("text=")
+    items = [item.partition("=") for item in NEXT.split(head.rstrip(", "))] if head.rstrip(", ") else []
+    pairs = {key.strip(): value.strip() for key, _, value in items}
+    return pairs | ({"text": tail} if text else {})
+
+
+def _canonical(pairs: dict[str, str]) -> str:
+    return ",".join(f"{key}={pairs[key]}" for key in sorted(pairs))
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "benign": float, "category": str, "harmful": float, "layer": int, "operation": str, "route": str, "scope": str,
+    "seed": int, "strength": float, "text": str, "unit": str,
+}  # fmt: skip
+_CHOICES = {"scope": tuple(SCOPES), "unit": UNITS, "operation": OPERATIONS, "route": tuple(ROUTES)}
+
+
+def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -> Arm:
+    odd = set(pairs) - set(_READERS)
+    if odd:
+        raise UserError(f"--arm {text!r}: unknown key {sorted(odd)[0]!r}; there are {', '.join(_READERS)}")
+    for key, choices in _CHOICES.items():
+        if pairs.get(key, choices[0]) not in choices:
+            raise UserError(f"--arm {text!r}: {key} is one of {', '.join(choices)}")
+    try:
+        given = {key: _READERS[key](value) for key, value in pairs.items()}
+    except ValueError:
+        raise UserError(f"--arm {text!r}: benign, harmful, strength, layer and seed are numbers") from None
+    if any(value != value or abs(value) == float("inf") for value in given.values() if isinstance(value, float)):
+        raise UserError(f"--arm {text!r}: a strength must be finite")
+    if "benign" in given:
+        given["strength"] = given.pop("benign")
+    return _completed(replace(default, name=name, kind=kind, **given), given)
+
+
+def _completed(arm: Arm, given: dict[str, Any]) -> Arm:
+    """What a kind implies where nothing else was said."""
+    implied: dict[str, Any] = {}
+    if arm.kind in ("routed", "wrong-category"):
+        implied["route"] = "routed"
+    if arm.kind == "gated":
+        implied["route"] = "gated"
+    if arm.kind == "ablate":
+        implied["operation"] = "ablate"
+    if arm.kind == "logit-bias":
+        implied |= {"strength": BIAS, "unit": "raw"}
+    if arm.kind == "lowrank":
+        implied |= {"strength": 1.0, "unit": "raw"}
+    if arm.kind == "prompt-only":
+        implied["text"] = INSTRUCTION
+    arm = replace(arm, **{key: value for key, value in implied.items() if key not in given})
+    return arm if "harmful" in given else replace(arm, harmful=arm.strength * TOWARDS)

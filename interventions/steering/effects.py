@@ -1,0 +1,212 @@
+"""What steering does to text that it should leave alone: divergence and broken answers on harmless prompts, perplexity.
+
+The unsteered model answers each prompt greedily, and every arm then reads that same answer: KL(unsteered ‖ arm) of its
+first token, and over its tokens. Each arm also gives its own answer, which whoever calls judges broken or not. Plain
+text has no prompt: a passage's first tokens stand for it, and the rest is scored.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from data import fingerprint
+from data.store.journal import Journal
+from data.store.progress import progress
+from data.store.rundir import replacing
+from interventions.backends.backend import JOB_BYTES
+from interventions.model.opening import Model
+from interventions.model.prompt_format import BATCH_TOKENS, Encoded, pad_batch, pad_id, plan_batches
+from interventions.reading.budget import DECODED, Budget
+from interventions.steering.arms import Arm
+from interventions.steering.generate import answer_rows, finished, gate_of, stop_tokens, tools_fingerprint, variants_of
+from interventions.steering.plans import Plan, Tools, plan_arm, refusals
+from interventions.steering.teacher_forcing import forced, most_rows
+from reports.statistics.effects import Measured, figures
+
+CONTEXT, PIECE = 16, 256  # tokens of a passage that stand for a prompt; tokens of a piece: longer passages are cut
+HARMLESS = {"category": None, "label": "benign"}
+Variants = list[tuple[Encoded, list[Plan]]]
+
+
+def side_effects(
+    model: Model,
+    prompts: pl.DataFrame,
+    texts: Sequence[str],
+    tools: Tools,
+    path: Path,
+    *,
+    arms: Sequence[Arm],
+    broken: Callable[[str], bool],
+    text_name: str = "plain",
+    themes: Sequence[str | None] | None = None,
+    max_new_tokens: int = 32,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Measure the unsteered model and every arm, and write the table; a killed run's finished batches are kept.
+
+    Args:
+        model: An open model.
+        prompts: Harmless rows in the shape of `data.load_all`; no arm but `oracle` reads their category or label.
+        texts: Passages of plain text.
+        tools: What the arms draw on.
+        path: The parquet file to write, in the columns of `effect_figures.SCHEMA`.
+        arms: What to measure; the baseline always is, and stands first.
+        broken: Whether an answer is none.
+        text_name: What the plain text is called in the table.
+        themes: For each prompt the cluster that a bootstrap draws it with; None: a cluster of its own.
+        max_new_tokens: Tokens an answer, and at most so many of the unsteered one that divergence is taken over.
+        batch_tokens: Padded tokens a batch.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: The tools don't fit the model, or an arm asks for what isn't there.
+    """
+    for tool in (tools.vectors, tools.probe, tools.lowrank):
+        if tool is not None:
+            tool.check(model)
+    arms = [Arm("baseline", "baseline", arms[0].layer), *(arm for arm in arms if arm.kind != "baseline")]
+    work = _Work(model, tools, arms, path, batch_tokens)
+    answers, answers_journal = work.answers(prompts, max_new_tokens, broken)
+    pieces, pieces_journal = work.pieces(texts)
+    measured = Measured([arm.name for arm in arms], max_new_tokens, **answers, **pieces)
+    table = figures(measured, prompts["dataset"].to_list(), themes or [None] * prompts.height, text_name, seed)
+    with replacing(path) as unfinished:
+        table.write_parquet(unfinished)
+    for journal in (answers_journal, pieces_journal):
+        journal.remove()
+    return table
+
+
+def pieces_of(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """Token ids of the passages, long ones in several pieces, and the passage each piece is of.
+
+    Every piece opens as the tokenizer opens any text, with a BOS or not; one too short to be scored is left out.
+    """
+    opening = tokenizer("")["input_ids"]
+    pieces, passage = [], []
+    for number, text in enumerate(texts):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        room = PIECE - len(opening)
+        for at in range(0, len(ids), room):
+            piece = opening + ids[at : at + room]
+            if len(piece) > CONTEXT:
+                pieces.append(piece)
+                passage.append(number)
+    return pieces, passage
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Batches of rows through all arms, journaled."""
+
+    model: Model
+    tools: Tools
+    arms: list[Arm]
+    path: Path
+    batch_tokens: int
+
+    def answers(
+        self, prompts: pl.DataFrame, tokens: int, broken: Callable[[str], bool]
+    ) -> tuple[dict[str, np.ndarray], Journal]:
+        """`first`, `answer` and `broken` of `Measured`."""
+        model = self.model
+        own = prompts.select("category", "label").to_dicts()
+        variants = variants_of(model, prompts["prompt"].to_list(), self._plans(own))
+        journal = self._journal("answers", variants, [tokens] * prompts.height, fingerprint(prompts))
+
+        def measure(rows: list[int]) -> list[Any]:
+            done = [answer_rows(model, encoded, rows, plans, self.tools.probe, tokens, budget=Budget(DECODED * self.batch_tokens))
+                    for encoded, plans in variants]  # fmt: skip
+            answers = np.concatenate([found.tokens.numpy() for found in done], axis=1).tolist()
+            given = [upto_stop(model, row[0]) for row in answers]
+            kl = self._forced(variants, rows, given, "kl")
+            means = kl.sum(-1) / np.array([len(row) for row in given])[:, None]
+            verdicts = [[broken(finished(model, one, tokens)["response"]) for one in row] for row in answers]
+            return np.stack([kl[..., 0], means, np.array(verdicts, float)], axis=-1).tolist()
+
+        noted = self._run(journal, measure, "effects", 3)
+        return {"first": noted[..., 0], "answer": noted[..., 1], "broken": noted[..., 2] > 0}, journal
+
+    def pieces(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], Journal]:
+        """`nll`, `tokens` and `passage` of `Measured`."""
+        tokenizer = self.model.tokenizer
+        pieces, passage = pieces_of(tokenizer, texts)
+        variants: Variants = []
+        for plan in self._plans([HARMLESS] * len(pieces)):
+            if plan.arm.kind == "prompt-only" or not variants:
+                contexts = [led(tokenizer, plan.arm.text, ids[:CONTEXT]) for ids in pieces]
+                variants.append((Encoded(contexts, []), []))
+            variants[-1 if plan.arm.kind == "prompt-only" else 0][1].append(plan)
+        counts = [len(ids) - CONTEXT for ids in pieces]
+        journal = self._journal("texts", variants, counts, sha256("\n\n".join(texts).encode()).hexdigest())
+
+        def measure(rows: list[int]) -> list[Any]:
+            nll = self._forced(variants, rows, [pieces[row][CONTEXT:] for row in rows], "nll")
+            return nll.sum(-1)[..., None].tolist()
+
+        noted = self._run(journal, measure, "effects, text", 1)
+        return {"nll": noted[..., 0], "tokens": np.array(counts), "passage": np.array(passage)}, journal
+
+    def _plans(self, rows: Sequence[dict[str, Any]]) -> list[Plan]:
+        return [plan_arm(self.model, arm, self.tools, rows) for arm in self.arms]
+
+    def _journal(self, name: str, variants: Variants, given: Sequence[int], data: str) -> Journal:
+        model, plans = self.model, [plan for _, plans in variants for plan in plans]
+        key = {
+            "model": [model.name, model.revision, model.template_hash, model.dtype],
+            "data": data,
+            "arms": [asdict(plan.arm) for plan in plans],
+            "tools": tools_fingerprint(plans, self.tools.probe),
+            "tokens": max(given, default=0),
+        }
+        contexts = zip(*(encoded.ids for encoded, _ in variants), strict=True)
+        lengths = [max(map(len, ids)) + tokens for ids, tokens in zip(contexts, given, strict=True)]
+        plan = plan_batches(lengths, self.batch_tokens, most_rows(model, max(given, default=1)))
+        return Journal(self.path.parent / f".{self.path.stem}-{name}.journal", key, plan)
+
+    def _forced(self, variants: Variants, rows: Sequence[int], given: Sequence[Sequence[int]], what: str) -> np.ndarray:
+        """`nll` or `kl` of each row's given tokens, (rows, arms, tokens); arms in the variants' order."""
+        model, batches, found = self.model, [], []
+        for encoded, plans in variants:
+            batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
+            shipped = [plan.for_rows(rows).shipped() for plan in plans]
+            found.append(forced(model, batches[-1], given, shipped, refusal_ids=refusals(model).ids,
+                                gate=gate_of(plans, self.tools.probe), divergence=what == "kl",
+                                reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
+        return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
+
+    def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:
+        """What is noted of each row and arm, (rows, arms, width), in the caller's order of both."""
+        total, watch = sum(map(len, journal.plan)), self.model.door.watch
+        left = sum(len(rows) for _, rows in journal.todo())
+        with progress(total, total - left, name, watch) as bar:
+            for group, noted in self.model.door.each(journal, lambda group: measure(journal.plan[group[0]]), JOB_BYTES):
+                journal.finish({group[0]: noted})
+                bar.update(len(noted))
+        found = np.zeros((total, len(self.arms), width))
+        for number, rows in enumerate(journal.plan):
+            if rows:
+                found[rows] = journal.done[number]
+        plain_first = sorted(range(len(self.arms)), key=lambda at: self.arms[at].kind == "prompt-only")
+        return found[:, np.argsort(plain_first)]
+
+
+def upto_stop(model: Model, tokens: Sequence[int]) -> list[int]:
+    """New tokens up to the first stop token, which is one of them: to stop is predicted too."""
+    stops = stop_tokens(model)
+    end = next((at + 1 for at, token in enumerate(tokens) if token in stops), len(tokens))
+    return list(tokens[:end])
+
+
+def led(tokenizer: Any, instruction: str, ids: list[int]) -> list[int]:
+    """A passage's first tokens with an instruction before them, behind the BOS if there is one."""
+    if not instruction:
+        return ids
+    opening = len(tokenizer("")["input_ids"])
+    return ids[:opening] + tokenizer(f"{instruction}\n\n", add_special_tokens=False)["input_ids"] + ids[opening:]

@@ -1,0 +1,1 @@
+"""Teaching a model refusal tokens. Imports steering and below."""

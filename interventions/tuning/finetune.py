@@ -1,0 +1,271 @@
+"""Teach a model refusal tokens: each answer opens with `[respond]` or the name of a reason not to comply.
+
+Method: arXiv 2412.06748. A LoRA on every linear layer of the decoder blocks is trained together with the control
+tokens' own rows of the vocabulary; out come a bare adapter and the merged model.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.errors import UserError
+from data.store.rundir import appearing, writing
+from interventions.model.adapter import grow, merge, save_adapter
+from interventions.model.embedded import ALIASES, HUB_ID, embedded_folder
+from interventions.model.opening import decoder_path
+from interventions.model.prompt_format import RESPOND, pad_id
+from interventions.model.revision import folder_revision
+from interventions.model.vocabulary import SLOTS_FILE, Slot, answer_template, choose_slots, write_tokenizer
+from interventions.tuning.card import card
+from interventions.tuning.examples import Lesson, make_lessons, openings, split_rows
+from interventions.tuning.loop import Epoch, Plan, train
+
+READ_SPLITS = ("train", "validation")
+ADAPTER = "adapter"  # the bare adapter's folder inside the model's
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `finetune` did.
+
+    Attributes:
+        folder: The merged model; the bare adapter is in its subfolder `adapter`.
+        slots: The control tokens, with their ids and the unused tokens whose place they took.
+        resized: Whether the vocabulary had to grow.
+        epochs: One by one.
+        kept: Number of the epoch whose weights were kept.
+        train_rows: Rows learned from.
+        validation_rows: Rows measured after each epoch.
+        left_out: Rows of those splits that taught nothing: no label, or a prompt of `max_tokens` and more.
+        seconds: Training time, that of a killed run included.
+        resumed: Whether a killed run was taken up.
+    """
+
+    folder: Path
+    slots: tuple[Slot, ...]
+    resized: bool
+    epochs: tuple[Epoch, ...]
+    kept: int
+    train_rows: int
+    validation_rows: int
+    left_out: int
+    seconds: float
+    resumed: bool
+
+
+def finetune(
+    base: str,
+    rows: pl.DataFrame,
+    out: Path,
+    *,
+    rank: int = 8,
+    learning_rate: float = 1e-3,
+    epochs: int = 4,
+    batch_tokens: int = 1024,
+    max_tokens: int = 256,
+    token_weight: float = 1.0,
+    balance: float = 0.5,
+    template: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Report:
+    """Train a refusal-token adapter, keep its best epoch, and write it and the merged model to `out`.
+
+    A run that was killed goes on from its last checkpoint when it is started again with the same arguments; on a CPU
+    it ends with the adapter of an undisturbed run, byte for byte, as does a second run.
+
+    Args:
+        base: Alias, hub id or folder of a Llama.
+        rows: `data.prompts.answers.TRAINING_COLUMNS`. Benign rows open with `[respond]`, harmful ones with `[category]`, or
+            `[refuse]` without a category. Split `train` is learned from, `validation` chooses the epoch, others are
+            not read; rows without a split are learned from, a tenth of them held out if there is no validation
+            split. A row without a response teaches its control token alone.
+        out: The model folder to make. It appears whole, by rename, and takes the place of an earlier one.
+        rank: Rank of the LoRA; alpha is twice that.
+        learning_rate: Of AdamW, at its peak.
+        epochs: Passes over the training rows.
+        batch_tokens: Padded tokens a step.
+        max_tokens: Answers are cut there; rows whose prompt alone is longer are left out.
+        token_weight: Weight of the control token's loss against the mean loss of the answer's tokens.
+        balance: 0 counts every row's control token the same, 1 every category; see `lessons.class_weights`.
+        template: Chat template (Jinja); default the base's own without a default system prompt, or a simple one.
+        seed: Of the initial weights and the order of rows.
+        device: torch device; default CUDA if there is any, else the CPU.
+        dtype: What the frozen base computes in: `float32`, `bfloat16`; default float32 on a CPU, bfloat16 elsewhere.
+            What is trained is float32; the merged model has the checkpoint's own type.
+        checkpoint_seconds: Time between checkpoints.
+
+    Raises:
+        UserError: No such model, rows that teach nothing, a category whose name can't be a token, or an `out` that
+            holds something else.
+    """
+    check_out(out)
+    source = str(embedded_folder(base)) if base in ALIASES else base
+    labelled = rows.filter(pl.Series([name is not None for name in openings(rows)], dtype=pl.Boolean))
+    parts = split_rows(labelled)
+    names = _control_names(parts[0])
+    work = out.parent / f".{out.name}.training"
+    plan = Plan(learning_rate, epochs, batch_tokens, token_weight, balance, seed)
+    with writing(work):
+        tokenizer, slots, chat = _tokenizer(source, base, names, template, work / "tokenizer")
+        lessons, held = (make_lessons(tokenizer, slots, part, max_tokens) for part in parts)
+        if not lessons or not held:
+            raise UserError("nothing to learn: no training, or no validation row is labelled and short enough")
+        module, resized = _adapted(source, base, slots, lessons, tokenizer, rank, seed, device, dtype)
+        used = rows.select("prompt", "category", "label", "split", "response")
+        key = {
+            "base": [base, _identity(source, module)],
+            "options": asdict(plan) | {"rank": rank, "max_tokens": max_tokens},
+            "dtype": str(module.dtype),
+            "rows": hashlib.sha256(used.write_json().encode()).hexdigest(),
+            "template": chat,
+            "slots": [asdict(slot) for slot in slots],
+        }
+        done = train(
+            module,
+            lessons,
+            held,
+            plan,
+            names={slot.id: slot.name for slot in slots},
+            pad=pad_id(tokenizer),
+            checkpoint=work / "state.safetensors",
+            key=key,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        report = Report(
+            folder=out,
+            slots=slots,
+            resized=resized,
+            epochs=tuple(done.epochs),
+            kept=done.kept,
+            train_rows=len(lessons),
+            validation_rows=len(held),
+            left_out=rows.filter(pl.col("split").is_null() | pl.col("split").is_in(READ_SPLITS)).height
+            - len(lessons)
+            - len(held),
+            seconds=done.seconds,
+            resumed=done.resumed,
+        )
+        name = HUB_ID if base == "smollm2" else base
+        with appearing(out, replace=True) as folder:
+            adapter = folder / ADAPTER
+            adapter.mkdir()
+            save_adapter(module, slots, chat, name, adapter)
+            (adapter / "README.md").write_text(
+                card(name, slots, resized, report.epochs, report.kept, (len(lessons), len(held)), key["options"]),
+                "utf-8",
+            )
+            del module
+            merge(source, adapter, folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def check_out(out: Path) -> None:
+    """Refuse to replace a folder that is none of ours.
+
+    Raises:
+        UserError: It is a file, or holds something else.
+    """
+    if out.exists() and not (out / ADAPTER / SLOTS_FILE).exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and is no folder of `finetune`; pass another --out")
+
+
+def _control_names(train: pl.DataFrame) -> list[str]:
+    """Categories of the harmful training rows, sorted, then `respond`: the published order.
+
+    Raises:
+        UserError: There is nothing to tell apart.
+    """
+    names = {name for name in openings(train) if name}
+    if RESPOND not in names or len(names) < 2:
+        missing = "benign" if RESPOND not in names else "harmful"
+        raise UserError(f"no {missing} training rows: a model learns refusal tokens from both kinds")
+    if train.filter((pl.col("label") == "harmful") & (pl.col("category") == RESPOND)).height:
+        raise UserError(f"category {RESPOND!r} is the token of benign answers; rename it in the data")
+    return [*sorted(names - {RESPOND}), RESPOND]
+
+
+def _tokenizer(
+    source: str, base: str, names: list[str], template: str | None, folder: Path
+) -> tuple[Any, tuple[Slot, ...], str]:
+    """The base's tokenizer with control tokens and template, as it will be saved."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {base!r} can't be opened: {str(error).strip().splitlines()[0]}") from error
+    slots = choose_slots(tokenizer, names)
+    chat = template if template is not None else answer_template(tokenizer)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_tokenizer(tokenizer, slots, chat, folder)
+    return AutoTokenizer.from_pretrained(folder), slots, chat
+
+
+def _adapted(
+    source: str,
+    base: str,
+    slots: tuple[Slot, ...],
+    lessons: Sequence[Lesson],
+    tokenizer: Any,
+    rank: int,
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+) -> tuple[Any, bool]:
+    """The base with a fresh LoRA and trainable rows for its control tokens, all of it float32."""
+    from peft import LoraConfig, get_peft_model
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    module.to(device)
+    resized = grow(module, slots)
+    ids = [slot.id for slot in slots]
+    tables = {_name_of(module, module.get_input_embeddings()): ids}
+    if not module.config.tie_word_embeddings:
+        tables[_name_of(module, module.get_output_embeddings())] = ids
+    blocks = module.get_submodule(decoder_path(module, base))
+    linear = sorted({n.rpartition(".")[2] for n, m in blocks.named_modules() if isinstance(m, torch.nn.Linear)})
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, trainable_token_indices=tables)
+    _first_rows(module, slots, lessons, tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted: Any = get_peft_model(module, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted, resized
+
+
+@torch.no_grad()
+def _first_rows(module: Any, slots: tuple[Slot, ...], lessons: Sequence[Lesson], tokenizer: Any) -> None:
+    """Start a control token as the mean of what it stands before, so that it is likely from the first step on.
+
+    That is the first tokens of the answers that it opens, else the tokens of its name. A control token that the base
+    has already stays as it is.
+    """
+    for table in (module.get_input_embeddings(), module.get_output_embeddings()):
+        rows = table.weight.float()
+        for slot in slots:
+            answers = [lesson.ids[lesson.opening + 1] for lesson in lessons if lesson.name == slot.name and lesson.text]
+            near = answers or tokenizer(slot.name, add_special_tokens=False)["input_ids"]
+            if near and slot.replaces != slot.token:
+                table.weight[slot.id] = rows[near].mean(0).to(table.weight.dtype)
+
+
+def _name_of(module: Any, part: Any) -> str:
+    return next(name for name, child in module.named_modules() if child is part)
+
+
+def _identity(source: str, module: Any) -> str | None:
+    """What tells one base from another of the same name: the folder's content, or the hub's commit."""
+    return folder_revision(Path(source)) if Path(source).is_dir() else module.config._commit_hash

@@ -1,0 +1,75 @@
+"""A report's charts as PNG and SVG, its tables as CSV and parquet: for papers, slides and spreadsheets."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from reports.page import charts
+from reports.page.blocks import Chart, Row, Section, Table
+
+WIDTH, PANEL_WIDTH, SCALE = 720, 360, 2.0
+# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
+FORMULA = r"^[=+\-@\t\r]"
+
+
+def write_assets(sections: Sequence[Section], folder: Path) -> list[Path]:
+    """Write every chart and table of some sections; returns the files.
+
+    Files with these names are replaced, others are left alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Chart):
+                written += write_chart(block, folder, WIDTH)
+            if isinstance(block, Row):
+                for panel in block.charts:
+                    written += write_chart(panel, folder, PANEL_WIDTH)
+        for table in section.tables():
+            written += write_table(table, folder)
+    return written
+
+
+def write_chart(chart: Chart, folder: Path, width: int) -> list[Path]:
+    """NAME.svg and NAME.png (twice the size), in dark ink on white, with the chart's heading."""
+    import vl_convert
+
+    spec = on_paper(chart, width)
+    paths = [folder / f"{chart.name}.svg", folder / f"{chart.name}.png"]
+    paths[0].write_text(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), encoding="utf-8")
+    paths[1].write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[]))
+    return paths
+
+
+def on_paper(chart: Chart, width: int) -> dict[str, Any]:
+    """A chart's specification with a width and colours of its own."""
+    spec: dict[str, Any] = json.loads(json.dumps(chart.chart.to_dict()))
+    room = spec.pop("usermeta", {}).get("legend", WIDTH)
+    title = {"title": {"text": chart.title, "anchor": "start"}} if chart.title else {}
+    spec = charts.on_paper(spec | title | {"width": width})
+    spec["config"]["legend"]["columns"] = max(1, width // room)
+    return spec
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """NAME.parquet, as it is, and NAME.csv, in which no text can be taken for a formula."""
+    paths = [folder / f"{table.name}.parquet", folder / f"{table.name}.csv"]
+    table.frame.write_parquet(paths[0])
+    flat = [_flat(column) for column in table.frame.get_columns()]
+    pl.DataFrame(flat).write_csv(paths[1])
+    return paths
+
+
+def _flat(column: pl.Series) -> pl.Series:
+    """A column that a spreadsheet can hold."""
+    if isinstance(column.dtype, pl.List):
+        joined = column.cast(pl.List(pl.String)).list.join(" ")
+        return _flat(joined) if column.dtype.inner == pl.String else joined
+    if column.dtype != pl.String:
+        return column
+    risky = column.str.contains(FORMULA).fill_null(False)
+    return column.zip_with(~risky, "'" + column)

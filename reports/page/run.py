@@ -1,0 +1,211 @@
+"""What a run directory holds, read for a report: tables in the contract's types, vectors, records.
+
+A file that is missing is no fault. One that is there and can't be read is named on the page, and the rest is shown.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from safetensors import SafetensorError, safe_open
+
+from data.store.rundir import records
+from reports.page.names import Arm, named
+
+S, F, N, B = pl.String, pl.Float64, pl.Int64, pl.Boolean
+CONTRACT: dict[str, dict[str, Any]] = {
+    "traces": {"dataset": S, "id": S, "prompt": S, "category": S, "layer": N, "strength": F, "strength_unit": S,
+               "scope": S, "kl": F, "text_unsteered": S, "text_steered": S},
+    "generations": {"dataset": S, "id": S, "category": S, "label": S, "prompt": S, "arm": S, "kind": S, "layer": N,
+                    "strength": F, "strength_unit": S, "scope": S, "operation": S, "vector": S, "gate": F,
+                    "control_token": S, "refusal_token": S, "refusal_probability": F, "response": S, "new_tokens": N,
+                    "finish": S, "model": S, "backend": S, "seed": N},
+    "scores": {"dataset": S, "id": S, "arm": S, "kind": S, "category": S, "label": S, "scorer": S, "verdict": S,
+               "refused": B, "fitted": B},
+    "summary": {"dataset": S, "label": S, "arm": S, "kind": S, "scorer": S, "n": N, "n_failed": N, "n_overlap": N,
+                "refused": N, "rate": F, "low": F, "high": F, "partial": N, "broken": N, "answered": N, "n_paired": N,
+                "delta": F, "delta_low": F, "delta_high": F, "p": F, "p_holm": F},
+    "sweep": {"layer": N, "strength": F, "strength_unit": S, "arm": S, "label": S, "n": N, "refusal_probability": F,
+              "refused": F, "broken": F, "chosen": B},
+    "diff": {"category": S, "layer": N, "text": S, "cosine": F, "low": F, "high": F, "ceiling": F, "floor_low": F,
+             "floor_high": F, "n": N},
+    "effects": {"dataset": S, "arm": S, "measure": S, "value": F, "low": F, "high": F, "n": N},
+    "capability": {"task": S, "arm": S, "metric": S, "value": F, "stderr": F, "n": N, "scored_logits_changed": B},
+    "logit_lens": {"category": S, "layer": N, "token": S, "logit": F},
+    "probe_roc": {"fpr": F, "tpr": F, "threshold": F, "split": S},
+    "probe_layers": {"layer": N, "auc": F, "tpr_at_1_fpr": F, "chosen": B},
+    "probe_quality": {"split": S, "against": S, "n_harmful": N, "n_benign": N, "auc": F, "tpr_at_1_fpr": F, "tpr": F,
+                      "tpr_low": F, "tpr_high": F, "fpr": F, "fpr_low": F, "fpr_high": F},
+}  # fmt: skip
+NESTED = {"traces": ("top_unsteered", "top_steered", "projections")}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Steering vectors as a report needs them: float64 (layers, d_model) a category, in the file's own order."""
+
+    tensors: dict[str, np.ndarray]
+    layers: list[int]
+    counts: dict[str, int]
+    residual_norms: list[float]
+    metadata: dict[str, str]
+
+    def default_layer(self) -> int:
+        """round(18/32 · layers), the depth the papers steer at."""
+        return self.layers[min(round(18 / 32 * len(self.layers)), len(self.layers) - 1)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that was read.
+
+    Attributes:
+        folder: Where it is.
+        records: `run.json`, artefact by artefact.
+        tables: Name -> table; empty tables are left out.
+        vectors: Steering vectors, if there are any.
+        faults: Files that are there and could not be read, a line each.
+    """
+
+    folder: Path
+    records: dict[str, dict[str, Any]]
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
+    vectors: Vectors | None = None
+    faults: Sequence[str] = ()
+
+    def table(self, name: str) -> pl.DataFrame | None:
+        """A table of the contract, or None where there is none or it is empty."""
+        return self.tables.get(name)
+
+    def arms(self) -> list[str]:
+        """Arms in the order in which they were asked for, as far as the tables still know it."""
+        for name in ("generations", "scores", "summary"):
+            table = self.table(name)
+            if table is not None:
+                return table["arm"].drop_nulls().unique(maintain_order=True).to_list()
+        return []
+
+    def named(self) -> dict[str, Arm]:
+        """Every arm of any table as people read it; the same arm has one name on the whole page."""
+        found = self.arms()
+        for name in ("scores", "summary", "effects", "capability"):
+            table = self.table(name)
+            found += table["arm"].drop_nulls().unique(maintain_order=True).to_list() if table is not None else []
+        return named(found)
+
+    def first(self, *fields: str) -> str:
+        """The first value that any record holds for one of these fields, as text; empty where none does."""
+        for name in fields:
+            for entry in self.records.values():
+                if entry.get(name) not in (None, "", []):
+                    return str(entry[name])
+        return ""
+
+    def steered_layer(self) -> int | None:
+        """The layer that most arms edit; else the default of the vectors; else None."""
+        generations = self.table("generations")
+        if generations is not None:
+            layers = generations["layer"].drop_nulls()
+            if layers.len():
+                return int(layers.mode().sort()[0])
+        return self.vectors.default_layer() if self.vectors else None
+
+
+def open_run(folder: Path) -> Run:
+    """Read whatever a run directory holds.
+
+    Raises:
+        UserError: `run.json` is damaged.
+    """
+    faults: list[str] = []
+    tables = {}
+    for name in CONTRACT:
+        path = folder / f"{name}.parquet"
+        if path.exists():
+            try:
+                table = read_table(path)
+            except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+                faults.append(f"{path.name}: {_first_line(error)}")
+            else:
+                tables |= {} if table.is_empty() else {name: table}
+    vectors = None
+    if (folder / "vectors.safetensors").exists():
+        try:
+            vectors = read_vectors(folder / "vectors.safetensors")
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            faults.append(f"vectors.safetensors: {_first_line(error)}")
+    return Run(folder, _records(folder), tables, vectors, faults)
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Records that are objects; half of a surrogate pair, which JSON may hold and no file can, becomes a mark."""
+    kept = {name: entry for name, entry in records(folder).items() if isinstance(entry, dict)}
+    return json.loads(json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """A parquet table with the contract's columns in the contract's types; others are kept as they are.
+
+    Raises:
+        ValueError: A column is missing.
+        PolarsError: The file is damaged, or a column can't be of its type.
+    """
+    frame = pl.read_parquet(path)
+    wanted = CONTRACT[path.stem]
+    missing = [name for name in (*wanted, *NESTED.get(path.stem, ())) if name not in frame.columns]
+    if missing:
+        raise ValueError(f"no column {missing[0]}")
+    typed = frame.with_columns([pl.col(name).cast(kind) for name, kind in wanted.items()])
+    # What is no number is nothing: it must neither be drawn nor compared.
+    finite = [pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name, kind in wanted.items() if kind == F]
+    return typed.with_columns(finite)
+
+
+def read_vectors(path: Path) -> Vectors:
+    """Steering vectors and what their metadata says.
+
+    Raises:
+        ValueError: Tensors and metadata don't fit each other.
+    """
+    with safe_open(path, "np") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118  # no mapping
+    layers = [int(layer) for layer in json.loads(metadata["layers"])]
+    counts = {str(name): int(rows) for name, rows in json.loads(metadata["counts"]).items()}
+    norms = [float(norm) for norm in json.loads(metadata["residual_norms"])]
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if len(shapes) != 1 or set(counts) != set(tensors) or len(next(iter(shapes))) != 2:
+        raise ValueError("its tensors are not those that its metadata names")
+    if not len(layers) == len(norms) == next(iter(shapes))[0]:
+        raise ValueError(f"{len(layers)} layers in its metadata, {next(iter(shapes))[0]} in its tensors")
+    return Vectors({name: tensors[name] for name in counts}, layers, counts, norms, metadata)
+
+
+def read_activations(folder: Path, layer: int, most: int, seed: int = 0) -> tuple[np.ndarray, pl.DataFrame] | None:
+    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none.
+
+    Rows are read one by one: the file may be larger than memory.
+    """
+    path = folder / "activations" / "prompts.safetensors"
+    if not path.exists() or not path.with_suffix(".parquet").exists():
+        return None
+    rows = pl.read_parquet(path.with_suffix(".parquet"))
+    with safe_open(path, "np") as file:
+        layers = json.loads((file.metadata() or {}).get("layers", "[]"))
+        view = file.get_slice("activations")
+        if layer not in layers or view.get_shape()[0] != rows.height:
+            return None
+        at = layers.index(layer)
+        chosen = np.arange(rows.height)
+        if rows.height > most:
+            chosen = np.sort(np.random.default_rng(seed).choice(rows.height, most, replace=False))
+        values = np.stack([view[int(row), at] for row in chosen]) if len(chosen) else np.zeros((0, 1))
+    return values.reshape(len(chosen), -1).astype(np.float64), rows[chosen]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

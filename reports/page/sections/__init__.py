@@ -1,0 +1,43 @@
+"""The parts of a report, in the order in which they stand. Each is a function: a run in, a section or None out."""
+
+from collections.abc import Callable
+from functools import partial
+
+from reports.page.blocks import Section
+from reports.page.run import Run
+from reports.page.sections import (
+    activations,
+    agreement,
+    answer,
+    costs,
+    diffing,
+    paper,
+    probe,
+    provenance,
+    rates,
+    samples,
+    sweep,
+    traces,
+    vectors,
+)
+
+
+def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | None]]:
+    """All of them; `map_of_activations` is one of `activations.MAPS`."""
+    return [
+        answer.section,
+        rates.section,
+        paper.section,
+        samples.section,
+        agreement.section,
+        sweep.section,
+        costs.effects,
+        costs.capability,
+        vectors.section,
+        partial(activations.section, how=map_of_activations),
+        traces.section,
+        probe.section,
+        diffing.section,
+        provenance.left_out,
+        provenance.provenance,
+    ]

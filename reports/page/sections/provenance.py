@@ -1,0 +1,133 @@
+"""How a run was made, and what was left out of it: enough to make it again and to doubt it."""
+
+import re
+from typing import Any
+
+import polars as pl
+
+from reports.page import wording as say
+from reports.page.blocks import Block, Code, Prose, Section, Table
+from reports.page.run import Run
+from reports.page.sections.answer import SCORERS
+
+COUNTS = "Verdicts by scorer and data set"
+
+
+def left_out(run: Run) -> Section | None:
+    """Rows that count in no rate, and why; verdicts that are missing."""
+    scores = run.table("scores")
+    if scores is None:
+        return None
+    fitted, given = pl.col("fitted").fill_null(False), pl.col("verdict").is_not_null()
+    order = {scorer: at for at, scorer in enumerate(SCORERS)}
+    ranked = scores.sort(pl.col("scorer").replace_strict(order, default=len(order)), maintain_order=True)
+    counts = ranked.group_by("dataset", "scorer", maintain_order=True).agg(
+        pl.len().cast(pl.Int64).alias("answers"),
+        (~fitted & given).sum().cast(pl.Int64).alias("counted"),
+        fitted.sum().cast(pl.Int64).alias("fitted"),
+        (~fitted & ~given).sum().cast(pl.Int64).alias("failed"),
+        (~fitted & (pl.col("verdict") == "broken")).sum().cast(pl.Int64).alias("broken"),
+        (~fitted & pl.col("label").is_null()).sum().cast(pl.Int64).alias("unlabelled"),
+    )
+    shown = say.table_of(
+        counts,
+        ("scorer", say.name, "scorer"),
+        ("data set", say.name, "dataset"),
+        ("answers", say.number, "answers"),
+        ("counted", say.number, "counted"),
+        ("used for fitting", say.number, "fitted"),
+        ("no verdict", say.number, "failed"),
+        ("counted, but broken", say.number, "broken"),
+        ("no label", say.number, "unlabelled"),
+    )
+    dropped = int((counts["fitted"] + counts["failed"]).sum())
+    every = say.counted(scores.height, "verdict")
+    told = f"{dropped:,} of {every} count in no rate." if dropped else f"Nothing: all {every} count."
+    text = (
+        f"{told} A prompt whose text was used to "
+        "fit vectors, to train a probe or to choose a strength is answered but not counted. No verdict: the "
+        "scorer failed, or does not apply to the answer (a token scorer, where an answer opens with no control token)."
+    )
+    return Section(
+        "left-out", "What was left out", [Prose(text), Table("left-out", counts, shown, COUNTS, folded=not dropped)]
+    )
+
+
+def provenance(run: Run) -> Section | None:
+    """Commands, models, data, seeds, versions."""
+    if not run.records:
+        return None
+    entries = sorted(run.records.items(), key=lambda item: str(item[1].get("start")))
+    commands = list(dict.fromkeys(str(entry["command"]) for _, entry in entries if entry.get("command")))
+    blocks: list[Block] = (
+        [Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))]
+        if commands
+        else []
+    )
+    blocks += [artefacts(entries), models(entries), versions(entries)]
+    return Section("provenance", "How it was made", blocks)
+
+
+def artefacts(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+    """One row an artefact."""
+    frame = pl.DataFrame(
+        [
+            {
+                "artefact": name,
+                "model": _text(entry.get("model")),
+                "data": ", ".join(map(str, entry["data"]))
+                if isinstance(entry.get("data"), list)
+                else _text(entry.get("data")),
+                "options": _options(entry.get("options")),
+                "seed": _text(entry.get("seed")),
+                "where": _text(entry.get("backend")),
+                "made": _text(entry.get("end")),
+            }
+            for name, entry in entries
+        ],
+        schema=dict.fromkeys(("artefact", "model", "data", "options", "seed", "where", "made"), pl.String),
+    )
+    shown = frame.with_columns(say.column(frame, _moment, "made").alias("made"))
+    return Table("artefacts", frame, shown, "Artefacts", ("options",))
+
+
+def models(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Each model with its revision, type and template."""
+    columns = ("model", "revision", "dtype", "template", "tokenizer")
+    rows = {tuple(_text(entry.get(name)) for name in columns) for _, entry in entries if entry.get("model")}
+    frame = pl.DataFrame(sorted(rows, key=str), schema=dict.fromkeys(columns, pl.String), orient="row")
+    shown = frame.with_columns(pl.col("template", "tokenizer").str.slice(0, 12))
+    shown = shown.rename({"template": "template (SHA-256)", "tokenizer": "tokenizer (SHA-256)"})
+    return Table("models", frame, shown, "Models")
+
+
+def versions(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Packages; a second column of numbers where artefacts were made with different ones."""
+    found: dict[str, dict[str, None]] = {}
+    for _, entry in entries:
+        if isinstance(entry.get("versions"), dict):
+            for package, number in entry["versions"].items():
+                found.setdefault(str(package), {})[str(number)] = None
+    frame = pl.DataFrame(
+        {"package": list(found), "version": [", ".join(numbers) for numbers in found.values()]},
+        schema={"package": pl.String, "version": pl.String},
+    )
+    return Table("versions", frame, None, "Versions (all pins are in requirements.txt)")
+
+
+def _moment(told: str | None) -> str | None:
+    """A time on one line, to the minute: 2026-01-31 13:07 UTC."""
+    found = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)T(\d\d:\d\d):\d\d\+00:00", told or "")
+    return told if found is None else f"{found[1]}\u2011{found[2]}\u2011{found[3]}\u00a0{found[4]}\u00a0UTC"
+
+
+def _text(value: Any) -> str | None:
+    return None if value in (None, "") else str(value)
+
+
+def _options(options: Any) -> str:
+    if not isinstance(options, dict):
+        return ""
+    return ", ".join(
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in options.items()
+    )
