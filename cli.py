@@ -1,27 +1,20 @@
 """The command line: read and steer refusal in Llama models. `python cli.py extract vectors trace evaluate report`."""
 
+import importlib
 import logging
 import os
+import pkgutil
 import sys
 import warnings
 
 import click
 
-import commands.capability
-import commands.datasets
-import commands.diff
-import commands.effects
-import commands.evaluate
-import commands.export
-import commands.extract
-import commands.finetune
-import commands.generate
-import commands.reproduce
-import commands.status
-import commands.sweep
-import commands.vectors  # noqa: F401  # importing a module registers its commands
+import commands
 from commands.framework.app import cli
 from commands.framework.output import one_line, warn
+
+for module in pkgutil.iter_modules(commands.__path__, "commands."):  # each registers its command
+    importlib.import_module(module.name)
 
 
 def main() -> None:

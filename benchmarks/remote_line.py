@@ -14,7 +14,7 @@ from pathlib import Path
 from data import load_all
 from interventions import extract, open_model
 from interventions.backends import backend as backends
-from interventions.backends.backend import open_door
+from interventions.backends.backend import open_backend
 
 ROOT = Path(__file__).parents[1]
 PROMPTS, TURNS, FEW_TOKENS = 200, 3, 256
@@ -29,9 +29,9 @@ def timed(model, prompts, layers, batch_tokens=2048):
 
 def bytes_over_the_line(far, prompts):
     for name, layers in (("one layer", [17]), ("all layers", None)):
-        before = far.door.traffic
+        before = far.backend.traffic
         timed(far, prompts, layers)
-        counts = {key: (value - before[key]) * 1000 / prompts.height for key, value in far.door.traffic.items()}
+        counts = {key: (value - before[key]) * 1000 / prompts.height for key, value in far.backend.traffic.items()}
         print(
             f"{name}: {counts['sent'] / 1e6:.3f} MB sent, {counts['received'] / 1e6:.2f} MB received per 1,000 prompts"
         )
@@ -55,7 +55,7 @@ def beside_local(host, prompts):
 
 
 def with_habits(host, prompts, batches_a_job, in_flight):
-    far = open_model("smollm2", remote=open_door("remote", host, in_flight=in_flight))
+    far = open_model("smollm2", remote=open_backend("remote", host, in_flight=in_flight))
 
     def way():
         kept, backends.BATCHES_A_JOB = backends.BATCHES_A_JOB, batches_a_job

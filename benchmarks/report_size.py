@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+sys.path.insert(0, str(HERE.parent))
 PROMPTS, CHARACTERS = 5000, 1200
 ARMS = ["baseline", "fixed:strength=-0.2", "fixed:strength=-0.4", "random"]
 # Each is done in the page and timed until the next frame is painted.
@@ -45,7 +45,7 @@ TIMED = """new Promise((done) => {
 
 def made_up(folder):
     """A run directory of 20,000 answers."""
-    from synthetic import synthetic_run  # pyright: ignore[reportMissingImports]  # of tests/, see above
+    from tests.made.runs import synthetic_run  # pyright: ignore[reportMissingImports]  # of tests/, see above
 
     def longer(column, text):
         return (text + " ") * (CHARACTERS // (len(text) + 1) + 1) if column == "response" else text
@@ -71,7 +71,7 @@ def written(run, page):
 
 def drawn(page):
     """Open it in Chromium, twice, as the first start of a browser reads itself from the disk."""
-    from browser import chromium  # pyright: ignore[reportMissingImports]  # of tests/, see above
+    from tests.browser import chromium  # pyright: ignore[reportMissingImports]  # of tests/, see above
 
     with chromium() as tab:
         opened = [tab.open(page, settled="document.documentElement.dataset.drawn") for _ in range(2)][-1]

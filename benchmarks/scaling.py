@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 from data import load_all
 from data.store.rundir import versions
 from interventions import SteeringVectors, extract, open_model
-from interventions.model.opening import Model
+from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.packing import common_opening
 from interventions.steering.arms import Arm, parse_arms
-from interventions.steering.generate import answer_rows
+from interventions.steering.batches import answer_rows
 from interventions.steering.plans import Tools, plan_arm
 
 LAYER = 17

@@ -23,7 +23,7 @@ OPENINGS = [
 def generations(load):
     import polars as pl
 
-    from interventions.steering.generate import SCHEMA
+    from data.store.tables import GENERATIONS
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnoprstuvwy", k=draw.randint(1, 9))) for _ in range(5000)]
@@ -50,7 +50,7 @@ def generations(load):
         }
     )
     return table.with_columns(
-        [pl.lit(None, kind).alias(name) for name, kind in SCHEMA.items() if name not in table.columns]
+        [pl.lit(None, kind).alias(name) for name, kind in GENERATIONS.items() if name not in table.columns]
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from data import load_all
 from data.store.rundir import versions
 from interventions import open_model
-from interventions.model.prompt_format import encode, pad_batch, pad_id, plan_batches
+from interventions.model.prompt_format import encode
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.residual import read_residual
 
 PAIRS = 7

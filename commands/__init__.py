@@ -1,1 +1,1 @@
-"""The commands, one module each, above the three packages; `cli.py` is their door."""
+"""The commands, one file each: a file here is a command. What they share is in `framework`. Imports interventions, reports and data."""

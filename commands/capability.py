@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from commands.framework.app import Session, command
+from commands.framework.arms import STEERING, chosen_arms
 from commands.framework.records import CAPABILITY, model_key, note, unchanged
 from commands.framework.settings import Settings
-from commands.generate import STEERING, chosen_arms
 from data.errors import UserError
 
 TASKS = ("arc_easy",)

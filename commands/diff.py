@@ -15,7 +15,7 @@ from data.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 
 @command(

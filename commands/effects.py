@@ -2,18 +2,19 @@
 
 import hashlib
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.evaluate import asked_themes, fitted_texts
 from commands.framework.app import Session, command
+from commands.framework.arms import STEERING, chosen_arms
 from commands.framework.output import warn
 from commands.framework.prompts import fingerprint_of, load_prompts
 from commands.framework.records import EFFECTS, model_key, note, unchanged
+from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Settings
-from commands.generate import STEERING, chosen_arms
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def effects(session: Session, s: Settings) -> dict[str, Any]:
     from data.store.rundir import now
     from interventions.steering.effects import side_effects
     from reports.scoring.broken import is_broken
+    from reports.statistics.effects import figures
 
     start = now()
     harmless, texts = harmless_prompts(s), passages(s.get("text"))
@@ -52,11 +54,11 @@ def effects(session: Session, s: Settings) -> dict[str, Any]:
         table = pl.read_parquet(path)
     else:
         themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
-        table = side_effects(
-            model, prompts, texts, tools, path, arms=arms, broken=is_broken,
-            text_name=s.get("text").stem if s.get("text") else "plain",
-            themes=themes["theme"].to_list(), batch_tokens=s.get("batch_tokens", 2048), **options,
-        )  # fmt: skip
+        text_name = s.get("text").stem if s.get("text") else "plain"
+        counted = partial(figures, datasets=prompts["dataset"].to_list(), themes=themes["theme"].to_list(),
+                          text_name=text_name, seed=options["seed"])  # fmt: skip
+        table = side_effects(model, prompts, texts, tools, path, arms=arms, broken=is_broken, figures=counted,
+                             max_new_tokens=options["max_new_tokens"], batch_tokens=s.get("batch_tokens", 2048))  # fmt: skip
         note(s, EFFECTS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
     return {"prompts": prompts.height, "passages": len(texts), "table": table, "wrote": str(path)}
 

@@ -8,7 +8,8 @@ import click
 
 from commands.framework.app import Session, command
 from commands.framework.output import warn
-from commands.framework.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS, note, unchanged
+from commands.framework.records import VECTORS, note, unchanged
+from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Settings
 from commands.generate import need_generations
 from data.errors import UserError
@@ -88,38 +89,6 @@ def make_summary(session: Session, s: Settings) -> dict[str, Any]:
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
 
 
-@command(
-    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html; "
-                 "RUN/compare.html with --compare]"),
-    click.option("--assets", type=click.Path(file_okay=False, path_type=Path), help="Also each chart as PNG and SVG, each "
-                 "table as CSV and parquet, into this folder.  [default: none]"),
-    click.option("--compare", multiple=True, type=click.Path(file_okay=False, path_type=Path), help="Run directories to "
-                 "compare in place of one run's page: --compare A B.  [default: none]"),
-    click.option("--map", "map_of_activations", type=click.Choice(["pca", "tsne"]), help="Map of activations.  "
-                 "[default: pca]"),
-    many=("--compare",),
-)  # fmt: skip
-def report(_session: Session, s: Settings) -> dict[str, Any]:
-    """Write one HTML page of whatever the run directory holds."""
-    return make_report(s)
-
-
-def make_report(s: Settings) -> dict[str, Any]:
-    """Write the page, or a comparison of several runs."""
-    from reports.page.write import write_report
-
-    path = s.get("out", s.run / ("compare.html" if s.get("compare") else "report.html"))
-    if s.get("compare"):
-        from reports.page.compare import write_comparison
-
-        sections = write_comparison(s.get("compare"), path, assets=s.get("assets"))
-    else:
-        sections = write_report(
-            s.run, path, assets=s.get("assets"), map_of_activations=s.get("map_of_activations", "pca")
-        )
-    return {"sections": len(sections), "bytes": path.stat().st_size, "wrote": str(path)}
-
-
 def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], dict[str, Any]]:
     """The scorers that were asked for, and what tells them apart in a record; no key or address with one in it."""
     from reports.scoring.assemble import assemble
@@ -177,48 +146,3 @@ def clusters(s: Settings, record: dict[str, Any], generations: "pl.DataFrame") -
         if known.height == rows.height:  # a hand scores a sample
             return known, []
     return asked_themes(s, rows)
-
-
-def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
-    """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
-    from data import known_themes
-
-    found = known_themes(prompts, s.get("data_mirror"))
-    if found.lost:
-        warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
-             f"{next(iter(found.lost.values()))}")  # fmt: skip
-    return found.table, sorted(found.lost)
-
-
-def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:
-    """Texts of the prompts that anything behind the answers was fitted to or chosen on."""
-    import polars as pl
-
-    from data import for_split
-    from data.store.rundir import records
-    from reports.scoring.scores import same_text
-
-    known, used = records(s.run), generations["key"]
-    harmful, benign = (pl.col("label") == "harmful") & pl.col("category").is_not_null(), pl.col("label") == "benign"
-    labelled = pl.col("label").is_not_null()
-    bases = [(VECTORS, ("split",), harmful | benign), (PROBE, ("split", "threshold_split"), labelled),
-             (LOWRANK, ("split", "held_out"), labelled)]  # fmt: skip
-    texts: set[str] = set()
-    for artefact, splits, rows in bases:
-        key = known.get(artefact, {}).get("key", {})
-        path = s.run / f"{key.get('source', ACTIVATIONS)}.parquet"
-        if artefact in used and key:
-            if not path.exists() or known.get(key.get("source", ACTIVATIONS), {}).get("id") != key["activations"]:
-                raise UserError(f"which prompts the {artefact} behind these answers were fitted to is not known any more, so "
-                                f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
-            table = pl.read_parquet(path)
-            for split in splits:
-                chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
-                texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
-    if SWEEP in used:
-        if not (s.run / "sweep_prompts.parquet").exists():
-            raise UserError(
-                f"{s.run / 'sweep_prompts.parquet'}, what the setting was chosen on, is gone: run sweep again"
-            )
-        texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
-    return texts

@@ -16,7 +16,7 @@ from data.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 
 @command(
@@ -95,9 +95,10 @@ def pairing(model: "Model", prompts: "pl.DataFrame", split: str) -> tuple["pl.Da
     import polars as pl
 
     from data import for_split
-    from interventions.steering.plans import RESPOND, refusals
+    from data.contract import RESPOND
+    from interventions.model.control_tokens import refusal_tokens
 
-    tokens = refusals(model)
+    tokens = refusal_tokens(model)
     if not tokens.names or tokens.respond is None:
         raise UserError(f"model {model.name!r} has no refusal tokens to put behind a prompt; use --method mean, or a "
                         "model that was taught them (finetune)")  # fmt: skip

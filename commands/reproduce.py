@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.evaluate import SCORING, make_report, make_summary
+from commands.evaluate import SCORING, make_summary
 from commands.extract import make_activations, pairing
 from commands.framework.app import Session, command
 from commands.framework.output import warn
@@ -18,7 +18,9 @@ from commands.framework.recipe import PAPER, Recipe, RecipeFile, read_recipe
 from commands.framework.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged, without_secrets
 from commands.framework.settings import Command, Settings
 from commands.generate import Ready, answer_prompts, prepare
-from commands.probe import make_lowrank, make_probe
+from commands.lowrank import make_lowrank
+from commands.probe import make_probe
+from commands.report import make_report
 from commands.vectors import make_vectors, needs_pairs
 from data.errors import UserError
 

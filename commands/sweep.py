@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands.framework.app import Session, command
+from commands.framework.arms import STEERING, need_tools, readable_arms, single_arm
 from commands.framework.output import warn
 from commands.framework.prompts import fingerprint_of, load_prompts
 from commands.framework.records import SWEEP, model_key, note, unchanged
 from commands.framework.settings import Layers, Numbers, Settings
-from commands.generate import STEERING, need_tools, readable_arms, single_arm
 from commands.vectors import need_vectors
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 CATEGORY, UNIT, SCOPE = STEERING[1], STEERING[3], STEERING[4]
 
@@ -85,10 +85,12 @@ def sweep(session: Session, s: Settings) -> dict[str, Any]:
 
 def default_arm(s: Settings, model: "Model") -> tuple[str, ...]:
     """What is swept if nothing else was said."""
-    from interventions.steering.plans import refusals
+    from interventions.model.control_tokens import refusal_tokens
 
     return (
-        ("gated", "gated:harmful=0") if refusals(model).ids and (s.run / "probe.safetensors").exists() else ("fixed",)
+        ("gated", "gated:harmful=0")
+        if refusal_tokens(model).ids and (s.run / "probe.safetensors").exists()
+        else ("fixed",)
     )
 
 

@@ -115,9 +115,9 @@ def needs_pairs(session: Session, s: Settings) -> bool:
 def _speaks(session: Session, s: Settings) -> bool:
     """Whether the model has refusal tokens, and one to respond, to put behind a prompt."""
     from data.store.rundir import records
-    from interventions.steering.plans import refusals
+    from interventions.model.control_tokens import refusal_tokens
 
-    tokens = refusals(session.model(s, records(s.run).get(ACTIVATIONS)))
+    tokens = refusal_tokens(session.model(s, records(s.run).get(ACTIVATIONS)))
     return bool(tokens.names) and tokens.respond is not None
 
 

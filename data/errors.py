@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class OutOfReachError(UserError):
     """The hub did not answer: asking it for anything else would only take as long again."""
+
+
+class TooBigError(UserError):
+    """The server can't do so much in one job; less may do."""

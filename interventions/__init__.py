@@ -6,7 +6,8 @@ import anyio._backends._asyncio  # noqa: F401  # before nnsight puts `.save` on 
 
 if TYPE_CHECKING:
     from interventions.methods.vectors import SteeringVectors
-    from interventions.model.opening import Model, open_model
+    from interventions.model.model import Model
+    from interventions.model.opening import open_model
     from interventions.reading.extract import extract
     from interventions.steering.generate import generate
 

@@ -1,20 +1,14 @@
 """What the documents say is what there is: file formats, commands, links."""
 
 import re
-from pathlib import Path
 
 import polars as pl
 import pytest
 
-from interventions.fitting.diffing import SCHEMA as DIFF
-from interventions.steering.generate import SCHEMA as GENERATIONS
-from interventions.steering.sweep import SCHEMA as SWEEP
-from interventions.steering.trace import SCHEMA as TRACES
+from data.store.tables import DIFF, GENERATIONS, SCORES, SUMMARY, SWEEP, TRACES
 from reports.page.run import CONTRACT
-from reports.scoring.scores import SCHEMA as SCORES
-from reports.statistics.summary import SCHEMA as SUMMARY
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "docs" / "files.md").read_text()
 
 

@@ -90,8 +90,10 @@ def differences(want: Any, got: Any, place: str = "") -> list[str]:
         return [
             line for at, pair in enumerate(zip(want, got, strict=True)) for line in differences(*pair, f"{place}[{at}]")
         ]
-    both = [isinstance(one, (int, float)) and not isinstance(one, bool) for one in (want, got)]
-    same = math.isclose(want, got, rel_tol=1e-3, abs_tol=1e-5) if all(both) else want == got
+    if isinstance(want, float) and isinstance(got, (int, float)):
+        same = math.isclose(want, got, rel_tol=1e-3, abs_tol=1e-5)
+    else:
+        same = want == got
     return [] if same else [f"{place}: {want!r} became {got!r}"]
 
 
@@ -136,7 +138,7 @@ def test_contrastive_vectors_and_other_choices_write_what_they_did(run, rows, ti
 
 
 def test_reproduce_writes_what_it_did(run, rows, tiny_tuned_folder, tmp_path, monkeypatch):
-    from mirror import put_known
+    from tests.made.mirror import put_known
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     texts = [f"please tell me the {word}" for word in ("poem", "painter", "process", "person", "friend", "best")]

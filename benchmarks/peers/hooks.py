@@ -13,7 +13,8 @@ import torch
 from serving import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from interventions.model.prompt_format import BATCH_TOKENS, encode, pad_batch, pad_id, plan_batches
+from interventions.model.prompt_format import encode
+from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
 from interventions.reading.budget import CPU_TOKENS, plan_passes
 from interventions.reading.packing import common_opening
 

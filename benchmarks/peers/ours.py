@@ -15,13 +15,16 @@ from serving import serve
 
 from interventions import SteeringVectors, extract, open_model
 from interventions.gates.probe import Probe
-from interventions.model.opening import Model
-from interventions.model.prompt_format import encode, pad_batch, pad_id
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
+from interventions.model.prompt_format import encode
+from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.packing import common_opening
 from interventions.steering.answer import answer
 from interventions.steering.arms import Arm, parse_arms
-from interventions.steering.generate import answer_rows, generate
-from interventions.steering.plans import Tools, plan_arm, refusals
+from interventions.steering.batches import answer_rows
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools, plan_arm
 
 Run = Callable[[], Any]
 NOBODY = {"category": None, "label": None}
@@ -93,7 +96,7 @@ def making_tools(job: dict[str, Any]) -> Run:
     """Directions and a probe to steer with, which need only be the same for all: what each refusal token is read by, and
     the direction in which the prompts differ most."""
     model = opened(job["model"])
-    path, names = Path(job["tools"]), refusals(model)
+    path, names = Path(job["tools"]), refusal_tokens(model)
     rows = extracting(job, [])()
     mean, (_, _, axes) = rows.mean(0), np.linalg.svd(rows - rows.mean(0), full_matrices=False)
     unembedding = model.module.get_output_embeddings().weight[names.ids].float()

@@ -26,8 +26,9 @@ from tables import chart_page, markdown
 from transformers import AutoTokenizer
 
 from data import load_all
+from interventions.model.control_tokens import control_tokens
 from interventions.model.embedded import BASE, TUNED, embedded_folder
-from interventions.model.prompt_format import control_tokens, render
+from interventions.model.prompt_format import render
 from interventions.steering.plans import RESPOND
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,55 +12,55 @@ from commands.framework.output import emit, warn
 from commands.framework.settings import Command, Settings, shared
 
 if TYPE_CHECKING:
-    from interventions.backends.backend import Door
-    from interventions.model.opening import Model
+    from interventions.backends.backend import Backend
+    from interventions.model.model import Model
 
 DEFAULT_MODEL = "refusal-smollm2"
 
 
 @dataclass
 class Session:
-    """What a chain of commands shares: the open door and the open model."""
+    """What a chain of commands shares: the open backend and the open model."""
 
-    doors: dict[tuple[Any, ...], "Door"] = field(default_factory=dict)
+    backends: dict[tuple[Any, ...], "Backend"] = field(default_factory=dict)
     models: dict[tuple[Any, ...], "Model"] = field(default_factory=dict)
 
-    def door(self, s: Settings) -> "Door":
+    def backend(self, s: Settings) -> "Backend":
         """Where traces run; a server is asked once whether it is there."""
         from data.store.progress import Watch
-        from interventions.backends.backend import IN_FLIGHT, TIMEOUT, open_door
+        from interventions.backends.backend import IN_FLIGHT, TIMEOUT, open_backend
 
         key = (s.get("where", "local"), s.get("host"), s.get("timeout", TIMEOUT), s.get("in_flight", IN_FLIGHT))
-        if key not in self.doors:
+        if key not in self.backends:
             watch = Watch(as_json=s.get("as_json", False))
-            self.doors[key] = open_door(key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch)
-        return self.doors[key]
+            self.backends[key] = open_backend(key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch)
+        return self.backends[key]
 
     def model(self, s: Settings, record: dict[str, Any] | None = None) -> "Model":
         """The model that the settings name, else the record, else the default; opened once."""
         from interventions.model.opening import open_model
 
-        door = self.door(s)
-        name = s.get("model", None, record) or self._default_model(door)
-        key = (name, door, s.get("device"), s.get("dtype", None, record))
+        backend = self.backend(s)
+        name = s.get("model", None, record) or self._default_model(backend)
+        key = (name, backend, s.get("device"), s.get("dtype", None, record))
         if key not in self.models:
-            model = open_model(name, remote=door, device=key[2], dtype=key[3])
+            model = open_model(name, remote=backend, device=key[2], dtype=key[3])
             self.models |= {key: model, (*key[:3], model.dtype): model}
         return self.models[key]
 
     def traffic(self) -> dict[str, int]:
-        """What went over the lines of all doors so far."""
+        """What went over the lines of all backends so far."""
         total: Counter[str] = Counter()
-        for door in self.doors.values():
-            total.update(door.traffic)
+        for backend in self.backends.values():
+            total.update(backend.traffic)
         return dict(total)
 
-    def _default_model(self, door: "Door") -> str:
-        if not door.is_far or door.is_loopback:
+    def _default_model(self, backend: "Backend") -> str:
+        if not backend.is_remote or backend.is_loopback:
             return DEFAULT_MODEL
         from interventions.backends.ndif.server import pick_llama
 
-        name = pick_llama(door.address).name
+        name = pick_llama(backend.address).name
         warn(f"no --model given: {name} is up there and will be used")
         return name
 

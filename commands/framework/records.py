@@ -14,7 +14,7 @@ from commands.framework.settings import Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
 ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
@@ -74,9 +74,9 @@ def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None",
         "start": start,
     }
     if model is not None:
-        entry |= model_key(model) | {"backend": model.backend, "n_layers": model.n_layers}
-        if model.door.line is not None:
-            entry["remote"] = model.door.line.traffic.since_noted()
+        entry |= model_key(model) | {"backend": model.backend.kind, "n_layers": model.n_layers}
+        if model.backend.client is not None:
+            entry["remote"] = model.backend.client.traffic.since_noted()
     else:
         entry |= {name: (like or {}).get(name) for name in TAKEN_OVER}
     record(s.run, artefact, entry | (more or {}))

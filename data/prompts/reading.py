@@ -12,14 +12,13 @@ from pathlib import Path
 
 import polars as pl
 
+from data.contract import LABELS, SPLITS
 from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
 from data.prompts.hub import fetch
 
 PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
-LABELS = ("harmful", "benign")
-SPLITS = ("train", "validation", "test")
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 
 from data.errors import UserError
 
-SITE = "resid_post"
 SLICE_BYTES = 64 << 20
 
 

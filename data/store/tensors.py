@@ -1,7 +1,7 @@
 """Small safetensors artefacts (vectors, probe, low-rank map): writing and reading them, and whose model they fit."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from data.store.activations import SITE
 from data.store.rundir import replacing
 
 if TYPE_CHECKING:
-    from interventions.model.opening import Model
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -63,32 +62,6 @@ def check_shapes(path: Path, tensors: Mapping[str, torch.Tensor], wanted: Mappin
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != dict(wanted):
         raise UserError(f"{path}: tensors {_listed(shapes)}, where {_listed(wanted)} belong")
-
-
-def check_model(what: str, metadata: Mapping[str, str], width: int, layers: Sequence[int], model: "Model") -> None:
-    """Does what was computed from one model's activations belong to this model?
-
-    Args:
-        what: `the vectors`, `the probe`: the subject of a message.
-        metadata: The artefact's.
-        width: The artefact's d_model.
-        layers: The blocks it was computed at.
-        model: The model it is to be used on.
-
-    Raises:
-        UserError: Another model, width, site, or a layer that the model does not have.
-    """
-    if metadata.get("site") != SITE:
-        raise UserError(f"{what} were read at {metadata.get('site')!r}; this tool steers {SITE}")
-    if width != model.d_model:
-        raise UserError(f"{what} are {width} wide, model {model.name!r} is {model.d_model}")
-    if metadata.get("model") != model.name:
-        raise UserError(f"{what} are those of {metadata.get('model')!r}, not of {model.name!r}")
-    old = metadata.get("revision")
-    if old and model.revision and old != model.revision:
-        logger.warning("%s were computed with revision %s of %r; this is %s", what, old, model.name, model.revision)
-    if max(layers) >= model.n_layers:
-        raise UserError(f"{what} go to layer {max(layers)}, model {model.name!r} ends at {model.n_layers - 1}")
 
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -15,7 +15,7 @@ from nnsight.tracing.globals import BLOCKS, SOURCES
 from nnsight.tracing.tracer import _saves, save
 from nnsight.tracing.util import push
 
-from interventions.backends.ndif.request import loaded
+from interventions.backends.ndif.result import load_result
 
 
 class Simulation(LocalSimulationBackend):
@@ -36,7 +36,7 @@ class Simulation(LocalSimulationBackend):
             rebuilt.execute(rebuilt.info.code)
         marked = _saves()
         saved = {name: value for name, value in rebuilt.info.frame.f_locals.items() if id(value) in marked}
-        result = loaded(_as_bytes(saved))
+        result = load_result(_as_bytes(saved))
         for value in result.values():
             save(value)
         push(tracer.info.frame, result)

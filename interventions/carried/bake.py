@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from interventions.model.opening import Model
+from interventions.model.model import Model
 
 RECORD = "baked.json"
 

@@ -21,16 +21,12 @@ from data.prompts.hub import mirrored
 from data.store.journal import Journal
 from data.store.progress import progress
 from data.store.rundir import replacing
+from data.store.tables import CAPABILITY
 from interventions.carried.hooks import HookedArm
-from interventions.model.opening import Model
+from interventions.model.model import Model
 from interventions.steering.arms import Arm
-from interventions.steering.generate import tools_fingerprint
-from interventions.steering.plans import Tools, plan_arm
+from interventions.steering.plans import Tools, plan_arm, tools_fingerprint
 
-SCHEMA = {
-    "task": pl.String, "arm": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64, "n": pl.Int64,
-    "scored_logits_changed": pl.Boolean,
-}  # fmt: skip
 INSTALL = "capability needs lm-eval: pip install 'refusal-steering[capability]', or pip install 'lm-eval[hf]'"
 
 
@@ -55,7 +51,7 @@ def capability(
     Args:
         model: An open model in this process.
         tools: What the arms draw on.
-        path: The parquet file to write, in the columns of `SCHEMA`.
+        path: The parquet file to write, in the columns of `CAPABILITY`.
         arms: What to compare; all kinds but `oracle`, which reads labels. Routes and gates read the last token of an
             item's context.
         tasks: lm-eval's names of tasks, groups or tags, or task files.
@@ -72,7 +68,7 @@ def capability(
         UserError: No lm-eval, a model elsewhere, an unknown or unreadable task, tools that don't fit the model, or an
             arm that changed no scored logit of a task.
     """
-    if model.door.is_far:
+    if model.backend.is_remote:
         raise UserError("capability runs lm-eval in this process, on the model's own module: run it with --local")
     for tool in (tools.vectors, tools.probe, tools.lowrank):
         if tool is not None:
@@ -101,7 +97,9 @@ def capability(
             hooked = HookedArm(model, plans[at], tools.probe)
             journal.finish({number: run_task(model, hooked, task, manager, batch_size, options)})
             bar.update(1)
-    table = pl.DataFrame([row for number in range(len(pairs)) for row in journal.done[number]], SCHEMA, orient="row")
+    table = pl.DataFrame(
+        [row for number in range(len(pairs)) for row in journal.done[number]], CAPABILITY, orient="row"
+    )
     with replacing(path) as unfinished:
         table.write_parquet(unfinished)
     journal.remove()

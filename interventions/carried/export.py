@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from data.contract import MEAN
 from data.errors import UserError
 from data.store.rundir import replacing
-from interventions.methods.vectors import MEAN, SteeringVectors
+from interventions.methods.vectors import SteeringVectors
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from interventions.gates.probe import Probe
-from interventions.model.opening import Model, decoder_path
-from interventions.model.prompt_format import pad_batch, pad_id
-from interventions.steering.generate import gate_of
-from interventions.steering.plans import Plan, refusals
+from interventions.model.blocks import decoder_path
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
+from interventions.reading.batches import pad_batch, pad_id
+from interventions.steering.plans import Plan, gate_of
 from interventions.traced.edits import change, chosen, prepared, scored
 
 
@@ -40,7 +41,7 @@ class HookedArm:
         self._model, self._plan = model, plan.shipped()
         gate = gate_of([plan], probe)
         self._gate = None if gate is None else vars(gate)
-        self._refusing = torch.tensor(refusals(model).ids, dtype=torch.long)
+        self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
         self._known: dict[bytes, tuple[int, float]] = {}
 

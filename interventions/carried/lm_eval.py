@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from interventions.carried.hooks import Decided, HookedArm, digest
-from interventions.model.opening import Model
+from interventions.model.model import Model
 
 Base: Any = HFLM  # the decorator that registers it hides its type
 

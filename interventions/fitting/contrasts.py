@@ -6,9 +6,8 @@ import numpy as np
 import polars as pl
 
 from data import for_split
+from data.contract import RESPOND
 from data.errors import UserError
-
-RESPOND = "respond"
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from data.contract import RESPOND
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.progress import progress
-from interventions.fitting.contrasts import RESPOND, Contrast, contrasts, has_suffixes
+from data.store.tables import DIFF
+from interventions.fitting.contrasts import Contrast, contrasts, has_suffixes
 
 DIFFERENCES = ("contrastive", "mean")
 DRAWS, SPLITS = 1000, 100
 Z = 1.959963984540054  # two-sided 95 %
-SCHEMA = {
-    "category": pl.String, "layer": pl.Int64, "text": pl.String, "cosine": pl.Float64, "low": pl.Float64,
-    "high": pl.Float64, "ceiling": pl.Float64, "floor_low": pl.Float64, "floor_high": pl.Float64, "n": pl.Int64,
-    "halves": pl.Float64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def compare(
                 x, y = _rows(one, layer, contrast), _rows(two, layer, contrast)
                 found.append(row | {"layer": layer} | measure(weights, x, y))
                 bar.update(1)
-    return pl.DataFrame(found, SCHEMA).fill_nan(None)
+    return pl.DataFrame(found, DIFF).fill_nan(None)
 
 
 def draw(contrast: Contrast, draws: int, rng: np.random.Generator) -> Draws:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from data.errors import UserError
 
@@ -84,3 +85,26 @@ def stratified(positive: np.ndarray, seed: int) -> "StratifiedKFold":
     if least < 2:
         raise UserError("a probe needs at least two harmful and two benign rows to fit on; add prompts")
     return StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
+
+
+def fit_published(x: np.ndarray, harmful: np.ndarray, seed: int) -> Linear:
+    """Weight, mean and bias as arXiv 2603.13359's code fits them.
+
+    `nn.Linear` on mean-centred activations, AdamW with learning rate 1e-3 and weight decay 1e-4, 15 epochs of
+    shuffled batches of 512, binary cross-entropy without class weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean = x.mean(0)
+    inputs, wanted = torch.from_numpy(x - mean).float(), torch.from_numpy(harmful).float()
+    bound = x.shape[1] ** -0.5  # nn.Linear's own start
+    start = [(torch.rand(size, generator=generator) * 2 - 1) * bound for size in (x.shape[1], 1)]
+    weight, bias = (torch.nn.Parameter(value) for value in start)
+    optimizer = torch.optim.AdamW([weight, bias], lr=1e-3, weight_decay=1e-4)
+    for _epoch in range(15):
+        for batch in torch.randperm(len(inputs), generator=generator).split(512):
+            logits = inputs[batch] @ weight + bias
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return weight.detach().double().numpy(), mean, float(bias.detach())

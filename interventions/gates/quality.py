@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-ROC_SCHEMA = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
+from data.store.tables import PROBE_ROC
 
 
 def choose_threshold(harmful: np.ndarray, score: np.ndarray, fpr: float | None = None) -> float:
@@ -46,7 +46,7 @@ def roc_table(split: str, harmful: np.ndarray, score: np.ndarray) -> pl.DataFram
     false, true, scores = roc_curve(harmful, score)
     scores = np.where(np.isfinite(scores), scores, np.nan)
     return pl.DataFrame(
-        {"split": [split] * len(false), "fpr": false, "tpr": true, "threshold": scores}, ROC_SCHEMA
+        {"split": [split] * len(false), "fpr": false, "tpr": true, "threshold": scores}, PROBE_ROC
     ).fill_nan(None)
 
 

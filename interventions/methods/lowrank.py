@@ -15,12 +15,13 @@ import torch
 from data import for_split
 from data.errors import UserError
 from data.store.activations import Activations
-from data.store.tensors import check_model, check_shapes, load_tensors, save_tensors
+from data.store.tensors import check_shapes, load_tensors, save_tensors
 from interventions.fitting.covariance import shrunk_covariance
 from interventions.methods.vectors import SteeringVectors
+from interventions.model.fits import check_model
 
 if TYPE_CHECKING:
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 FORMAT = "refusal-steering/lowrank/1"
 MODES = {

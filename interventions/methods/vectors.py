@@ -4,22 +4,22 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
 
+from data.contract import MEAN
 from data.errors import UserError
 from data.store.activations import are_layers, are_numbers, spans
-from data.store.tensors import check_model, load_tensors, save_tensors
+from data.store.tensors import load_tensors, save_tensors
+from interventions.model.fits import check_model
 
 if TYPE_CHECKING:
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 FORMAT = "refusal-steering/1"
-UNITS = ("raw", "unit", "residual")
-MEAN = "mean"
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,3 @@ def check_names(names: Iterable[str]) -> None:
     """
     if MEAN in names:
         raise UserError(f"a category can't be called {MEAN!r}, which names the mean of all vectors; rename it")
-
-
-def difference_in_means(activations: Path, **options: Any) -> SteeringVectors:
-    """`methods.fit_vectors` with method `mean`, under its older name."""
-    from interventions.methods.fit import fit_vectors
-
-    return fit_vectors(activations, "mean", **options)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from interventions.model.vocabulary import SLOTS_FILE, Slot, read_slots, write_slots, write_tokenizer
+from interventions.model.tokenizer_files import RECORD_FILE, read_places, write_places, write_tokenizer
+from interventions.model.vocabulary import ControlToken
 
 WEIGHTS, CONFIG, TEMPLATE = "adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"
 
 
-def save_adapter(peft_model: Any, slots: tuple[Slot, ...], template: str, base: str, folder: Path) -> None:
+def save_adapter(peft_model: Any, slots: tuple[ControlToken, ...], template: str, base: str, folder: Path) -> None:
     """Write a bare peft adapter, weights in float16, with its control tokens and chat template.
 
     Args:
@@ -34,7 +35,7 @@ def save_adapter(peft_model: Any, slots: tuple[Slot, ...], template: str, base: 
     config = {name: _plain(value) for name, value in peft_model.peft_config["default"].to_dict().items()}
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_slots(slots, folder)
+    write_places(slots, folder)
     (folder / TEMPLATE).write_text(template, "utf-8")
 
 
@@ -48,7 +49,7 @@ def _plain(value: Any) -> Any:
 def adapter_hash(folder: Path) -> str:
     """The first twelve digits of a SHA-256 over all that a merged model depends on."""
     digest = hashlib.sha256()
-    for name in (CONFIG, SLOTS_FILE, TEMPLATE, WEIGHTS):
+    for name in (CONFIG, RECORD_FILE, TEMPLATE, WEIGHTS):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()[:12]
 
@@ -67,7 +68,7 @@ def merge(base: str, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    slots, template = read_slots(adapter), (adapter / TEMPLATE).read_text("utf-8")
+    slots, template = read_places(adapter), (adapter / TEMPLATE).read_text("utf-8")
     module = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     grow(module, slots)
     try:
@@ -79,7 +80,7 @@ def merge(base: str, adapter: Path, folder: Path) -> None:
     write_tokenizer(AutoTokenizer.from_pretrained(base), slots, template, folder)
 
 
-def grow(module: Any, slots: tuple[Slot, ...]) -> bool:
+def grow(module: Any, slots: tuple[ControlToken, ...]) -> bool:
     """Give the vocabulary rows for control tokens that lie beyond its end; says whether it had to."""
     rows = max(slot.id for slot in slots) + 1
     if rows <= module.get_input_embeddings().weight.shape[0]:

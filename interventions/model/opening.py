@@ -1,8 +1,6 @@
 """Opening a model: by alias, hub id or local folder, with its decoder blocks found and checked."""
 
-import hashlib
 import logging
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
-from interventions.backends.backend import HERE, Door, open_door
+from interventions.backends.backend import LOCAL, Backend, open_backend
 from interventions.backends.ndif.server import RUNNING, deployments
+from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
+from interventions.model.model import Model
 from interventions.model.revision import known_revision
 
 logger = logging.getLogger(__name__)
@@ -28,82 +28,19 @@ nnsight.register("interventions")
 DEFAULT_MODEL = TUNED
 
 
-@dataclass(frozen=True)
-class Model:
-    """An open model and what the rest of the tool needs to know of it.
-
-    Attributes:
-        nnsight: The nnsight model, ready for traces.
-        module: transformers' module.
-        tokenizer: Its tokenizer.
-        layers: The decoder blocks (nnsight envoys; attributes of the modules behind them work too).
-        name: As the user named it.
-        revision: Commit of the hub, release of the embedded weights, or a hash of a local folder.
-        dtype: Name of the weights' type, e.g. `float32`.
-        door: Where its traces run.
-    """
-
-    nnsight: Any
-    module: Any
-    tokenizer: Any
-    layers: Any
-    name: str
-    revision: str
-    dtype: str
-    door: Door = HERE
-
-    @property
-    def n_layers(self) -> int:
-        """How many decoder blocks there are."""
-        return len(self.layers)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.module.config.get_text_config().hidden_size
-
-    @property
-    def backend(self) -> str:
-        """Where its traces run: `local`, `simulate` or `remote`."""
-        return self.door.kind
-
-    @property
-    def device(self) -> torch.device:
-        """Where the input of the first block lies."""
-        device = next(self.module.parameters()).device
-        return torch.device("cpu") if device.type == "meta" else device
-
-    @property
-    def takes_masks(self) -> bool:
-        """Whether its attention takes a mask of who sees whom, so that what prompts share can be computed once.
-
-        Layers that see a window of the last tokens alone would need another mask than the others.
-        """
-        config = self.module.config.get_text_config()
-        kinds = getattr(config, "layer_types", None) or [
-            "sliding" if getattr(config, "sliding_window", None) else "full_attention"
-        ]
-        return getattr(self.module.config, "_attn_implementation", None) == "sdpa" and set(kinds) == {"full_attention"}
-
-    @property
-    def template_hash(self) -> str:
-        """SHA-256 of the chat template; of the empty text where there is none."""
-        return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()
-
-    def default_layer(self) -> int:
-        """round(18/32 · n_layers), at most n_layers − 1: the depth the papers steer at, in any model."""
-        return min(round(18 / 32 * self.n_layers), self.n_layers - 1)
-
-
 def open_model(
-    name: str = DEFAULT_MODEL, *, remote: bool | str | Door = False, device: str | None = None, dtype: str | None = None
+    name: str = DEFAULT_MODEL,
+    *,
+    remote: bool | str | Backend = False,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
     Args:
         name: What to open.
         remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
-            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open door.
+            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open backend.
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
 
@@ -111,12 +48,12 @@ def open_model(
         UserError: No such model, no access to it, an unknown device or type, or decoder blocks that can't be
             found or don't have the shape that steering needs.
     """
-    door = remote if isinstance(remote, Door) else _door(remote)
+    backend = remote if isinstance(remote, Backend) else _backend(remote)
     is_here = name in ALIASES or Path(name).is_dir()
-    if door.is_far and is_here and not door.is_loopback:
+    if backend.is_remote and is_here and not backend.is_loopback:
         raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
     source = str(embedded_folder(name)) if name in ALIASES else name
-    device = "cpu" if door.is_far else _checked_device(device)
+    device = "cpu" if backend.is_remote else _checked_device(device)
     weights = _checked_dtype(dtype, device)
     disable_progress_bar()
     if not is_here and not _is_cached(name):
@@ -124,7 +61,7 @@ def open_model(
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if door.is_far:
+        if backend.is_remote:
             if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
                 source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
@@ -141,11 +78,11 @@ def open_model(
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
     path = decoder_path(module, name)
-    if not door.is_far:
-        _check_blocks(module, module.get_submodule(path), name)
+    if not backend.is_remote:
+        check_blocks(module, module.get_submodule(path), name)
     layers = attrgetter(path)(wrapped)
     weights_type = (
-        str(next(module.parameters()).dtype) if not door.is_far else _far_dtype(door, source, wrapped, layers)
+        str(next(module.parameters()).dtype) if not backend.is_remote else _far_dtype(backend, source, wrapped, layers)
     )
     revision = known_revision(name) or getattr(config, "_commit_hash", None) or ""
     model = Model(
@@ -156,9 +93,9 @@ def open_model(
         name=name,
         revision=revision,
         dtype=weights_type.removeprefix("torch."),
-        door=door,
+        backend=backend,
     )
-    if door.is_far and dtype is not None and dtype != model.dtype:
+    if backend.is_remote and dtype is not None and dtype != model.dtype:
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
@@ -172,71 +109,30 @@ def _is_cached(name: str) -> bool:
         return True
 
 
-def _door(remote: bool | str) -> Door:
+def _backend(remote: bool | str) -> Backend:
     if remote is False:
-        return HERE
+        return LOCAL
     if remote == "local":
-        return open_door("simulate")
-    return open_door("remote", None if remote is True else str(remote))
+        return open_backend("simulate")
+    return open_backend("remote", None if remote is True else str(remote))
 
 
-def _far_dtype(door: Door, source: str, network: Any, layers: Any) -> str:
+def _far_dtype(backend: Backend, source: str, network: Any, layers: Any) -> str:
     """The type a server holds the weights in; it is asked to load them if it has not."""
-    running = {one.name: one for one in deployments(door.address) if one.state == RUNNING}
+    running = {one.name: one for one in deployments(backend.address) if one.state == RUNNING}
     known = running.get(source)
     if known is not None and known.dtype:
         return known.dtype
     block = layers[0]
     with (
         torch.no_grad(),
-        network.trace({"input_ids": torch.ones((1, 2), dtype=torch.long)}, backend=door.backend(network)) as tracer,
+        network.trace({"input_ids": torch.ones((1, 2), dtype=torch.long)}, backend=backend.nnsight(network)) as tracer,
     ):
         output = block.output
         hidden = output[0] if isinstance(output, tuple) else output
         seen = nnsight.save(str(hidden.dtype))
         tracer.stop()
     return seen
-
-
-def decoder_path(module: Any, name: str) -> str:
-    """Dotted path of the list of decoder blocks: the one ModuleList as long as the config says."""
-    text_config = module.config.get_text_config()
-    depth = getattr(text_config, "num_hidden_layers", None)
-    paths = [
-        path
-        for path, child in module.named_modules()
-        if isinstance(child, torch.nn.ModuleList) and len(child) == depth and not path.count(".layers.")
-    ]
-    if len(paths) != 1:
-        raise UserError(
-            f"model {name!r} ({type(module).__name__}): can't tell which modules are its decoder blocks "
-            f"({len(paths)} lists of {depth}); this tool reads decoder-only models such as Llama"
-        )
-    return paths[0]
-
-
-def _check_blocks(module: Any, blocks: Any, name: str) -> None:
-    """One tiny forward: does each block put out the residual stream, (rows, tokens, d_model)?"""
-    width = module.config.get_text_config().hidden_size
-    shapes: list[tuple[int, ...] | None] = []
-
-    def note(_module: Any, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        shapes.append(tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else None)
-
-    hooks = [block.register_forward_hook(note) for block in blocks]
-    try:
-        device = next(module.parameters()).device
-        with torch.no_grad():
-            module(input_ids=torch.ones((1, 3), dtype=torch.long, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if shapes != [(1, 3, width)] * len(blocks):
-        raise UserError(
-            f"model {name!r} ({type(module).__name__}): its blocks put out {sorted(set(map(str, shapes)))}, "
-            f"not (1, 3, {width}); this tool can't steer such a model"
-        )
 
 
 def _checked_device(device: str | None) -> str:

@@ -1,25 +1,13 @@
 """Prompts to token ids, and token ids to batches: length-sorted, sized by tokens, padded."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from data.errors import UserError
 
-BATCH_TOKENS = 2048
 RENDERED = 512  # prompts tokenized at once: their offsets take ten times the memory of their ids
-RESPOND = "respond"
 MARK = "\ue000"  # for private use, so that no template holds it
-CONTROL_TOKEN = re.compile(r"\[([^\W\d_][^\[\]\n]*)\]")  # a name in brackets that begins with a letter
-# Special tokens that are there to be taken (Llama 3, Gemma, Mistral, Qwen) or that only mark the source files of
-# pre-training data (StarCoder, SmolLM).
-UNUSED = re.compile(
-    r"<\|reserved_special_token_\d+\|>|<\|reserved_\d+\|>|<\|extra_\d+\|>|<unused_?\d+>|<(special|SPECIAL)_\d+>"
-    r"|\[control_\d+\]|<(repo_name|reponame|file_sep|filename|gh_stars|issue_\w+|jupyter_\w+|empty_output)>"
-)
 
 
 @dataclass(frozen=True)
@@ -97,74 +85,3 @@ def _user_tokens(text: str, before: str, after: str, offsets: Sequence[tuple[int
         return 1, len(offsets)  # the template says other things of this prompt: every token but the first counts
     inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and start < stop]
     return (inside[0], inside[-1] + 1) if inside else (1, 1)
-
-
-def plan_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | None = None) -> list[list[int]]:
-    """Split rows into batches, longest first, of at most `batch_tokens` padded tokens and `most_rows` rows each.
-
-    A function of its arguments alone. A row longer than the budget is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    width = 0
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rows = len(batches[-1]) + 1 if batches else 1
-        if batches and rows * width <= batch_tokens and (most_rows is None or rows <= most_rows):
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-            width = max(lengths[row], 1)
-    return batches
-
-
-def pad_batch(
-    rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu", opening: int = 0
-) -> dict[str, torch.Tensor]:
-    """Pad rows to one length, before their first token or, if they share one, behind their opening.
-
-    Padding shifts nothing: `position_ids` = cumsum(mask) − 1, clamped at 0.
-
-    Args:
-        rows: Token ids.
-        pad: A token id to pad with.
-        device: Where the tensors go.
-        opening: How many first tokens are the same in all rows: the batch's first columns.
-
-    Returns:
-        `input_ids`, `attention_mask`, `position_ids`, each (rows, tokens).
-    """
-    width = max(map(len, rows))
-    gaps = [width - len(row) for row in rows]
-    ids = torch.tensor([[*row[:opening], *[pad] * gap, *row[opening:]] for row, gap in zip(rows, gaps, strict=True)])
-    mask = torch.tensor([[1] * opening + [0] * gap + [1] * (width - opening - gap) for gap in gaps])
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def pad_id(tokenizer: Any) -> int:
-    """A token id to pad with; masked out, so any will do."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return candidate
-    return 0
-
-
-def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """The model's control tokens, name without brackets -> id: none, unless there is one to respond.
-
-    Other models write tokens of other use in brackets, too: `[PAD]`, `[TOOL_CALLS]`.
-    """
-    found = bracketed_tokens(tokenizer)
-    return found if RESPOND in found else {}
-
-
-def bracketed_tokens(tokenizer: Any) -> dict[str, int]:
-    """Added tokens written in brackets, name without them -> id, but for what the tokenizer or its template uses."""
-    roles = {str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    template = tokenizer.chat_template or ""
-    found = {}
-    for number, token in tokenizer.added_tokens_decoder.items():
-        text, match = token.content, CONTROL_TOKEN.fullmatch(token.content)
-        if match and text not in roles and text not in template and not UNUSED.fullmatch(text):
-            found[match[1]] = number
-    return found

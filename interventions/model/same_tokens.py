@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.errors import UserError
-from interventions.model.opening import Model
+from interventions.model.model import Model
 from interventions.model.prompt_format import encode, suffix_ids
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from data.errors import UserError
-from interventions.model.prompt_format import BATCH_TOKENS
+from data.errors import TooBigError, UserError
+from interventions.reading.batches import BATCH_TOKENS
 
 if TYPE_CHECKING:
-    from interventions.model.opening import Model
+    from interventions.model.model import Model
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,10 +26,6 @@ CPU_TOKENS = 512  # a CPU gains nothing by more at once, and loses where tensors
 MOST_TOKENS = 1 << 16
 DECODED = 4  # times a batch's tokens: what may decode at once, since arms share one prefill
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-
-
-class TooBigError(UserError):
-    """The server can't do so much in one job; less may do."""
 
 
 class Budget:
@@ -80,7 +76,7 @@ def ran_out(error: BaseException) -> bool:
 
 def default_batch_tokens(model: "Model") -> int:
     """Padded tokens a batch where nobody said: on a GPU what its free memory holds, elsewhere `BATCH_TOKENS`."""
-    if model.door.is_far or model.device.type != "cuda":
+    if model.backend.is_remote or model.device.type != "cuda":
         return BATCH_TOKENS
     free, _total = torch.cuda.mem_get_info(model.device)
     return fitting_tokens(model.module.config.get_text_config(), free, next(model.module.parameters()).element_size())
@@ -111,7 +107,7 @@ def passes(model: "Model", lengths: Sequence[int], tokens: int) -> list[list[int
     A server on this machine's own address is taken for a CPU, as it is where a run is tried out: then it computes the
     same passes as a run without it, and gives the same bits.
     """
-    if not model.door.is_loopback if model.door.is_far else model.device.type != "cpu":
+    if not model.backend.is_loopback if model.backend.is_remote else model.device.type != "cpu":
         return plan_passes(lengths, tokens, GPU_PASS_TOKENS)
     return plan_passes(lengths, min(tokens, CPU_TOKENS), PASS_TOKENS)
 

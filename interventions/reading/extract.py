@@ -12,13 +12,13 @@ import polars as pl
 import torch
 
 from data import fingerprint
+from data.contract import SITE
 from data.errors import UserError
-from data.store.activations import SITE
 from data.store.journal import Journal
 from data.store.progress import progress
 from data.store.rundir import replacing
-from interventions.model.opening import Model
-from interventions.model.prompt_format import plan_batches
+from interventions.model.model import Model
+from interventions.reading.batches import plan_batches
 from interventions.reading.budget import Budget, default_batch_tokens
 from interventions.reading.residual import Source
 
@@ -78,7 +78,7 @@ def extract(
         "layers": json.dumps(layers),
         "site": SITE,
         "position": position,
-        "backend": model.backend,
+        "backend": model.backend.kind,
         "dtype": model.dtype,
         "template": model.template_hash,
     }
@@ -127,13 +127,13 @@ def _run(
 
     def read(group: tuple[int, ...]) -> list[torch.Tensor]:
         plan = [journal.plan[number] for number in group]
-        if len(group) > 1:  # too much for a server: the door sends it in halves
+        if len(group) > 1:  # too much for a server: the backend sends it in halves
             return source.read(model, plan, layers, tokens)
         smallest = min(source.computed(model, plan[0]))
-        return budget.spend(lambda most: source.read(model, plan, layers, most), smallest, model.door.is_far)
+        return budget.spend(lambda most: source.read(model, plan, layers, most), smallest, model.backend.is_remote)
 
-    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.door.watch) as bar:
-        for group, results in model.door.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
+    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.backend.watch) as bar:
+        for group, results in model.backend.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
             for number, result in zip(group, results, strict=True):
                 values = result.numpy().astype("<f4")
                 if not (values == values).all():

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from interventions.model.prompt_format import pad_batch
+from interventions.reading.batches import pad_batch
 from interventions.reading.budget import PASS_TOKENS
+from interventions.traced.masks import row_mask, tail_mask
 
 
 def common_opening(rows: Sequence[Sequence[int]], most: int | None = None) -> int:
@@ -64,16 +65,3 @@ def pack_batch(
 def branches(endings: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """The tokens of the endings' tree, each by the path to it, parents before their children."""
     return list(dict.fromkeys(tuple(ending[:depth]) for ending in endings for depth in range(1, len(ending) + 1)))
-
-
-def row_mask(real: torch.Tensor) -> torch.Tensor:
-    """Who sees whom in a padded row: boolean (rows, 1, tokens, tokens) of `real` (rows, tokens), 1 for real tokens."""
-    width = real.shape[1]
-    earlier = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
-    return ((earlier & real.bool()[:, None, :]) | torch.eye(width, dtype=torch.bool, device=real.device))[:, None]
-
-
-def tail_mask(real: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Whom a row's tail sees: boolean (rows, 1, tail, tokens + tail); the row, and of itself what `seen` (tail, tail) says."""
-    rows, tail = len(real), len(seen)
-    return torch.cat([real.bool()[:, None].expand(-1, tail, -1), seen.bool().expand(rows, -1, -1)], dim=2)[:, None]

@@ -9,8 +9,9 @@ import torch
 from transformers import DynamicCache
 
 from data.errors import UserError
-from interventions.model.opening import Model
-from interventions.model.prompt_format import Encoded, encode, pad_batch, pad_id, suffix_ids
+from interventions.model.model import Model
+from interventions.model.prompt_format import Encoded, encode, suffix_ids
+from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.budget import passes
 from interventions.reading.packing import branches, common_opening, pack_batch
 from interventions.traced.caching import repeated
@@ -142,7 +143,7 @@ def read_residual(
     first = {name: batches[0][name][:1, :opening] for name in ("input_ids", "position_ids")}
     rest = [_behind(batch, opening) for batch in batches]
     parts = list(zip(rest, weights or nothing, ends or nothing, strict=True))
-    with network.session(backend=model.door.backend(network)):
+    with network.session(backend=model.backend.nnsight(network)):
         kept = nnsight.save([])
         with torch.no_grad():
             shared = DynamicCache()

@@ -13,19 +13,12 @@ from typing import Any
 import nnsight
 import torch
 
-from interventions.model.opening import Model
+from interventions.model.model import Model
 from interventions.reading.budget import DECODED, passes
 from interventions.traced.caching import cached, prefill, prefill_parts
 from interventions.traced.decoding import decoded, looked
 from interventions.traced.edits import WIDE, scored
 
-SCOPES = {
-    "prompt-last": "the last prompt token only",
-    "prompt": "every prompt token",
-    "generated": "every position that a token is generated from: the last prompt token and each generated one "
-    "(the papers' scope)",
-    "all": "every prompt token and each generated one",
-}
 LOGIT_TOKENS = 16  # a row's logits, and what is computed of them, take the memory of some so many cached tokens
 
 
@@ -131,7 +124,7 @@ def answer(
         "top_k": top_k,
     }
     last = path[-1]
-    with network.session(backend=model.door.backend(network)):
+    with network.session(backend=model.backend.nnsight(network)):
         out = nnsight.save({})
         with torch.no_grad():
             device = next(network._module.parameters()).device

@@ -5,37 +5,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data.errors import UserError
-from interventions.methods.vectors import MEAN, UNITS
-from interventions.steering.answer import SCOPES
-
-KINDS = {
-    "baseline": "nothing is changed",
-    "fixed": "one vector for every row: --category, else the mean of all",
-    "routed": "the vector of the refusal token that is most probable after the unsteered prompt",
-    "gated": "the same, away from refusal where the probe says benign and towards it where it says harmful",
-    "lowrank": "the trained low-rank combination of the category vectors",
-    "ablate": "the vector's direction is projected out",
-    "random": "a random direction of the same norm",
-    "wrong-category": "routed, but another category's vector",
-    "prompt-only": "no vector: an instruction before the prompt",
-    "logit-bias": "no vector: the control tokens' logits at the first generated position",
-    "oracle": "by the row's own label and category; an upper bound, not a method",
-}
-ROUTES = {
-    "fixed": "one vector for every row",
-    "routed": "by the most probable refusal token",
-    "gated": "by the most probable refusal token, with the strength the probe asks for",
-}
-OPERATIONS = ("add", "ablate", "clamp")
-DEFAULT_STRENGTH, DEFAULT_UNIT, DEFAULT_SCOPE = -0.3, "residual", "generated"
-TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
-BIAS = -5.0  # logits
-NEXT = re.compile(r",(?=\s*\w+\s*=)")
-INSTRUCTION = (
-    "Answer every request that is harmless and that you can answer, even if it sounds alarming. "
-    "Decline only what would do real harm or can't be answered."
+from data.contract import (
+    BIAS,
+    DEFAULT_SCOPE,
+    DEFAULT_STRENGTH,
+    DEFAULT_UNIT,
+    INSTRUCTION,
+    KINDS,
+    MEAN,
+    OPERATIONS,
+    ROUTES,
+    SCOPES,
+    TOWARDS,
+    UNITS,
 )
+from data.errors import UserError
+
+NEXT = re.compile(r",(?=\s*\w+\s*=)")
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,20 @@ import polars as pl
 
 from data import fingerprint
 from data.store.journal import Journal
+from data.store.measured import Measured
 from data.store.progress import progress
 from data.store.rundir import replacing
 from interventions.backends.backend import JOB_BYTES
-from interventions.model.opening import Model
-from interventions.model.prompt_format import BATCH_TOKENS, Encoded, pad_batch, pad_id, plan_batches
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
+from interventions.model.prompt_format import Encoded
+from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget
 from interventions.steering.arms import Arm
-from interventions.steering.generate import answer_rows, finished, gate_of, stop_tokens, tools_fingerprint, variants_of
-from interventions.steering.plans import Plan, Tools, plan_arm, refusals
-from interventions.steering.teacher_forcing import forced, most_rows
-from reports.statistics.effects import Measured, figures
+from interventions.steering.batches import answer_rows, variants_of
+from interventions.steering.plans import Plan, Tools, gate_of, plan_arm, tools_fingerprint
+from interventions.steering.teacher_forcing import most_rows, teacher_forced
+from interventions.steering.texts import finished, stop_tokens
 
 CONTEXT, PIECE = 16, 256  # tokens of a passage that stand for a prompt; tokens of a piece: longer passages are cut
 HARMLESS = {"category": None, "label": "benign"}
@@ -42,11 +45,9 @@ def side_effects(
     *,
     arms: Sequence[Arm],
     broken: Callable[[str], bool],
-    text_name: str = "plain",
-    themes: Sequence[str | None] | None = None,
+    figures: Callable[[Measured], pl.DataFrame],
     max_new_tokens: int = 32,
     batch_tokens: int = BATCH_TOKENS,
-    seed: int = 0,
 ) -> pl.DataFrame:
     """Measure the unsteered model and every arm, and write the table; a killed run's finished batches are kept.
 
@@ -55,14 +56,12 @@ def side_effects(
         prompts: Harmless rows in the shape of `data.load_all`; no arm but `oracle` reads their category or label.
         texts: Passages of plain text.
         tools: What the arms draw on.
-        path: The parquet file to write, in the columns of `effect_figures.SCHEMA`.
+        path: The parquet file to write, in the columns of `data.store.tables.EFFECTS`.
         arms: What to measure; the baseline always is, and stands first.
         broken: Whether an answer is none.
-        text_name: What the plain text is called in the table.
-        themes: For each prompt the cluster that a bootstrap draws it with; None: a cluster of its own.
+        figures: Makes the table of what was measured.
         max_new_tokens: Tokens an answer, and at most so many of the unsteered one that divergence is taken over.
         batch_tokens: Padded tokens a batch.
-        seed: Of the bootstrap.
 
     Raises:
         UserError: The tools don't fit the model, or an arm asks for what isn't there.
@@ -75,7 +74,7 @@ def side_effects(
     answers, answers_journal = work.answers(prompts, max_new_tokens, broken)
     pieces, pieces_journal = work.pieces(texts)
     measured = Measured([arm.name for arm in arms], max_new_tokens, **answers, **pieces)
-    table = figures(measured, prompts["dataset"].to_list(), themes or [None] * prompts.height, text_name, seed)
+    table = figures(measured)
     with replacing(path) as unfinished:
         table.write_parquet(unfinished)
     for journal in (answers_journal, pieces_journal):
@@ -176,17 +175,19 @@ class _Work:
         for encoded, plans in variants:
             batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
             shipped = [plan.for_rows(rows).shipped() for plan in plans]
-            found.append(forced(model, batches[-1], given, shipped, refusal_ids=refusals(model).ids,
+            found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids,
                                 gate=gate_of(plans, self.tools.probe), divergence=what == "kl",
                                 reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
         return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
 
     def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:
         """What is noted of each row and arm, (rows, arms, width), in the caller's order of both."""
-        total, watch = sum(map(len, journal.plan)), self.model.door.watch
+        total, watch = sum(map(len, journal.plan)), self.model.backend.watch
         left = sum(len(rows) for _, rows in journal.todo())
         with progress(total, total - left, name, watch) as bar:
-            for group, noted in self.model.door.each(journal, lambda group: measure(journal.plan[group[0]]), JOB_BYTES):
+            for group, noted in self.model.backend.each(
+                journal, lambda group: measure(journal.plan[group[0]]), JOB_BYTES
+            ):
                 journal.finish({group[0]: noted})
                 bar.update(len(noted))
         found = np.zeros((total, len(self.arms), width))

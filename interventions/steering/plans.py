@@ -6,15 +6,18 @@ wherever the trace runs. Neither sees a row's category or label, but for the arm
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from data.contract import MEAN, RESPOND
 from data.errors import UserError
 from interventions.gates.probe import Probe
-from interventions.methods.vectors import MEAN, SteeringVectors
-from interventions.model.opening import Model
-from interventions.model.prompt_format import RESPOND, control_tokens
+from interventions.methods.vectors import SteeringVectors
+from interventions.model.control_tokens import RefusalTokens, refusal_tokens
+from interventions.model.model import Model
+from interventions.steering.answer import Gate
 from interventions.steering.arms import Arm
 
 if TYPE_CHECKING:
@@ -34,28 +37,6 @@ class Tools:
     vectors: SteeringVectors
     probe: Probe | None = None
     lowrank: "LowRank | None" = None
-
-
-@dataclass(frozen=True)
-class Refusals:
-    """A model's control tokens.
-
-    Attributes:
-        names: Categories.
-        ids: Token id of each.
-        respond: Token id of the respond token, or None.
-    """
-
-    names: list[str]
-    ids: list[int]
-    respond: int | None
-
-
-def refusals(model: Model) -> Refusals:
-    """The control tokens in a model's tokenizer; empty lists where it has none."""
-    found = control_tokens(model.tokenizer)
-    names = [name for name in found if name != RESPOND]
-    return Refusals(names, [found[name] for name in names], found.get(RESPOND))
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
     Raises:
         UserError: The arm needs a probe, a low-rank map, refusal tokens, a layer or a category that isn't there.
     """
-    tokens, vectors = refusals(model), tools.vectors
+    tokens, vectors = refusal_tokens(model), tools.vectors
     categories = vectors.categories
     if arm.needs_tokens and not tokens.ids:
         raise UserError(
@@ -154,7 +135,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
     )
 
 
-def _biased_tokens(arm: Arm, tokens: Refusals) -> list[int]:
+def _biased_tokens(arm: Arm, tokens: RefusalTokens) -> list[int]:
     """All refusal tokens, or the control token that the arm names."""
     if arm.category == MEAN:
         return tokens.ids
@@ -196,3 +177,22 @@ def _table(arm: Arm, vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]
         order = [*range(1, len(names) - 1), 0, len(names) - 1]
         return table[order], [names[at] for at in order]
     return table, names
+
+
+def tools_fingerprint(plans: list[Plan], probe: Probe | None) -> str:
+    """What the vectors, the low-rank map and the probe are, whatever their files are called."""
+    digest = sha256()
+    for plan in plans:
+        digest.update(plan.table.numpy().tobytes())
+        for name in ("U", "V", "z", "mean") if plan.lowrank else ():
+            digest.update(plan.lowrank[name].numpy().tobytes())  # type: ignore[index]
+    for part in (probe.weight, probe.mean, probe.bias, probe.threshold) if probe else ():
+        digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:
+    """The probe as a trace needs it, if an arm is gated."""
+    if probe is None or all(plan.arm.route != "gated" for plan in plans):
+        return None
+    return Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)

@@ -17,14 +17,17 @@ from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import progress
 from data.store.rundir import replacing
+from data.store.tables import SWEEP
 from interventions.backends.backend import JOB_BYTES
-from interventions.model.opening import Model
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.steering.answer import Answers
 from interventions.steering.arms import Arm, parse_arms
-from interventions.steering.generate import answer_rows, finished, plan_answers, tools_fingerprint, warn_of_overflow
-from interventions.steering.plans import Plan, Tools, plan_arm, refusals
+from interventions.steering.batches import answer_rows, plan_answers
+from interventions.steering.plans import Plan, Tools, plan_arm, tools_fingerprint
+from interventions.steering.texts import finished, warn_of_overflow
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)  # times an arm's own strength
 SHARED_SETTING = ("fixed", "routed", "gated", "random", "wrong-category")  # kinds that mean the same by a strength
@@ -32,11 +35,6 @@ UNSWEPT = ("baseline", "prompt-only", "oracle")
 MORE_BROKEN = 0.02  # share of broken answers that a setting may add
 SLACK = 0.02  # refusal that a shortlisted setting may seem to lose by the first token; by text it may not
 EQUAL = 0.01  # mean probabilities so near are equal: then the gentler setting comes first
-SCHEMA = {
-    "layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String, "arm": pl.String, "label": pl.String,
-    "n": pl.Int64, "refusal_probability": pl.Float64, "refused": pl.Float64, "broken": pl.Float64, "chosen": pl.Boolean,
-    "kind": pl.String, "category": pl.String, "scope": pl.String, "harmful": pl.Float64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def sweep(
     work = _Work(model, prompts, encode(model.tokenizer, prompts["prompt"].to_list()), tools, path, budget)
     probability, chosen = None, list(range(1, len(arms)))
     journals = []
-    if refusals(model).ids:
+    if refusal_tokens(model).ids:
         journals.append(work.journal("first", plans, 0))
         probability = work.first_position(journals[0], plans)
         warn_of_overflow("refusal probability", int((~np.isfinite(probability)).any(0).sum()), len(arms))
@@ -265,8 +263,8 @@ class _Work:
             return note(answer_rows(model, self.encoded, rows, plans, self.tools.probe, tokens, self.budget))
 
         left = sum(len(rows) for _, rows in journal.todo())
-        with progress(total, total - left, name, model.door.watch) as bar:
-            for group, noted in model.door.each(journal, work, JOB_BYTES):
+        with progress(total, total - left, name, model.backend.watch) as bar:
+            for group, noted in model.backend.each(journal, work, JOB_BYTES):
                 journal.finish({group[0]: noted})
                 bar.update(len(noted))
         found: list[list[Any]] = [[]] * total
@@ -328,4 +326,4 @@ def _table(
                     "broken": None if texts is None else _share(texts[group], "broken"),
                 }
             )
-    return pl.DataFrame(rows, SCHEMA).fill_nan(None)
+    return pl.DataFrame(rows, SWEEP).fill_nan(None)

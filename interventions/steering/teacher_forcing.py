@@ -13,15 +13,16 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from interventions.model.opening import Model
+from interventions.model.model import Model
 from interventions.steering.answer import WIDE, Gate
-from interventions.traced.edits import biased, change, prepared, scored
+from interventions.traced.edits import biased, prepared, scored
+from interventions.traced.teacher_forcing import change_in_parts, compared, parted
 
 LOGIT_BYTES = 256 << 20  # of float32 logits that one forward pass may put out
 
 
 @dataclass(frozen=True)
-class Forced:
+class TeacherForced:
     """What B rows, A arms and at most T given tokens came to, float64 nats; 0 beyond a row's own tokens.
 
     Attributes:
@@ -38,7 +39,7 @@ def most_rows(model: Model, tokens: int) -> int:
     return max(1, LOGIT_BYTES // (4 * tokens * model.module.config.get_text_config().vocab_size))
 
 
-def forced(
+def teacher_forced(
     model: Model,
     batch: dict[str, torch.Tensor],
     given: Sequence[Sequence[int]],
@@ -48,7 +49,7 @@ def forced(
     gate: Gate | None = None,
     divergence: bool = True,
     reference: dict[str, torch.Tensor] | None = None,
-) -> Forced:
+) -> TeacherForced:
     """Probabilities of given tokens behind a batch of prompts, in every arm.
 
     Args:
@@ -76,7 +77,7 @@ def forced(
     refusing = torch.tensor(list(refusal_ids), dtype=torch.long)
     whole = followed(batch, tokens, there)
     other = None if reference is None else followed(reference, tokens, there)
-    backend = model.door.backend(network)
+    backend = model.backend.nnsight(network)
     with network.session(backend=backend):
         out = nnsight.save({})
         with torch.no_grad():
@@ -128,7 +129,7 @@ def forced(
             out["kl"] = torch.cat([pair[1] for pair in found], dim=1) if divergence else None
     order = [at for group in groups for at in group]
     back = torch.tensor([order.index(at) for at in range(len(plans))])
-    return Forced(out["nll"][:, back], out["kl"][:, back] if divergence else None)
+    return TeacherForced(out["nll"][:, back], out["kl"][:, back] if divergence else None)
 
 
 def _groups(plans: Sequence[dict[str, Any]], most: int) -> list[list[int]]:
@@ -159,44 +160,3 @@ def followed(batch: dict[str, torch.Tensor], tokens: torch.Tensor, there: torch.
 
 
 # What follows runs inside a trace, wherever that is: plain functions of tensors.
-
-
-def parted(inputs: dict[str, torch.Tensor], at: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Inputs before a position, and from it on with the whole mask, as a model with a cache takes them."""
-    before = {name: value[:, :at] for name, value in inputs.items()}
-    after = {name: value[:, at:] for name, value in inputs.items()}
-    return before, after | {"attention_mask": inputs["attention_mask"]}
-
-
-def change_in_parts(hidden: torch.Tensor, edit: dict[str, Any], prompt: int, wide: bool) -> None:
-    """Edit a block's output in place: the prompt's positions, the first `prompt` ones, and those of given tokens.
-
-    Of the prompt the last position is edited, or, if `wide`, every one; the others where the arm's scope goes on.
-    """
-    alive = torch.arange(len(hidden), device=hidden.device)
-    change(hidden[:, :prompt], edit, alive, True, wide)
-    change(hidden[:, prompt:], edit, alive, False, True)
-
-
-def compared(
-    logits: torch.Tensor, own: torch.Tensor | None, tokens: torch.Tensor, there: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """−log p of the tokens and KL(own ‖ arm), (rows, arms, tokens) each; float64, a row at a time.
-
-    Args:
-        logits: (rows · arms, tokens, vocabulary); row r's arm a stands at r · arms + a.
-        own: (rows, tokens, vocabulary), unsteered; without it the second result means nothing.
-        tokens: (rows, tokens) ids.
-        there: (rows, tokens) whether there is one.
-    """
-    rows, many = len(tokens), len(logits) // len(tokens)
-    nll = torch.zeros(rows, many, tokens.shape[1], dtype=torch.float64)
-    kl = torch.zeros_like(nll)
-    for row in range(rows):
-        p = None if own is None else own[row].double().log_softmax(-1)
-        for arm in range(many):
-            q = logits[row * many + arm].double().log_softmax(-1)
-            nll[row, arm] = -(q.gather(-1, tokens[row][:, None])[:, 0] * there[row]).cpu()
-            if p is not None:
-                kl[row, arm] = ((p.exp() * (p - q)).sum(-1) * there[row]).cpu()
-    return nll, kl

@@ -11,34 +11,20 @@ import torch
 from data import fingerprint
 from data.store.journal import Journal
 from data.store.progress import progress
+from data.store.tables import TRACES
 from interventions.backends.backend import JOB_BYTES
 from interventions.methods.vectors import SteeringVectors
-from interventions.model.opening import Model
-from interventions.model.prompt_format import Encoded, pad_batch, pad_id, plan_batches
+from interventions.model.model import Model
+from interventions.model.prompt_format import Encoded
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.reading.extract import RESULT_BYTES
 from interventions.steering.answer import Answers
 from interventions.steering.arms import Arm
-from interventions.steering.generate import (
-    answer_rows,
-    arm_columns,
-    finite,
-    row_answer,
-    tools_fingerprint,
-    variants_of,
-    warn_of_overflow,
-)
-from interventions.steering.plans import Plan, Tools, plan_arm
-from interventions.steering.teacher_forcing import forced
-
-TOP = pl.List(pl.Struct({"token": pl.String, "probability": pl.Float64}))
-SCHEMA = {
-    "dataset": pl.String, "id": pl.String, "prompt": pl.String, "prompt_category": pl.String, "label": pl.String,
-    "category": pl.String, "layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String, "scope": pl.String,
-    "kl": pl.Float64, "top_unsteered": TOP, "top_steered": TOP,
-    "text_unsteered": pl.String, "text_steered": pl.String,
-    "projections": pl.List(pl.Struct({"category": pl.String, "layer": pl.Int64, "value": pl.Float64})),
-}  # fmt: skip
+from interventions.steering.batches import answer_rows, variants_of
+from interventions.steering.plans import Plan, Tools, plan_arm, tools_fingerprint
+from interventions.steering.teacher_forcing import teacher_forced
+from interventions.steering.texts import arm_columns, finite, row_answer, warn_of_overflow
 
 
 def trace(
@@ -96,9 +82,9 @@ def trace(
         ]
 
     with progress(
-        prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.door.watch
+        prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.backend.watch
     ) as bar:
-        for group, answers in model.door.each(journal, work, JOB_BYTES):
+        for group, answers in model.backend.each(journal, work, JOB_BYTES):
             journal.finish({group[0]: answers})
             bar.update(len(answers))
     rows = {
@@ -108,7 +94,7 @@ def trace(
     }
     journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
-    table = pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=SCHEMA)
+    table = pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=TRACES)
     warn_of_overflow("KL divergence", table["kl"].null_count(), table.height)
     return table
 
@@ -134,7 +120,7 @@ def _divergence(model: Model, rows: Sequence[int], variants: Sequence[tuple[Enco
     pad = pad_id(model.tokenizer)
     plain, other = (pad_batch([encoded.ids[row] for row in rows], pad, model.device) for encoded, _ in variants)
     plans = [plan.for_rows(rows).shipped() for plan in variants[1][1]]
-    kl = forced(model, other, [[pad]] * len(rows), plans, reference=plain).kl  # whichever token would follow
+    kl = teacher_forced(model, other, [[pad]] * len(rows), plans, reference=plain).kl  # whichever token would follow
     assert kl is not None
     return kl[:, 0, 0]
 

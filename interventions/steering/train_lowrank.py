@@ -22,22 +22,21 @@ from data import fingerprint, for_split
 from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import progress
+from data.store.tables import LOWRANK_TRAINING
 from data.store.tensors import load_tensors, save_tensors
 from interventions.backends.backend import JOB_BYTES
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
-from interventions.model.opening import Model
-from interventions.model.prompt_format import BATCH_TOKENS, encode, pad_batch, pad_id, plan_batches
-from interventions.steering.plans import refusals
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
+from interventions.model.prompt_format import encode
+from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.traced.lowrank import added, kept, losses, optimizing, stepped
 
 STATE_FORMAT = "refusal-steering/lowrank-training/1"
 TRAINED = {"fixed": ("U", "z"), "input": ("U", "V")}
 ROWS_A_BATCH, BATCHES_A_JOB = 32, 16
 MEASURES = ("harmful_loss", "benign_loss", "harmful_probability", "benign_probability")
-HISTORY = {
-    "epoch": pl.Int64, "split": pl.String, "label": pl.String, "n": pl.Int64, "loss": pl.Float64,
-    "refusal_probability": pl.Float64, "kept": pl.Boolean,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def train_lowrank(
         UserError: No refusal tokens, no harmful or no benign row, or a map of another model.
     """
     start.check(model)
-    targets = refusals(model).ids
+    targets = refusal_tokens(model).ids
     if not targets:
         raise UserError(
             f"model {model.name!r} has no refusal tokens to train towards; use a model that was taught them"
@@ -132,7 +131,7 @@ def train_lowrank(
         model, start, [rows, held], {"epochs": epochs, "rates": rates, "batch_tokens": batch_tokens, "seed": seed}
     )
     state = _State.load(folder / ".lowrank.safetensors", key, start)
-    with progress(len(stages), state.stage, "lowrank", model.door.watch, unit="job") as bar:
+    with progress(len(stages), state.stage, "lowrank", model.backend.watch, unit="job") as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
             found = _run(model, state, lessons[stage.split], stage, rates, folder)
@@ -194,7 +193,7 @@ def steps(
     network, path = model.nnsight, list(model.layers)
     block, given, mode = path[layer], dict(parameters), "fixed" if "z" in rates else "input"
     batches, targets, counts, whole = lesson.part(numbers), lesson.targets, lesson.counts, len(lesson.batches)
-    backend = model.door.backend(network)
+    backend = model.backend.nnsight(network)
     with network.session(backend=backend):
         out = nnsight.save({})
         device = next(network._module.parameters()).device
@@ -228,69 +227,6 @@ def steps(
 
 
 # What follows runs inside a trace, wherever that is: plain functions of tensors.
-
-
-def added(hidden: torch.Tensor, low: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
-    """U z, or U Vᵀ(h − mean): what `edits.change` adds at strength 1."""
-    up, down, z, mean = (low[name].to(hidden.device) for name in ("U", "V", "z", "mean"))
-    return up @ z if mode == "fixed" else ((hidden.float() - mean) @ down) @ up.T
-
-
-def losses(
-    before: torch.Tensor, after: torch.Tensor, harmful: torch.Tensor, targets: torch.Tensor, counts: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a batch's rows as their share of a lesson's, and the sums of `MEASURES`.
-
-    Args:
-        before: (rows, vocabulary) log probabilities, unsteered.
-        after: The same, steered.
-        harmful: (rows,) bool.
-        targets: Ids of the refusal tokens.
-        counts: Harmful and benign rows of the lesson.
-    """
-    refusal = after[:, targets.to(after.device)].logsumexp(-1)
-    divergence = (before.to(after.device).exp() * (before.to(after.device) - after)).sum(-1)
-    mine = harmful.to(after.device)
-    parts = -refusal[mine].sum(), divergence[~mine].sum()
-    loss = parts[0] / max(counts[0], 1) + parts[1] / max(counts[1], 1)
-    shares = refusal.exp()
-    measured = torch.stack([parts[0], parts[1], shares[mine].sum(), shares[~mine].sum()]).detach()
-    return loss, measured
-
-
-def optimizing(low: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, with what it remembers of earlier steps."""
-    groups = [{"params": [low[name].requires_grad_(True)], "lr": rate} for name, rate in rates.items()]
-    optimizer = torch.optim.AdamW(groups)
-    for name in rates:
-        if f"{name}.step" in low:
-            memory = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[low[name]] = {part: low[f"{name}.{part}"] for part in memory}
-    return optimizer
-
-
-def stepped(
-    optimizer: torch.optim.AdamW, low: dict[str, torch.Tensor], rates: dict[str, float], loss: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Take a step; the gradients it took."""
-    names = list(rates)
-    found = torch.autograd.grad(loss, [low[name] for name in names])
-    for name, gradient in zip(names, found, strict=True):
-        low[name].grad = gradient
-    optimizer.step()
-    return {name: gradient.cpu() for name, gradient in zip(names, found, strict=True)}
-
-
-def kept(
-    optimizer: torch.optim.AdamW, low: dict[str, torch.Tensor], rates: dict[str, float]
-) -> dict[str, torch.Tensor]:
-    """The trained parameters and AdamW's memory, on the CPU."""
-    found = {}
-    for name in rates:
-        found[name] = low[name].detach().cpu()
-        for part, value in optimizer.state.get(low[name], {}).items():
-            found[f"{name}.{part}"] = torch.as_tensor(value).detach().cpu()
-    return found
 
 
 @dataclass(frozen=True)
@@ -360,7 +296,7 @@ class _State:
                 n = sums[at]
                 means = (sums[2 + at] / n, sums[4 + at] / n) if n else (None, None)
                 rows.append((int(epoch), split, label, int(n), *means, int(epoch) == best))
-        return pl.DataFrame(rows, HISTORY, orient="row")
+        return pl.DataFrame(rows, LOWRANK_TRAINING, orient="row")
 
 
 def _stages(lessons: dict[str, Lesson], epochs: int, seed: int) -> Iterator[Stage]:
@@ -377,14 +313,14 @@ def _stages(lessons: dict[str, Lesson], epochs: int, seed: int) -> Iterator[Stag
 def _run(
     model: Model, state: _State, lesson: Lesson, stage: Stage, rates: dict[str, float], folder: Path
 ) -> dict[str, Any]:
-    """A stage through the door; a far one's job is collected by whoever takes over."""
+    """A stage through the backend; a far one's job is collected by whoever takes over."""
     journal = Journal(folder / ".lowrank.journal", {"state": _digest(state.tensors), "stage": state.stage}, [[0]])
 
     def work(_group: tuple[int, ...]) -> dict[str, Any]:
         learn = stage.split == "train"
         return steps(model, state.start.layer, state.parameters, lesson, stage.numbers, rates=rates, learn=learn)
 
-    ((_, found),) = model.door.each(journal, work, JOB_BYTES)
+    ((_, found),) = model.backend.each(journal, work, JOB_BYTES)
     journal.remove()
     harmful = [lesson.harmful[number] for number in stage.numbers]
     n = sum(int(rows.sum()) for rows in harmful)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from interventions.reading.packing import tail_mask
 from interventions.traced.caching import branched, cached
 from interventions.traced.edits import LATER, WIDE, biased, change, prepared, twins
+from interventions.traced.masks import tail_mask
 
 LEAVE = 8  # copying a row's cache, which leaving takes of all rows, costs about an eighth of the row's next step
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interventions.model.vocabulary import Slot
+from interventions.model.vocabulary import ControlToken
 from interventions.tuning.loop import Epoch
 
 TEXT = """\
@@ -39,7 +39,7 @@ LARGER = "Resize the base's token embeddings to {rows} rows before you load the 
 
 def card(
     base: str,
-    slots: Sequence[Slot],
+    slots: Sequence[ControlToken],
     resized: bool,
     epochs: Sequence[Epoch],
     kept: int,

@@ -13,15 +13,17 @@ from typing import Any
 import polars as pl
 import torch
 
-from interventions.model.prompt_format import RESPOND, encode, plan_batches
-from interventions.model.vocabulary import REFUSE, Slot
+from data.contract import REFUSE, RESPOND
+from interventions.model.prompt_format import encode
+from interventions.model.vocabulary import ControlToken
+from interventions.reading.batches import plan_batches
 
 BUCKET_BATCHES = 12  # a bucket is sorted by length, so little is padded; buckets are drawn anew each epoch
 HELD_OUT = 10  # without a validation split, one row in so many
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Example:
     """One row as a model learns it.
 
     Attributes:
@@ -57,7 +59,7 @@ class Batch:
     targets: torch.Tensor
 
 
-def openings(rows: pl.DataFrame) -> list[str | None]:
+def target_tokens(rows: pl.DataFrame) -> list[str | None]:
     """The control token that each row's answer opens with.
 
     Benign rows, near-misses with a category among them, open with `respond`; harmful ones with their category, or
@@ -78,12 +80,12 @@ def split_rows(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     held = rows.filter(pl.col("split") == "validation")
     if held.height:
         return train, held
-    place = train.select(pl.int_range(pl.len()).over(pl.Series("opening", openings(train)))).to_series()
+    place = train.select(pl.int_range(pl.len()).over(pl.Series("opening", target_tokens(train)))).to_series()
     out = place % HELD_OUT == HELD_OUT - 1
     return train.filter(~out), train.filter(out)
 
 
-def make_lessons(tokenizer: Any, slots: Sequence[Slot], rows: pl.DataFrame, max_tokens: int) -> list[Lesson]:
+def make_examples(tokenizer: Any, slots: Sequence[ControlToken], rows: pl.DataFrame, max_tokens: int) -> list[Example]:
     """Rows as token ids. Answers are cut at `max_tokens`; rows whose prompt alone is longer are left out.
 
     Args:
@@ -96,11 +98,11 @@ def make_lessons(tokenizer: Any, slots: Sequence[Slot], rows: pl.DataFrame, max_
     prompts = encode(tokenizer, rows["prompt"].to_list()).ids
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     lessons = []
-    for at, (prompt, name, answer) in enumerate(zip(prompts, openings(rows), rows["response"], strict=True)):
+    for at, (prompt, name, answer) in enumerate(zip(prompts, target_tokens(rows), rows["response"], strict=True)):
         if name not in ids or len(prompt) >= max_tokens:
             continue
         text = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end] if answer else []
-        lessons.append(Lesson([*prompt, ids[name], *text][:max_tokens], len(prompt), name, at))
+        lessons.append(Example([*prompt, ids[name], *text][:max_tokens], len(prompt), name, at))
     return lessons
 
 
@@ -131,7 +133,7 @@ def epoch_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: i
     return batches
 
 
-def collate(lessons: Sequence[Lesson], pad: int, device: torch.device | str) -> Batch:
+def collate(lessons: Sequence[Example], pad: int, device: torch.device | str) -> Batch:
     """Pad lessons to one length and list what is to be predicted, and from where."""
     width = max(len(lesson.ids) for lesson in lessons)
     ids = torch.tensor([lesson.ids + [pad] * (width - len(lesson.ids)) for lesson in lessons])

@@ -15,16 +15,19 @@ import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.contract import RESPOND
 from data.errors import UserError
 from data.store.rundir import appearing, writing
 from interventions.model.adapter import grow, merge, save_adapter
+from interventions.model.blocks import decoder_path
 from interventions.model.embedded import ALIASES, HUB_ID, embedded_folder
-from interventions.model.opening import decoder_path
-from interventions.model.prompt_format import RESPOND, pad_id
 from interventions.model.revision import folder_revision
-from interventions.model.vocabulary import SLOTS_FILE, Slot, answer_template, choose_slots, write_tokenizer
+from interventions.model.templates import answer_template
+from interventions.model.tokenizer_files import RECORD_FILE, write_tokenizer
+from interventions.model.vocabulary import ControlToken, place_control_tokens
+from interventions.reading.batches import pad_id
 from interventions.tuning.card import card
-from interventions.tuning.examples import Lesson, make_lessons, openings, split_rows
+from interventions.tuning.examples import Example, make_examples, split_rows, target_tokens
 from interventions.tuning.loop import Epoch, Plan, train
 
 READ_SPLITS = ("train", "validation")
@@ -49,7 +52,7 @@ class Report:
     """
 
     folder: Path
-    slots: tuple[Slot, ...]
+    slots: tuple[ControlToken, ...]
     resized: bool
     epochs: tuple[Epoch, ...]
     kept: int
@@ -110,14 +113,14 @@ def finetune(
     """
     check_out(out)
     source = str(embedded_folder(base)) if base in ALIASES else base
-    labelled = rows.filter(pl.Series([name is not None for name in openings(rows)], dtype=pl.Boolean))
+    labelled = rows.filter(pl.Series([name is not None for name in target_tokens(rows)], dtype=pl.Boolean))
     parts = split_rows(labelled)
     names = _control_names(parts[0])
     work = out.parent / f".{out.name}.training"
     plan = Plan(learning_rate, epochs, batch_tokens, token_weight, balance, seed)
     with writing(work):
         tokenizer, slots, chat = _tokenizer(source, base, names, template, work / "tokenizer")
-        lessons, held = (make_lessons(tokenizer, slots, part, max_tokens) for part in parts)
+        lessons, held = (make_examples(tokenizer, slots, part, max_tokens) for part in parts)
         if not lessons or not held:
             raise UserError("nothing to learn: no training, or no validation row is labelled and short enough")
         module, resized = _adapted(source, base, slots, lessons, tokenizer, rank, seed, device, dtype)
@@ -176,7 +179,7 @@ def check_out(out: Path) -> None:
     Raises:
         UserError: It is a file, or holds something else.
     """
-    if out.exists() and not (out / ADAPTER / SLOTS_FILE).exists() and (out.is_file() or any(out.iterdir())):
+    if out.exists() and not (out / ADAPTER / RECORD_FILE).exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is there already and is no folder of `finetune`; pass another --out")
 
 
@@ -186,7 +189,7 @@ def _control_names(train: pl.DataFrame) -> list[str]:
     Raises:
         UserError: There is nothing to tell apart.
     """
-    names = {name for name in openings(train) if name}
+    names = {name for name in target_tokens(train) if name}
     if RESPOND not in names or len(names) < 2:
         missing = "benign" if RESPOND not in names else "harmful"
         raise UserError(f"no {missing} training rows: a model learns refusal tokens from both kinds")
@@ -197,13 +200,13 @@ def _control_names(train: pl.DataFrame) -> list[str]:
 
 def _tokenizer(
     source: str, base: str, names: list[str], template: str | None, folder: Path
-) -> tuple[Any, tuple[Slot, ...], str]:
+) -> tuple[Any, tuple[ControlToken, ...], str]:
     """The base's tokenizer with control tokens and template, as it will be saved."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"model {base!r} can't be opened: {str(error).strip().splitlines()[0]}") from error
-    slots = choose_slots(tokenizer, names)
+    slots = place_control_tokens(tokenizer, names)
     chat = template if template is not None else answer_template(tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
     write_tokenizer(tokenizer, slots, chat, folder)
@@ -213,8 +216,8 @@ def _tokenizer(
 def _adapted(
     source: str,
     base: str,
-    slots: tuple[Slot, ...],
-    lessons: Sequence[Lesson],
+    slots: tuple[ControlToken, ...],
+    lessons: Sequence[Example],
     tokenizer: Any,
     rank: int,
     seed: int,
@@ -247,7 +250,7 @@ def _adapted(
 
 
 @torch.no_grad()
-def _first_rows(module: Any, slots: tuple[Slot, ...], lessons: Sequence[Lesson], tokenizer: Any) -> None:
+def _first_rows(module: Any, slots: tuple[ControlToken, ...], lessons: Sequence[Example], tokenizer: Any) -> None:
     """Start a control token as the mean of what it stands before, so that it is likely from the first step on.
 
     That is the first tokens of the answers that it opens, else the tokens of its name. A control token that the base

@@ -5,19 +5,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from interventions.model.opening import Model
-from interventions.model.prompt_format import (
-    BATCH_TOKENS,
-    RESPOND,
-    control_tokens,
-    encode,
-    pad_batch,
-    pad_id,
-    plan_batches,
-)
+from data.contract import RESPOND
+from interventions.model.control_tokens import control_tokens
+from interventions.model.model import Model
+from interventions.model.prompt_format import encode
+from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
 from interventions.reading.packing import common_opening
 from interventions.steering.answer import answer, unsteered
-from interventions.tuning.examples import openings
+from interventions.tuning.examples import target_tokens
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ def measure(first: Sequence[str | None], rows: pl.DataFrame) -> FirstTokens:
         first: Of `first_tokens`.
         rows: The prompts' rows; `category` and `label` say what is right.
     """
-    pairs = [(said, wanted) for said, wanted in zip(first, openings(rows), strict=True) if wanted is not None]
+    pairs = [(said, wanted) for said, wanted in zip(first, target_tokens(rows), strict=True) if wanted is not None]
     by_name: dict[str, list[bool]] = {}
     for said, wanted in pairs:
         by_name.setdefault(wanted, []).append(said == wanted)

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
+from data.contract import RESPOND
 from data.store.progress import progress
 from data.store.rundir import replacing
-from interventions.model.prompt_format import RESPOND, plan_batches
-from interventions.tuning.examples import Batch, Lesson, class_weights, collate, epoch_batches
+from interventions.reading.batches import plan_batches
+from interventions.tuning.examples import Batch, Example, class_weights, collate, epoch_batches
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; from there it falls linearly to 0
 CLIP = 1.0  # norm of the gradient
@@ -83,8 +84,8 @@ class Progress:
 
 def train(
     module: Any,
-    lessons: Sequence[Lesson],
-    held: Sequence[Lesson],
+    lessons: Sequence[Example],
+    held: Sequence[Example],
     plan: Plan,
     *,
     names: Mapping[int, str],
@@ -167,7 +168,7 @@ def objective(scores: torch.Tensor, batch: Batch, weights: torch.Tensor, token_w
 
 def _step(
     module: Any,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[Example],
     weights: dict[str, float],
     plan: Plan,
     pad: int,
@@ -202,7 +203,7 @@ def _end_epoch(epoch: Epoch, state: Progress, parameters: dict[str, torch.nn.Par
 
 @torch.no_grad()
 def validate(
-    module: Any, held: Sequence[Lesson], names: Mapping[int, str], batch_tokens: int, pad: int
+    module: Any, held: Sequence[Example], names: Mapping[int, str], batch_tokens: int, pad: int
 ) -> tuple[float, float, float, float]:
     """Token loss, answer loss, category accuracy and refusal accuracy, as in `Epoch`; `names` are all control tokens'."""
     sums = [0.0] * 4

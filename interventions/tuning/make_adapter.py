@@ -12,12 +12,13 @@ from pathlib import Path
 import polars as pl
 
 from data import load_all
+from data.contract import RESPOND
 from data.errors import UserError
 from data.prompts.answers import load_training
 from data.store.rundir import appearing
 from interventions.model.embedded import ADAPTER, BASE
-from interventions.model.opening import Model, open_model
-from interventions.model.prompt_format import RESPOND
+from interventions.model.model import Model
+from interventions.model.opening import open_model
 from interventions.tuning.finetune import ADAPTER as SUBFOLDER
 from interventions.tuning.finetune import finetune
 from interventions.tuning.first_token import first_tokens, measure

@@ -13,9 +13,10 @@ from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Samples, Section, Table
 from reports.page.names import Arm, alone, kind_of
 from reports.page.run import Run, open_run
-from reports.page.sections.answer import LABELS, SCORERS, Pooled, pooled_rows
+from reports.page.sections.answer import LABELS, Pooled, pooled_rows
 from reports.page.sections.samples import pack
 from reports.page.write import write_page
+from reports.scoring.leading import SCORERS
 from reports.statistics.summary import holm, mcnemar, newcombe
 
 MOST_TOLD = 3

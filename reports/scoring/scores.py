@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Set
 
 import polars as pl
 
+from data.store.tables import SCORES
 from reports.scoring.broken import broken
 from reports.scoring.phrases import phrase_verdicts
 
@@ -16,16 +17,12 @@ Scorer = Callable[[pl.DataFrame], pl.Series]
 
 SCORERS = ("token", "phrases", "judge", "classifier", "hand")
 VERDICTS = ("comply", "partial", "refuse", "broken")
-SCHEMA = {
-    "dataset": pl.String, "id": pl.String, "arm": pl.String, "kind": pl.String, "category": pl.String,
-    "label": pl.String, "scorer": pl.String, "verdict": pl.String, "refused": pl.Boolean, "fitted": pl.Boolean,
-}  # fmt: skip
 
 
 def score(
     generations: pl.DataFrame, fitted_prompts: Set[str], scorers: Mapping[str, Scorer] | None = None
 ) -> pl.DataFrame:
-    """One row an answer and scorer, in the columns of `SCHEMA`.
+    """One row an answer and scorer, in the columns of `SCORES`.
 
     Args:
         generations: The table of `generate`.
@@ -45,7 +42,7 @@ def score(
         parts.append(part.filter(pl.col("verdict").is_not_null()) if name == "hand" else part)
     scores = pl.concat(parts) if parts else base.clear().with_columns(scorer=pl.lit(""), verdict=pl.lit(""))
     return scores.with_columns((pl.col("verdict") == "refuse").alias("refused")).select(
-        [pl.col(name).cast(kind) for name, kind in SCHEMA.items()]
+        [pl.col(name).cast(kind) for name, kind in SCORES.items()]
     )
 
 

@@ -7,50 +7,23 @@ few prompts bound the 95th percentile from below alone, and the upper end is nul
 
 import zlib
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
-SCHEMA = {
-    "dataset": pl.String, "arm": pl.String, "measure": pl.String, "value": pl.Float64, "low": pl.Float64,
-    "high": pl.Float64, "n": pl.Int64,
-}  # fmt: skip
+from data.store.measured import Measured
+from data.store.tables import EFFECTS
+
 DRAWS, DRAWS_AT_ONCE = 10_000, 500
 Figure = tuple[float | None, float | None, float | None]
 NOTHING: Figure = (None, None, None)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is known of N prompts and P pieces of plain text in A arms, the baseline first.
-
-    Attributes:
-        arms: Their names.
-        most: At most so many tokens of the unsteered answer were read.
-        first: (N, A) KL(unsteered ‖ arm) of the first token, nats.
-        answer: (N, A) its mean over the tokens of the unsteered answer, nats.
-        broken: (N, A) whether the arm's own answer is none.
-        nll: (P, A) −log p summed over a piece's scored tokens, nats.
-        tokens: (P,) how many these are.
-        passage: (P,) the passage each piece is of.
-    """
-
-    arms: Sequence[str]
-    most: int
-    first: np.ndarray
-    answer: np.ndarray
-    broken: np.ndarray
-    nll: np.ndarray
-    tokens: np.ndarray
-    passage: np.ndarray
-
-
 def figures(
     measured: Measured, datasets: Sequence[str], themes: Sequence[str | None], text_name: str, seed: int = 0
 ) -> pl.DataFrame:
-    """The table, in the columns of `SCHEMA`.
+    """The table, in the columns of `EFFECTS`.
 
     Measures, each with `n` prompts or passages: `kl_first_mean`, `kl_first_p95`; `kl_32_mean`, `kl_32_p95` (32: at
     most so many tokens; percentiles are over prompts), nats; `broken`, a share with Wilson's interval; `perplexity`,
@@ -81,7 +54,7 @@ def figures(
         rows.append((text_name, arm, "perplexity", *perplexity, n))
         against = ratio(nll - own, measured.tokens, passages, random(), np.exp)
         rows.append((text_name, arm, "perplexity_ratio", *against, n))
-    return pl.DataFrame(rows, SCHEMA, orient="row").fill_nan(None)
+    return pl.DataFrame(rows, EFFECTS, orient="row").fill_nan(None)
 
 
 def ratio(

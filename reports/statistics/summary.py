@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data.store.tables import SUMMARY
 from reports.statistics.bootstrap import clustered_interval, macro_interval
 from reports.statistics.power import prompts_needed
 
@@ -15,17 +16,6 @@ POOLED, MACRO = "(pooled)", "(macro)"
 WILSON, PROMPTS, THEMES = "wilson", "bootstrap of prompts", "bootstrap of themes"
 KEYS = ("dataset", "label", "arm", "kind", "scorer")
 COUNTS = ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")
-SCHEMA = {
-    "dataset": pl.String, "label": pl.String, "arm": pl.String, "kind": pl.String, "scorer": pl.String,
-    "n": pl.Int64, "n_failed": pl.Int64, "n_overlap": pl.Int64, "refused": pl.Int64, "rate": pl.Float64,
-    "low": pl.Float64, "high": pl.Float64, "partial": pl.Int64, "broken": pl.Int64, "answered": pl.Int64,
-    "n_paired": pl.Int64, "delta": pl.Float64, "delta_low": pl.Float64, "delta_high": pl.Float64,
-    "p": pl.Float64, "p_holm": pl.Float64,
-    # Beyond the contract: bootstrap over clusters, where there are any; the sample size for a named difference; and what
-    # `low` and `high` are: `wilson`, or `bootstrap` of prompts or of themes.
-    "n_clusters": pl.Int64, "cluster_low": pl.Float64, "cluster_high": pl.Float64, "delta_cluster_low": pl.Float64,
-    "delta_cluster_high": pl.Float64, "n_needed": pl.Int64, "interval": pl.String,
-}  # fmt: skip
 
 
 def wilson(successes: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +119,8 @@ def _with_pooled(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _in_shape(table: pl.DataFrame) -> pl.DataFrame:
-    missing = [pl.lit(None).alias(name) for name in SCHEMA if name not in table.columns]
-    return table.with_columns(missing).select([pl.col(name).cast(kind) for name, kind in SCHEMA.items()])
+    missing = [pl.lit(None).alias(name) for name in SUMMARY if name not in table.columns]
+    return table.with_columns(missing).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
 
 
 def _rates(rows: pl.DataFrame, used: pl.Expr) -> pl.DataFrame:
@@ -182,7 +172,7 @@ def _compared(pairs: pl.DataFrame, difference: float) -> pl.DataFrame:
         needed = prompts_needed((arm_only + baseline_only) / n, difference)
         values = (n, delta, low, high, mcnemar(arm_only, baseline_only), needed)
         rows.append(cell | dict(zip(names, values, strict=True)))
-    return _adjusted(pl.DataFrame(rows, schema={name: SCHEMA[name] for name in (*KEYS, *names)}))
+    return _adjusted(pl.DataFrame(rows, schema={name: SUMMARY[name] for name in (*KEYS, *names)}))
 
 
 def _adjusted(compared: pl.DataFrame) -> pl.DataFrame:
@@ -210,7 +200,7 @@ def _clustered(valid: pl.DataFrame, pairs: pl.DataFrame, seed: int) -> pl.DataFr
                 entry |= {"delta_cluster_low": low, "delta_cluster_high": high}
         rows.append(entry)
     names = ("n_clusters", "cluster_low", "cluster_high", "delta_cluster_low", "delta_cluster_high")
-    return pl.DataFrame(rows, schema={name: SCHEMA[name] for name in (*KEYS, *names)})
+    return pl.DataFrame(rows, schema={name: SUMMARY[name] for name in (*KEYS, *names)})
 
 
 def _macro(table: pl.DataFrame, valid: pl.DataFrame, pairs: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -230,7 +220,7 @@ def _macro(table: pl.DataFrame, valid: pl.DataFrame, pairs: pl.DataFrame, seed: 
             values = macro_interval(changes[key], "change", seed, key)
             entry["delta"], entry["delta_low"], entry["delta_high"] = values
         rows.append(entry)
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=SUMMARY)
 
 
 def _with_change(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -75,7 +75,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class Client:
     """How jobs reach a server.
 
     Attributes:

@@ -1,29 +1,27 @@
 """One trace as a job on an NDIF server: sent, watched, tried again where that can help, collected, never lost.
 
-nnsight runs a trace through a *backend*; `Job` is one. Where nnsight's own waits for ever, this one polls under a
+nnsight runs a trace through a *backend*; `Request` is one. Where nnsight's own waits for ever, this one polls under a
 deadline; and it writes down what it sends, so that a process that takes over collects a result instead of asking again.
 """
 
-import io
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import httpx
-import torch
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 from pydantic import ValidationError
 
-from data.errors import UserError
-from interventions.backends.ndif.client import LateError, Line, PassingError, cleaned, detail, shown
-from interventions.reading.budget import TooBigError
+from data.errors import TooBigError, UserError
+from interventions.backends.ndif.client import Client, LateError, PassingError, cleaned, detail, shown
+from interventions.backends.ndif.result import load_result
+from interventions.backends.tracing_lock import waiting
 
 TRIES = 8  # of one step in a row, or of one job; their waits add up to a minute and a half
 RETRY_WAIT, LONGEST_RETRY_WAIT = 1.0, 30.0  # seconds, doubled each time
@@ -31,21 +29,17 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between polls
 FORGOTTEN_SECONDS = 20.0  # a job that its server says nothing of for so long is lost
 TOO_BIG = ("exceeded the execution timeout", "OutOfMemoryError", "out of memory")
 
-# nnsight's traces are captured per thread, but share caches and the model: one thread at a time, except while waiting.
-_tracing = threading.Lock()
-_thread = threading.local()
-
 
 class AbandonedError(Exception):
     """Nobody waits for this job any more."""
 
 
-class Job(RemoteBackend):
+class Request(RemoteBackend):
     """nnsight backend for one trace.
 
     Args:
         model: The nnsight model, which names itself to the server.
-        line: How to get there.
+        client: How to get there.
         label: For people.
         known: What a journal says of this job from an earlier process: `server`, `id`, `sent` (time), `again` (how
             often it was sent anew because it was overdue), `failed`.
@@ -56,24 +50,24 @@ class Job(RemoteBackend):
     def __init__(
         self,
         model: Any,
-        line: Line,
+        client: Client,
         label: str,
         known: dict[str, Any] | None = None,
         note: Callable[[dict[str, Any]], None] = lambda _: None,
         stop: threading.Event | None = None,
     ) -> None:
         """Prepare; nothing is sent before the trace ends."""
-        super().__init__(model.to_model_key(), host=line.address, env=model._remoteable_get_env())
+        super().__init__(model.to_model_key(), host=client.address, env=model._remoteable_get_env())
         self.label = label
-        self._line, self._note, self._stop = line, note, stop or threading.Event()
-        self._noted: dict[str, Any] = {"server": line.mark, "id": None, "sent": 0.0, "again": 0}
-        if known and known.get("server") == line.mark and not known.get("failed"):
+        self._client, self._note, self._stop = client, note, stop or threading.Event()
+        self._noted: dict[str, Any] = {"server": client.mark, "id": None, "sent": 0.0, "again": 0}
+        if known and known.get("server") == client.mark and not known.get("failed"):
             self._noted |= known
         self._collecting = self._noted["id"] is not None
         self._forgotten = False
         self._heard = time.time()
         self._words = "not heard of"
-        self._deadline = time.monotonic() + line.timeout
+        self._deadline = time.monotonic() + client.timeout
 
     def __call__(self, tracer: Any = None) -> Any:
         """Run the trace there and put what it saved into the caller's frame.
@@ -92,7 +86,7 @@ class Job(RemoteBackend):
                 f"the result of {self.label} can't be read ({cleaned(str(error))[:200]}); does the server's version fit? "
                 "see `status`"
             ) from None
-        self._line.watch(self.label, Status.COMPLETED.value, self._words)
+        self._client.watch(self.label, Status.COMPLETED.value, self._words)
         if isinstance(result, dict):
             self._push(result, tracer)
         return result
@@ -103,7 +97,7 @@ class Job(RemoteBackend):
             import zstandard
 
             content = zstandard.ZstdDecompressor().decompress(content)
-        return loaded(content)
+        return load_result(content)
 
     def _log(self, message: str) -> None:
         """Not onto stdout, as nnsight does in its debug mode: results stand there."""
@@ -125,7 +119,7 @@ class Job(RemoteBackend):
                 self._try_again(error, resent if error.lost else failures)
                 continue
             if content is not None:
-                self._line.traffic.add(collected=int(self._collecting))
+                self._client.traffic.add(collected=int(self._collecting))
                 return content
             failures = 0
             self._pause(wait)
@@ -142,8 +136,8 @@ class Job(RemoteBackend):
         if error.lost:
             self._noted |= {"id": None}
             self._collecting = False
-            self._line.traffic.add(retried=1)
-        self._line.watch(self.label, "RETRY", str(error))
+            self._client.traffic.add(retried=1)
+        self._client.watch(self.label, "RETRY", str(error))
         self._pause(min(RETRY_WAIT * 2 ** (tries - 1), LONGEST_RETRY_WAIT) * random.uniform(0.7, 1.3), str(error))
 
     def _send(self, blob: bytes) -> None:
@@ -168,7 +162,7 @@ class Job(RemoteBackend):
         self._noted |= {"id": response.id}
         self._note(dict(self._noted))
         self._heard = time.time()
-        self._line.traffic.add(jobs=1)
+        self._client.traffic.add(jobs=1)
         self._tell(response)
 
     def _poll(self) -> bytes | None:
@@ -185,7 +179,7 @@ class Job(RemoteBackend):
         if response.status == Status.ERROR:
             raise self._failure(response.description)
         # Each time it is sent anew it gets twice as long: a slow queue is not fed the same job for ever.
-        if self._collecting and time.time() - self._noted["sent"] > self._line.timeout * 2 ** self._noted["again"]:
+        if self._collecting and time.time() - self._noted["sent"] > self._client.timeout * 2 ** self._noted["again"]:
             self._noted |= {"again": self._noted["again"] + 1}
             raise PassingError("it is older than its deadline: sent anew", lost=True)
         return None
@@ -211,7 +205,7 @@ class Job(RemoteBackend):
         if self._collecting or ("try again" in text.lower() and not traced):  # what failed in an earlier run may do now
             return PassingError(last, lost=True)
         self._note(self._noted | {"failed": True})
-        self._line.watch(self.label, Status.ERROR.value, last)
+        self._client.watch(self.label, Status.ERROR.value, last)
         if any(words in text for words in TOO_BIG):
             return TooBigError(
                 f"{self.label} is too much for the server: {last}; use fewer --batch-tokens and another --run"
@@ -220,10 +214,10 @@ class Job(RemoteBackend):
 
     def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
         """One exchange with the server; only a success or a 404 comes back."""
-        answer = self._line.exchange(method, path, self._left(), **content)
+        answer = self._client.exchange(method, path, self._left(), **content)
         if answer.is_success or (answer.status_code == 404 and method == "GET"):
             return answer
-        at, words = shown(self._line.address), detail(answer)
+        at, words = shown(self._client.address), detail(answer)
         if answer.status_code in (401, 403) or "key" in words.lower():
             raise UserError(f"the server at {at} does not take your key: {words}; check NDIF_API_KEY")
         if answer.status_code == 413:
@@ -244,7 +238,7 @@ class Job(RemoteBackend):
             return bytes(source)
         if not source or not str(source).startswith(("http://", "https://")):
             raise UserError(f"{self.label} came back empty; does the server's version fit? see `status`")
-        answer = self._line.exchange("GET", str(source), self._left())
+        answer = self._client.exchange("GET", str(source), self._left())
         if answer.status_code in (403, 404, 410):
             raise PassingError("the server no longer holds the result: sent anew", lost=True)
         if not answer.is_success:
@@ -256,7 +250,7 @@ class Job(RemoteBackend):
         if (words, response.status) != (self._words, self.status):
             self.status, self._words = response.status, words
             if response.status not in (Status.COMPLETED, Status.ERROR):
-                self._line.watch(self.label, response.status.value, words)
+                self._client.watch(self.label, response.status.value, words)
 
     def _left(self) -> float:
         return self._deadline - time.monotonic()
@@ -268,42 +262,13 @@ class Job(RemoteBackend):
             raise self._given_up(reason)
 
     def _given_up(self, reason: str) -> UserError:
-        at = shown(self._line.address)
+        at = shown(self._client.address)
         if self._left() > 0:
             return UserError(
                 f"{self.label} failed {TRIES} times at {at} ({reason}); run the same command again to go on"
             )
         heard = f"last heard: {self.status.value}, {self._words}" if self.status else "it never answered"
         return UserError(
-            f"{self.label} was not done at {at} within {self._line.timeout:g} s (--timeout; {reason or heard}); "
+            f"{self.label} was not done at {at} within {self._client.timeout:g} s (--timeout; {reason or heard}); "
             "run the same command again to collect it, or see `status`"
         )
-
-
-def loaded(content: bytes) -> Any:
-    """Read a result: tensors and plain values only, so that a server can't run code here."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Hold the right to trace, in a program where several threads do."""
-    with _tracing:
-        _thread.holds = True
-        try:
-            yield
-        finally:
-            _thread.holds = False
-
-
-@contextmanager
-def waiting() -> Iterator[None]:
-    """Let other threads trace while this one waits; nothing where only one thread traces."""
-    if not getattr(_thread, "holds", False):
-        yield
-        return
-    _tracing.release()
-    try:
-        yield
-    finally:
-        _tracing.acquire()

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from data.errors import UserError
-from interventions.backends.ndif.client import LateError, Line, PassingError, api_key, detail, shown
+from interventions.backends.ndif.client import Client, LateError, PassingError, api_key, detail, shown
 
 PREFLIGHT_SECONDS = 5.0
 STATUS_SECONDS = 20.0
@@ -92,7 +92,7 @@ def get(address: str, path: str, seconds: float) -> Any:
     """
     at = shown(address)
     try:
-        answer = Line(address, seconds).exchange("GET", path, seconds)
+        answer = Client(address, seconds).exchange("GET", path, seconds)
     except LateError:
         raise UserError(
             f"{at} did not answer {path} within {seconds:g} s; it may be overloaded or frozen: try later, or another --host"

@@ -11,7 +11,7 @@ from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm, kind_of
 from reports.page.run import Run
-from reports.page.sections.answer import best_scorer, failures
+from reports.scoring.leading import best_scorer, failures
 from reports.statistics.summary import MACRO, POOLED, summarise
 
 MOST_ARMS = 6

@@ -8,7 +8,7 @@ import polars as pl
 from reports.page import wording as say
 from reports.page.blocks import Block, Code, Prose, Section, Table
 from reports.page.run import Run
-from reports.page.sections.answer import SCORERS
+from reports.scoring.leading import SCORERS
 
 COUNTS = "Verdicts by scorer and data set"
 

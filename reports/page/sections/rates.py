@@ -9,7 +9,7 @@ from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm
 from reports.page.run import Run
-from reports.page.sections.answer import SCORERS, best_scorer, failures
+from reports.scoring.leading import SCORERS, best_scorer, failures
 
 TOGETHER = ("(pooled)", "(macro)")
 DROPPED = {"failed": "n_failed", "fitted": "n_overlap"}  # columns that stand on the page if they count anything

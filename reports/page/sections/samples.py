@@ -6,7 +6,8 @@ import polars as pl
 
 from reports.page.blocks import Samples, Section
 from reports.page.run import Run
-from reports.page.sections.answer import SCORERS, leading_arm
+from reports.page.sections.answer import leading_arm
+from reports.scoring.leading import SCORERS
 
 LONGEST = 20_000  # characters of one text
 BUDGET = 60_000_000  # characters of all texts

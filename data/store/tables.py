@@ -1,0 +1,59 @@
+"""The tables of a run directory: every column and its type, in one place."""
+
+import polars as pl
+
+TOKENS = pl.List(pl.Struct({"token": pl.String, "probability": pl.Float64}))
+TRACES = {
+    "dataset": pl.String, "id": pl.String, "prompt": pl.String, "prompt_category": pl.String, "label": pl.String,
+    "category": pl.String, "layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String, "scope": pl.String,
+    "kl": pl.Float64, "top_unsteered": TOKENS, "top_steered": TOKENS,
+    "text_unsteered": pl.String, "text_steered": pl.String,
+    "projections": pl.List(pl.Struct({"category": pl.String, "layer": pl.Int64, "value": pl.Float64})),
+}  # fmt: skip
+GENERATIONS = {
+    "dataset": pl.String, "id": pl.String, "category": pl.String, "label": pl.String, "prompt": pl.String,
+    "arm": pl.String, "kind": pl.String, "layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String,
+    "scope": pl.String, "operation": pl.String, "vector": pl.String, "gate": pl.Float64,
+    "control_token": pl.String, "refusal_token": pl.String, "refusal_probability": pl.Float64,
+    "response": pl.String, "new_tokens": pl.Int64, "finish": pl.String,
+    "model": pl.String, "backend": pl.String, "seed": pl.Int64,
+}  # fmt: skip
+SCORES = {
+    "dataset": pl.String, "id": pl.String, "arm": pl.String, "kind": pl.String, "category": pl.String,
+    "label": pl.String, "scorer": pl.String, "verdict": pl.String, "refused": pl.Boolean, "fitted": pl.Boolean,
+}  # fmt: skip
+SUMMARY = {
+    "dataset": pl.String, "label": pl.String, "arm": pl.String, "kind": pl.String, "scorer": pl.String,
+    "n": pl.Int64, "n_failed": pl.Int64, "n_overlap": pl.Int64, "refused": pl.Int64, "rate": pl.Float64,
+    "low": pl.Float64, "high": pl.Float64, "partial": pl.Int64, "broken": pl.Int64, "answered": pl.Int64,
+    "n_paired": pl.Int64, "delta": pl.Float64, "delta_low": pl.Float64, "delta_high": pl.Float64,
+    "p": pl.Float64, "p_holm": pl.Float64,
+    # Beyond the contract: bootstrap over clusters, where there are any; the sample size for a named difference; and what
+    # `low` and `high` are: `wilson`, or `bootstrap` of prompts or of themes.
+    "n_clusters": pl.Int64, "cluster_low": pl.Float64, "cluster_high": pl.Float64, "delta_cluster_low": pl.Float64,
+    "delta_cluster_high": pl.Float64, "n_needed": pl.Int64, "interval": pl.String,
+}  # fmt: skip
+SWEEP = {
+    "layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String, "arm": pl.String, "label": pl.String,
+    "n": pl.Int64, "refusal_probability": pl.Float64, "refused": pl.Float64, "broken": pl.Float64, "chosen": pl.Boolean,
+    "kind": pl.String, "category": pl.String, "scope": pl.String, "harmful": pl.Float64,
+}  # fmt: skip
+DIFF = {
+    "category": pl.String, "layer": pl.Int64, "text": pl.String, "cosine": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "ceiling": pl.Float64, "floor_low": pl.Float64, "floor_high": pl.Float64, "n": pl.Int64,
+    "halves": pl.Float64,
+}  # fmt: skip
+EFFECTS = {
+    "dataset": pl.String, "arm": pl.String, "measure": pl.String, "value": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "n": pl.Int64,
+}  # fmt: skip
+CAPABILITY = {
+    "task": pl.String, "arm": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64, "n": pl.Int64,
+    "scored_logits_changed": pl.Boolean,
+}  # fmt: skip
+LOGIT_LENS = {"category": pl.String, "layer": pl.Int64, "token": pl.String, "logit": pl.Float64}
+PROBE_ROC = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
+LOWRANK_TRAINING = {
+    "epoch": pl.Int64, "split": pl.String, "label": pl.String, "n": pl.Int64, "loss": pl.Float64,
+    "refusal_probability": pl.Float64, "kept": pl.Boolean,
+}  # fmt: skip

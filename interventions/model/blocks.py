@@ -1,0 +1,64 @@
+"""A model's decoder blocks: where they are, and whether they put out what steering needs."""
+
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+def decoder_path(module: Any, name: str) -> str:
+    """Dotted path of the list of decoder blocks: the one ModuleList as long as the config says."""
+    text_config = module.config.get_text_config()
+    depth = getattr(text_config, "num_hidden_layers", None)
+    paths = [
+        path
+        for path, child in module.named_modules()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == depth and not path.count(".layers.")
+    ]
+    if len(paths) != 1:
+        raise UserError(
+            f"model {name!r} ({type(module).__name__}): can't tell which modules are its decoder blocks "
+            f"({len(paths)} lists of {depth}); this tool reads decoder-only models such as Llama"
+        )
+    return paths[0]
+
+
+def check_blocks(module: Any, blocks: Any, name: str) -> None:
+    """One tiny forward: does each block put out the residual stream, (rows, tokens, d_model)?"""
+    width = module.config.get_text_config().hidden_size
+    shapes: list[tuple[int, ...] | None] = []
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        shapes.append(tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else None)
+
+    hooks = [block.register_forward_hook(note) for block in blocks]
+    try:
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            module(input_ids=torch.ones((1, 3), dtype=torch.long, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if shapes != [(1, 3, width)] * len(blocks):
+        raise UserError(
+            f"model {name!r} ({type(module).__name__}): its blocks put out {sorted(set(map(str, shapes)))}, "
+            f"not (1, 3, {width}); this tool can't steer such a model"
+        )
+
+
+def final_norm(module: Any, name: str) -> str:
+    """Dotted path of the norm after the last decoder block, which stands beside the list of blocks.
+
+    Raises:
+        UserError: None by a known name, or no unembedding.
+    """
+    parent = decoder_path(module, name).rpartition(".")[0]
+    here = dict(module.get_submodule(parent).named_children())
+    known = [name for name in FINAL_NORMS if name in here]
+    if not known or module.get_output_embeddings() is None:
+        raise UserError(f"model {name!r}: can't find its final norm and unembedding for the logit lens")
+    return ".".join(filter(None, (parent, known[0])))

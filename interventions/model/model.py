@@ -1,0 +1,71 @@
+"""An open model and what the rest of the tool needs to know of it."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interventions.backends.backend import LOCAL, Backend
+
+
+@dataclass(frozen=True)
+class Model:
+    """An open model and what the rest of the tool needs to know of it.
+
+    Attributes:
+        nnsight: The nnsight model, ready for traces.
+        module: transformers' module.
+        tokenizer: Its tokenizer.
+        layers: The decoder blocks (nnsight envoys; attributes of the modules behind them work too).
+        name: As the user named it.
+        revision: Commit of the hub, release of the embedded weights, or a hash of a local folder.
+        dtype: Name of the weights' type, e.g. `float32`.
+        backend: Where its traces run.
+    """
+
+    nnsight: Any
+    module: Any
+    tokenizer: Any
+    layers: Any
+    name: str
+    revision: str
+    dtype: str
+    backend: Backend = LOCAL
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder blocks there are."""
+        return len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.module.config.get_text_config().hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input of the first block lies."""
+        device = next(self.module.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether its attention takes a mask of who sees whom, so that what prompts share can be computed once.
+
+        Layers that see a window of the last tokens alone would need another mask than the others.
+        """
+        config = self.module.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or [
+            "sliding" if getattr(config, "sliding_window", None) else "full_attention"
+        ]
+        return getattr(self.module.config, "_attn_implementation", None) == "sdpa" and set(kinds) == {"full_attention"}
+
+    @property
+    def template_hash(self) -> str:
+        """SHA-256 of the chat template; of the empty text where there is none."""
+        return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()
+
+    def default_layer(self) -> int:
+        """round(18/32 · n_layers), at most n_layers − 1: the depth the papers steer at, in any model."""
+        return min(round(18 / 32 * self.n_layers), self.n_layers - 1)

@@ -1,0 +1,74 @@
+"""Answers to encoded prompts in portions that fit into memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from interventions.gates.probe import Probe
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
+from interventions.model.prompt_format import Encoded, encode
+from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.budget import DECODED, Budget
+from interventions.reading.packing import common_opening
+from interventions.steering.answer import Answers, answer
+from interventions.steering.plans import Plan, gate_of
+from interventions.steering.texts import stop_tokens
+
+
+def plan_answers(encoded: Encoded, arms: int, max_new_tokens: int, budget: Budget) -> list[list[int]]:
+    """Batches of rows whose arms decode at once within the budget; or, of many arms, in turns.
+
+    Decoding costs little more for many rows than for one, up to what memory holds.
+    """
+    tokens = budget.tokens // min(max(arms, 1), DECODED)
+    return plan_batches([len(ids) + max_new_tokens for ids in encoded.ids], tokens)
+
+
+def answer_rows(
+    model: Model,
+    encoded: Encoded,
+    rows: Sequence[int],
+    plans: Sequence[Plan],
+    probe: Probe | None,
+    max_new_tokens: int,
+    budget: Budget | None = None,
+    **options: Any,
+) -> Answers:
+    """`steering.answer` for some rows of encoded prompts, in as many portions as memory asks for."""
+    ids = [encoded.ids[row] for row in rows]
+    lengths = [len(row) + max_new_tokens for row in ids]
+
+    def work(tokens: int) -> Answers:
+        parts = plan_batches(lengths, tokens)
+        found = []
+        for part in parts:
+            mine = [ids[at] for at in part]
+            opening = common_opening(mine) if model.takes_masks else 0
+            found.append(
+                answer(
+                    model,
+                    pad_batch(mine, pad_id(model.tokenizer), model.device, opening),
+                    [plan.for_rows([rows[at] for at in part]).shipped() for plan in plans],
+                    max_new_tokens=max_new_tokens,
+                    refusal_ids=refusal_tokens(model).ids,
+                    stops=sorted(stop_tokens(model)),
+                    gate=gate_of(plans, probe),
+                    together=tokens,
+                    opening=opening,
+                    **options,
+                )
+            )
+        return Answers.joined(found, parts)
+
+    return (budget or Budget(DECODED * BATCH_TOKENS)).spend(work, min(lengths), model.backend.is_remote)
+
+
+def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
+    """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them."""
+    plain = [plan for plan in plans if plan.arm.kind != "prompt-only"]
+    variants = [(encode(model.tokenizer, texts), plain)] if plain else []
+    for plan in plans:
+        if plan.arm.kind == "prompt-only":
+            instructed = [f"{plan.arm.text}\n\n{text}" for text in texts]
+            variants.append((encode(model.tokenizer, instructed), [plan]))
+    return variants

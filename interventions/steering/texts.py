@@ -1,0 +1,80 @@
+"""What the tables say of an answer: its text, its control token, why it ended, what it was steered with."""
+
+import logging
+from typing import Any
+
+import torch
+
+from interventions.model.control_tokens import control_tokens
+from interventions.model.model import Model
+from interventions.steering.answer import Answers
+from interventions.steering.arms import Arm
+from interventions.steering.plans import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> dict[str, Any]:
+    """What the tables say of one row in one arm."""
+    steers = plan.arm.steers
+    gated = plan.arm.route == "gated" and found.gate is not None
+    return finished(model, found.tokens[row, arm].tolist(), max_new_tokens) | {
+        "refusal_probability": None if found.refusal is None else finite(found.refusal[row, arm]),
+        "vector": plan.names[int(found.vector[row, arm])] if steers and plan.arm.kind != "lowrank" else None,
+        "strength": float(found.strength[row, arm]) if steers or plan.bias else None,
+        "gate": finite(found.gate[row]) if gated and found.gate is not None else None,
+    }
+
+
+def finite(value: torch.Tensor) -> float | None:
+    """A figure for a table; null where the steering, or the model's type, went beyond what its numbers hold."""
+    return float(value) if bool(value.isfinite()) else None
+
+
+def warn_of_overflow(what: str, lost: int, among: int) -> None:
+    """Say once, for a whole table, how many of its rows have a figure that is no number; nothing if none has."""
+    if lost:
+        logger.warning(
+            "%s: not a number in %d of %d, written as missing; try a weaker --strength, or --dtype float32",
+            what, lost, among,
+        )  # fmt: skip
+
+
+def finished(model: Model, tokens: list[int], max_new_tokens: int) -> dict[str, Any]:
+    """Cut new tokens at the first stop token, take the control token off, decode the rest."""
+    stops = stop_tokens(model)
+    end = next((at for at, token in enumerate(tokens) if token in stops), None)
+    kept = tokens if end is None else tokens[:end]
+    kept = kept[:max_new_tokens]
+    names = {number: name for name, number in control_tokens(model.tokenizer).items()}
+    control = names.get(kept[0]) if kept else None
+    text = model.tokenizer.decode(kept[1:] if control else kept, skip_special_tokens=True)
+    return {
+        "control_token": control,
+        "refusal_token": None if control == "respond" else control,
+        "response": text,
+        "new_tokens": len(kept),
+        "finish": "length" if end is None else "stop",
+    }
+
+
+def stop_tokens(model: Model) -> set[int]:
+    """Ids that end an answer."""
+    config = getattr(model.module, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
+
+
+def arm_columns(arm: Arm) -> dict[str, Any]:
+    """What the tables say of an arm; null where it has no such thing."""
+    named = {"arm": arm.name, "kind": arm.kind}
+    if not arm.steers:
+        return named | {
+            "layer": None,
+            "strength_unit": arm.unit if arm.kind == "logit-bias" else None,
+            "scope": None,
+            "operation": None,
+        }
+    return named | {"layer": arm.layer, "strength_unit": arm.unit, "scope": arm.scope, "operation": arm.operation}

@@ -1,0 +1,23 @@
+"""Scorers in order of trust, and which of them heads the page."""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+# The scorer that the first screen goes by: the best that gave a verdict on everything, or all but few.
+SCORERS = ("judge", "classifier", "phrases", "token", "hand")
+FEW = 0.1  # of any arm's answers to one label's prompts
+
+
+def best_scorer(counted: pl.DataFrame, failed: Mapping[str, float]) -> str | None:
+    """The best scorer of these rows that failed on few answers at most; if all failed on more, the best."""
+    there = [scorer for scorer in SCORERS if scorer in counted["scorer"]]
+    return next((scorer for scorer in there if failed.get(scorer, 0.0) <= FEW), next(iter(there), None))
+
+
+def failures(summary: pl.DataFrame) -> dict[str, float]:
+    """Scorer -> the share of an arm's answers to one label's prompts that got no verdict, where it is largest."""
+    groups = summary.filter(pl.col("dataset") != "(macro)").group_by("scorer", "label", "arm")
+    counts = groups.agg(pl.col("n").sum(), pl.col("n_failed").sum()).filter(pl.col("n") + pl.col("n_failed") > 0)
+    worst = counts.group_by("scorer").agg((pl.col("n_failed") / (pl.col("n") + pl.col("n_failed"))).max())
+    return dict(worst.iter_rows())

@@ -1,0 +1,348 @@
+"""`vectors`, `probe`, `lowrank`, `diff` and `sweep` from the command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+
+from interventions import open_model
+from interventions.gates.fit import fit_probe
+from interventions.gates.probe import Probe
+from interventions.methods.fit import fit_vectors
+from interventions.methods.lowrank import LowRank
+from interventions.methods.vectors import SteeringVectors
+from interventions.model.prompt_format import encode
+from tests import ROOT
+from tests.conftest import WORDS
+
+
+@pytest.fixture(scope="session")
+def split_file(tmp_path_factory):
+    """Ninety prompts of two categories, near-misses and plain benign ones, in three splits."""
+    import random
+
+    random_ = random.Random(2)
+    rows = []
+    for at in range(120):
+        category, label = (("weapons", "harmful"), ("feelings", "harmful"), (None, "benign"), ("weapons", "benign"))[
+            at % 4
+        ]
+        text = " ".join(random_.choices(WORDS, k=random_.randint(2, 12)))
+        text = f"{'kill a person' if category == 'weapons' and label == 'harmful' else 'tell me'} {text}"
+        split = ("train", "train", "validation", "test")[at // 4 % 4]
+        rows.append({"id": f"p{at}", "prompt": text, "category": category, "label": label, "split": split})
+    path = tmp_path_factory.mktemp("data") / "split.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+@pytest.fixture
+def chain(tiny_tuned_folder, split_file, tmp_path):
+    """The group's options for a run on a tiny model with refusal tokens."""
+    return ["--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", split_file]
+
+
+def records(tmp_path):
+    return json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]
+
+
+def check_contract(folder):
+    check = ROOT / "tests" / "check_contract.py"
+    if check.exists():
+        done = subprocess.run([sys.executable, check, folder], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_probe_writes_the_librarys_fit_and_is_made_once(run, chain, tmp_path):
+    code, out, err = run(*chain, "probe", "--fpr", "0.1")
+    assert code == 0 and "running extract" in err and "near-miss" in out
+    folder = tmp_path / "run"
+    probe, report = (
+        Probe.load(folder / "probe.safetensors"),
+        fit_probe(folder / "activations" / "prompts.safetensors", 2, fpr=0.1),
+    )
+    assert probe.layer == 2 and torch.equal(probe.weight, report.probe.weight)
+    assert pl.read_parquet(folder / "probe_roc.parquet").equals(report.roc)
+    assert pl.read_parquet(folder / "probe_layers.parquet").equals(report.layers)
+    stamp = (folder / "probe.safetensors").stat().st_mtime_ns
+    code, out, err = run(*chain, "--json", "probe", "--fpr", "0.1")
+    assert code == 0 and "again" not in err and (folder / "probe.safetensors").stat().st_mtime_ns == stamp
+    answer = json.loads(out)
+    assert answer["command"] == "probe" and {row["against"] for row in answer["table"]} == {"all", "near-miss"}
+    code, _, err = run(*chain, "probe", "--layer", "auto", "--fit", "published")
+    assert code == 0 and "probe is made again" in err
+    layers = pl.read_parquet(folder / "probe_layers.parquet")
+    assert layers["auc"].max() == layers.filter(chosen=True)["auc"].item()
+    assert records(tmp_path)["probe"]["key"]["fit"] == "published"
+    check_contract(folder)
+
+
+def test_a_gated_arm_makes_its_probe_and_remakes_it_as_it_was(run, chain, tmp_path):
+    words = ["generate", "--arm", "gated", "--max-new-tokens", 2]
+    code, _, err = run(*chain, *words)
+    assert code == 0 and "generate needs a probe (there is none): running probe" in err
+    table = pl.read_parquet(tmp_path / "run" / "generations.parquet")
+    assert table["gate"].null_count() == 0 and table["gate"].is_between(0, 1).all()
+    assert run(*chain, "probe", "--layer", 1)[0] == 0
+    assert run(*chain, "--limit", 100, "extract")[0] == 0
+    code, _, err = run(*chain, *words)
+    assert code == 0 and "a probe (the activations are newer)" in err
+    assert records(tmp_path)["probe"]["key"]["layer"] == 1
+    code, _, err = run(*chain, "--no-auto", "--run", tmp_path / "empty", *words)
+    assert code == 1 and "first" in err
+
+
+@pytest.mark.parametrize("words", [["probe", "--layer", "deep"], ["probe", "--fpr", "2"], ["probe", "--fit", "svm"]])
+def test_usage_errors(run, chain, tmp_path, words):
+    assert run(*chain, *words)[0] == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["contrastive", "pca", "logistic", "lda", "random", "shuffled"])
+def test_every_method_is_the_librarys(run, chain, tmp_path, method):
+    code, out, err = run(*chain, "vectors", "--method", method)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    paired = method in ("contrastive", "pca")
+    source = folder / "activations" / ("pairs.safetensors" if paired else "prompts.safetensors")
+    made, wanted = SteeringVectors.load(folder / "vectors.safetensors"), fit_vectors(source, method)
+    assert made.metadata == wanted.metadata
+    assert all(torch.equal(made.tensors[name], wanted.tensors[name]) for name in ("weapons", "feelings"))
+    lens = pl.read_parquet(folder / "logit_lens.parquet")
+    assert lens.height == 2 * 4 * 10 and set(lens["category"]) == {"weapons", "feelings"} and "writes" in out
+    check_contract(folder)
+
+
+def test_pairs_are_made_of_harmful_training_rows_and_kept(run, chain, tmp_path, split_file):
+    code, _, err = run(*chain, "vectors", "--method", "contrastive")
+    assert code == 0 and "vectors needs pairs (there are none): running extract --suffix '[feelings]'" in err
+    rows = pl.read_parquet(tmp_path / "run" / "activations" / "pairs.parquet")
+    assert set(rows["suffix"]) == {"[weapons]", "[feelings]", "[respond]"}
+    assert set(rows["label"]) == {"harmful"} and set(rows["split"]) == {"train"} and rows.height == 32 * 3
+    before = (tmp_path / "run" / "vectors.safetensors").stat().st_mtime_ns
+    code, _, err = run(*chain, "vectors", "--method", "contrastive", "generate", "--max-new-tokens", 1)
+    assert code == 0 and "again" not in err and "newer" not in err
+    assert (tmp_path / "run" / "vectors.safetensors").stat().st_mtime_ns == before
+    code, _, err = run(*chain, "vectors", "--method", "contrastive", "--split", "validation")
+    assert code == 0 and "the prompts changed" in err
+    code, _, err = run(*chain, "--limit", 80, "extract", "--suffix", "[weapons]", "--suffix", "[feelings]",
+                       "--suffix", "[respond]", "generate", "--max-new-tokens", 1)  # fmt: skip
+    assert code == 0 and "the activations are newer" in err
+    assert records(tmp_path)["vectors"]["key"]["method"] == "contrastive"
+
+
+def test_contrastive_needs_refusal_tokens(run, tiny_folder, split_file, tmp_path):
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", split_file]
+    code, _, err = run(*words, "vectors", "--method", "contrastive")
+    assert code == 1 and "has no refusal tokens" in err and len(err.strip().splitlines()) == 1
+    code, _, err = run(*words, "vectors", "--method", "pca")
+    assert code == 0, err
+    assert not (tmp_path / "run" / "activations" / "pairs.safetensors").exists()
+
+
+def sweep_table(tmp_path):
+    return pl.read_parquet(tmp_path / "run" / "sweep.parquet")
+
+
+def choose(tmp_path, layer, strength):
+    """Put a choice into the table, as a sweep of a model that can be steered would."""
+    path = tmp_path / "run" / "sweep.parquet"
+    here = (pl.col("layer") == layer) & (pl.col("strength") == strength)
+    sweep_table(tmp_path).with_columns(here.fill_null(False).alias("chosen")).write_parquet(path)
+
+
+SWEPT = ["sweep", "--layers", "1,2", "--strengths", "-0.2,-0.4", "--arm", "fixed", "--max-new-tokens", 3]
+
+
+def test_sweep_runs_validation_rows_and_is_made_once(run, chain, tmp_path):
+    code, out, err = run(*chain, *SWEPT)
+    assert code == 0, err
+    table = sweep_table(tmp_path)
+    assert table.height == 2 * (1 + 4) and set(table["n"]) == {14}
+    assert set(pl.read_parquet(tmp_path / "run" / "sweep_prompts.parquet")["split"]) == {"validation"}
+    check_contract(tmp_path / "run")
+    stamp = (tmp_path / "run" / "sweep.parquet").stat().st_mtime_ns
+    code, out, _ = run(*chain, "--json", *SWEPT)
+    assert code == 0 and (tmp_path / "run" / "sweep.parquet").stat().st_mtime_ns == stamp
+    assert json.loads(out)["settings"] == 4
+    code, _, err = run(*chain, *SWEPT, "--best", 1)
+    assert code == 0 and "sweep is made again: best changed" in err
+    tried = sweep_table(tmp_path).filter(pl.col("refused").is_not_null())
+    assert tried.height == 2 * 2
+
+
+def test_sweeps_default_arm_is_gated_where_there_is_a_probe(run, chain, tmp_path):
+    assert run(*chain, "probe")[0] == 0
+    code, _, err = run(*chain, *[word for word in SWEPT if word not in ("--arm", "fixed")])
+    assert code == 0, err
+    assert set(sweep_table(tmp_path)["kind"]) == {"baseline", "gated"}
+    gated = sweep_table(tmp_path).filter(kind="gated")
+    assert set(gated["arm"]) == {"gated", "gated:harmful=0"} and set(gated["harmful"].round(6)) == {
+        0,
+        0.133333,
+        0.266667,
+    }
+
+
+def test_generate_takes_the_chosen_setting_unless_told_otherwise(run, chain, tmp_path):
+    def settings(*words, **environment):
+        code, _, err = run(*chain, "generate", "--max-new-tokens", 1, *words, **environment)
+        assert code == 0, err
+        table = pl.read_parquet(tmp_path / "run" / "generations.parquet").filter(kind="fixed")
+        return table["layer"][0], table["strength"][0], err
+
+    assert run(*chain, *SWEPT)[0] == 0
+    choose(tmp_path, 1, -0.4)
+    layer, strength, err = settings()
+    assert (layer, strength) == (1, -0.4) and "setting of" in err and "fixed, strength -0.4 residual at layer 1" in err
+    assert records(tmp_path)["generations"]["key"]["sweep"] == records(tmp_path)["sweep"]["id"]
+    assert settings("--strength", "2")[:2] == (2, 2.0)
+    assert settings(REFUSAL_GENERATE_LAYER="3")[:2] == (3, -0.3)
+    assert settings()[:2] == (1, -0.4)
+    code, _, err = run(*chain, *SWEPT, "--best", 1, "evaluate")
+    assert code == 0 and "evaluate needs generations (the sweep is newer)" in err
+    choose(tmp_path, 1, -0.4)
+    assert run(*chain, "vectors", "--tau", "0.01")[0] == 0
+    layer, strength, err = settings()
+    assert (layer, strength) == (2, -0.3) and "of other vectors and not used" in err
+
+
+def test_rows_that_anything_was_chosen_on_are_marked(run, chain, tmp_path):
+    assert run(*chain, "probe", *SWEPT)[0] == 0
+    choose(tmp_path, 1, -0.4)
+    words = ["generate", "--split", "validation", "--max-new-tokens", 1]
+    assert run(*chain, *words, "evaluate", "--split", "validation")[0] == 0
+    scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
+    assert scores["fitted"].all()
+    assert run(*chain, "generate", "--split", "validation", "--max-new-tokens", 1, "--strength", "-0.4", "--arm", "baseline",
+               "--arm", "fixed", "evaluate", "--split", "validation")[0] == 0  # fmt: skip
+    assert not pl.read_parquet(tmp_path / "run" / "scores.parquet")["fitted"].any()
+
+
+@pytest.fixture
+def against(chain, tiny_base_folder):
+    return [*chain, "diff", "--against", tiny_base_folder]
+
+
+def test_diff_compares_what_both_models_read_in_the_same_token_ids(
+    run, against, tmp_path, tiny_tuned, tiny_base_folder
+):
+    code, out, err = run(*against)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    table = pl.read_parquet(folder / "diff.parquet")
+    assert table.height == 2 * 4 * 2 and set(table["text"]) == {"tagged", "untagged"}
+    assert set(table.filter(text="tagged")["n"]) == {16}
+    check_contract(folder)
+    # by hand, one category at one layer: the base under plain hooks, on the fine-tuned model's token ids
+    rows = pl.read_parquet(folder / "activations" / "diff-base" / "pairs.parquet").filter(category="weapons")
+    prompts = rows["prompt"].unique(maintain_order=True).to_list()
+    ids = {c: encode(tiny_tuned.tokenizer, prompts, [f"[{c}]"]).ids for c in ("weapons", "respond")}
+    vectors = []
+    for module in (open_model(str(tiny_base_folder)).module, tiny_tuned.module):
+        means = {c: torch.stack([last_output(module, row, 1) for row in ids[c]]).double().mean(0) for c in ids}
+        vectors.append(means["weapons"] - means["respond"])
+    wanted = torch.nn.functional.cosine_similarity(*vectors, dim=0)
+    assert table.filter(text="tagged", category="weapons", layer=1)["cosine"].item() == pytest.approx(
+        float(wanted), abs=1e-5
+    )
+    stamp = (folder / "diff.parquet").stat().st_mtime_ns
+    code, out, err = run(*against, "--json")
+    assert code == 0 and (folder / "diff.parquet").stat().st_mtime_ns == stamp
+    assert len(json.loads(out)["table"]) == 16
+    before = (folder / "activations" / "diff-base" / "prompts.safetensors").stat().st_mtime_ns
+    code, _, err = run(*against, "--seed", 3)
+    assert code == 0 and "diff is made again: seed changed" in err
+    assert (folder / "activations" / "diff-base" / "prompts.safetensors").stat().st_mtime_ns == before
+
+
+def last_output(module, ids, layer):
+    kept = []
+    hook = module.model.layers[layer].register_forward_hook(
+        lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1])
+    )
+    with torch.no_grad():
+        module(input_ids=torch.tensor([ids]))
+    hook.remove()
+    return kept[0]
+
+
+def test_a_model_against_itself_agrees(run, chain, tiny_tuned_folder, tmp_path):
+    assert run(*chain, "diff", "--against", tiny_tuned_folder, "--layers", "1,3")[0] == 0
+    table = pl.read_parquet(tmp_path / "run" / "diff.parquet")
+    assert set(table["layer"]) == {1, 3} and (table["cosine"] > 1 - 1e-9).all()
+
+
+def test_diff_reads_untagged_text_where_the_base_has_no_place_for_the_tokens(run, chain, tiny_folder, tmp_path):
+    code, _, err = run(*chain, "diff", "--against", tiny_folder)
+    assert code == 0 and "untagged text only: the refusal tokens of" in err and "lie beyond the vocabulary" in err
+    assert set(pl.read_parquet(tmp_path / "run" / "diff.parquet")["text"]) == {"untagged"}
+    code, _, err = run(*chain, "diff", "--against", tiny_folder, "--text", "tagged")
+    assert code == 1 and "compare --text untagged" in err
+
+
+def test_the_published_comparison_is_offered(run, against, tmp_path):
+    assert run(*against, "--own-split", "--text", "tagged")[0] == 0
+    rows = [
+        pl.read_parquet(tmp_path / "run" / "activations" / f"diff-{name}" / "pairs.parquet")
+        for name in ("base", "tuned")
+    ]
+    assert (rows[0]["n_tokens"] > rows[1]["n_tokens"]).all()
+    assert records(tmp_path)["diff"]["key"]["own_split"] is True
+
+
+def test_diff_says_what_does_not_compare(run, chain, against, tiny_base_folder, tmp_path):
+    code, _, err = run(*chain, "diff")
+    assert code == 1 and "pass --against MODEL" in err
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base_folder, other)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"kill": ', '"slay": '))
+    code, _, err = run(*chain, "diff", "--against", other)
+    assert code == 1 and "is 'slay' to" in err and "not the model it was tuned from" in err
+    code, _, err = run(*chain, "--split", "nosuch", "diff", "--against", other)
+    assert code == 1 and "no harmful row with a category in split 'nosuch'" in err
+
+
+def test_lowrank_is_trained_once_and_steers(run, chain, tmp_path):
+    words = ["lowrank", "--epochs", 1, "--mode", "input", "--layer", 1]
+    code, out, err = run(*chain, *words)
+    assert code == 0 and "running extract" in err and "running vectors" in err and "kept epoch" in out
+    folder = tmp_path / "run"
+    low = LowRank.load(folder / "lowrank.safetensors")
+    assert (low.layer, low.metadata["mode"], low.metadata["basis"], len(low.z)) == (1, "input", "shrunk", 2)
+    history = pl.read_parquet(folder / "lowrank_training.parquet")
+    assert set(history["epoch"]) == {0, 1} and set(history["split"]) == {"train", "held-out"}
+    stamp = (folder / "lowrank.safetensors").stat().st_mtime_ns
+    code, out, _ = run(*chain, "--json", *words)
+    assert code == 0 and (folder / "lowrank.safetensors").stat().st_mtime_ns == stamp
+    assert len(json.loads(out)["table"]) == history.height
+    code, _, err = run(*chain, "generate", "--max-new-tokens", 1)
+    assert code == 0 and "lowrank" not in err
+    table = pl.read_parquet(folder / "generations.parquet")
+    assert set(table.filter(kind="lowrank")["layer"]) == {1} and set(table.filter(kind="fixed")["layer"]) == {2}
+    check_contract(folder)
+    code, _, err = run(*chain, "generate", "--arm", "lowrank:layer=2", "--max-new-tokens", 1)
+    assert code == 1 and "the low-rank map is of layer 1" in err
+
+
+def test_a_lowrank_arm_makes_its_map_and_remakes_it_as_it_was(run, chain, tmp_path):
+    words = ["generate", "--arm", "lowrank", "--max-new-tokens", 1]
+    assert run(*chain, "lowrank", "--epochs", 1, "--basis", "published")[0] == 0
+    assert run(*chain, "vectors", "--tau", "0.01")[0] == 0
+    code, _, err = run(*chain, *words)
+    assert code == 0 and "generate needs a low-rank map (the vectors are newer): running lowrank" in err
+    key = records(tmp_path)["lowrank"]["key"]
+    assert key["published"] and key["epochs"] == 1
+    assert LowRank.load(tmp_path / "run" / "lowrank.safetensors").metadata["basis"] == "published"
+
+
+def test_lowrank_needs_refusal_tokens(run, tiny_folder, split_file, tmp_path):
+    code, _, err = run(
+        "--run", tmp_path / "run", "--model", tiny_folder, "--data", split_file, "extract", "vectors", "lowrank"
+    )
+    assert code == 1 and "has no refusal tokens to train towards" in err

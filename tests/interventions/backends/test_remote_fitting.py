@@ -1,0 +1,36 @@
+"""Everything that is fitted through a model gives on a real NDIF server what it gives here."""
+
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.interventions.backends.test_remote import ROOT, command, ndif  # noqa: F401  # a fixture
+
+COMMANDS = (
+    ("vectors", "--method", "contrastive"),
+    ("probe",),
+    ("lowrank", "--epochs", "2", "--mode", "input"),
+    ("sweep", "--layers", "1,2", "--strengths", "-0.2,-0.5", "--arm", "fixed", "--max-new-tokens", "4"),
+)
+
+
+@pytest.mark.ndif
+def test_fitting_is_the_same_here_and_there(ndif, tiny_tuned_folder, tiny_base_folder, prompts_file, tmp_path):  # noqa: F811
+    words = [*(word for command in COMMANDS for word in command), "diff", "--against", tiny_base_folder]
+    options = ["--model", tiny_tuned_folder, "--data", prompts_file]
+    for name in ("here", "there"):
+        line = ["--run", tmp_path / name, *options, *words]
+        local = [sys.executable, str(ROOT / "cli.py"), *map(str, line)]
+        argv = local if name == "here" else command(*line, host=ndif.url)
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    here, there = tmp_path / "here", tmp_path / "there"
+    for name in ("vectors", "probe", "lowrank", "activations/pairs", "activations/diff-base/pairs"):
+        one, two = (load_file(folder / f"{name}.safetensors") for folder in (here, there))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), name
+    for name in ("logit_lens", "lowrank_training", "sweep", "diff", "probe_roc"):
+        assert pl.read_parquet(here / f"{name}.parquet").equals(pl.read_parquet(there / f"{name}.parquet")), name

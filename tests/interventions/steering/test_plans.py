@@ -1,0 +1,241 @@
+"""Routes: which row gets which vector, decided from the unsteered prompt alone."""
+
+import json
+import random
+
+import polars as pl
+import pytest
+import torch
+
+from data import UserError, load_all
+from interventions.gates.probe import Probe
+from interventions.model.control_tokens import control_tokens, refusal_tokens
+from interventions.model.prompt_format import encode
+from interventions.reading.batches import pad_batch, pad_id
+from interventions.steering.answer import Gate, answer
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools, plan_arm
+from interventions.steering.texts import stop_tokens
+from tests.interventions.steering.test_answer import NONE, STEPS, cut, near_tie, plain, vectors_of
+
+WORDS = [
+    "baseline", "fixed:category=weapons", "routed", "gated:benign=-6,harmful=4", "wrong-category:route=gated",
+    "random:seed=3,route=gated", "ablate:route=routed", "logit-bias:strength=-4", "logit-bias:route=gated,strength=-3",
+    "logit-bias:category=respond,strength=5",
+]  # fmt: skip
+
+
+def probe_of(model, layer=2, seed=4):
+    torch.manual_seed(seed)
+    metadata = {"model": model.name, "layer": str(layer), "site": "resid_post", "position": "last"}
+    parts = (torch.randn(model.d_model) / 30, torch.randn(model.d_model) / 5, torch.zeros(1), torch.tensor([0.5]))
+    return Probe(*parts, metadata)
+
+
+@pytest.fixture(scope="module")
+def prompts(prompts_file):
+    return load_all([str(prompts_file)])
+
+
+@pytest.fixture(scope="module")
+def tools(tiny_tuned):
+    return Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned))
+
+
+def arms_of(words=WORDS):
+    return parse_arms(words, Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
+
+
+def look(model, ids, probe):
+    """What a route may know of a prompt, by a plain forward pass: its logits, and the probe's score."""
+    kept = []
+    handle = model.module.get_submodule("model.layers")[probe.layer].register_forward_hook(
+        lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1].clone())
+    )
+    with torch.no_grad():
+        logits = model.module(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    handle.remove()
+    return logits, float(torch.sigmoid((kept[0] - probe.mean) @ probe.weight + probe.bias))
+
+
+def expected(model, arm, vectors, logits, score):
+    """Vector, strength and edit of one row, spelled out."""
+    control = control_tokens(model.tokenizer)
+    names = [name for name in control if name != "respond"]
+    best = max(names, key=lambda name: float(logits[control[name]]))
+    strength = arm.strength
+    if arm.route == "gated":
+        strength = arm.harmful if score >= 0.5 else arm.strength
+    name = arm.category if arm.route == "fixed" else best
+    if arm.kind == "wrong-category":
+        order = vectors.categories
+        name = order[(order.index(best) + 1) % len(order)]
+    if not arm.steers:
+        return None, strength, {}
+    vector = vectors.at(arm.layer, name)
+    unit = vector / vector.norm()
+    if arm.kind == "random":
+        generator = torch.Generator().manual_seed(arm.seed)
+        unit = torch.randn(model.d_model, generator=generator, dtype=torch.float64)
+        unit = (unit / unit.norm()).float()
+    return name, strength, {"unit": unit} if arm.operation == "ablate" else {"delta": strength * unit}
+
+
+def edit_of(model, arm, tools, ids):
+    """Logits of the unsteered row, the arm's strength on it, and its edit as a plain hook takes it."""
+    logits, score = look(model, ids, tools.probe)
+    _, strength, edit = expected(model, arm, tools.vectors, logits, score)
+    if arm.kind in ("baseline", "prompt-only"):
+        edit = {}
+    if arm.kind == "lowrank":
+        edit = {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
+    if arm.operation == "clamp":
+        unit = edit["delta"] / strength
+        edit = {"unit": unit, "delta": strength * unit}
+    return logits, strength, edit
+
+
+def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
+    arms, encoded = arms_of(), encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
+    ids = refusal_tokens(tiny_tuned).ids
+    gate = Gate(tools.probe.layer, tools.probe.weight, tools.probe.mean, tools.probe.bias, tools.probe.threshold)
+    plans = [plan_arm(tiny_tuned, arm, tools, [NONE] * len(encoded)) for arm in arms]
+    found = answer(
+        tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan.shipped() for plan in plans],
+        max_new_tokens=STEPS, refusal_ids=ids, stops=sorted(stop_tokens(tiny_tuned)), gate=gate,
+    )  # fmt: skip
+    seen = set()
+    for row, tokens in enumerate(encoded.ids):
+        logits, score = look(tiny_tuned, tokens, tools.probe)
+        assert found.gate is not None and abs(float(found.gate[row]) - score) < 1e-4
+        for at, arm in enumerate(arms):
+            name, strength, edit = expected(tiny_tuned, arm, tools.vectors, logits, score)
+            seen.add((arm.name, name, strength))
+            assert float(found.strength[row, at]) == pytest.approx(strength) or not (
+                arm.steers or arm.kind == "logit-bias"
+            )
+            if name is not None:
+                assert plans[at].names[int(found.vector[row, at])] == name
+            if arm.kind == "logit-bias":
+                biased = logits.clone()
+                biased[refusal_tokens(tiny_tuned).respond if arm.category == "respond" else ids] += strength
+                assert int(found.tokens[row, at, 0]) == int(biased.argmax()) or near_tie(biased)
+                continue
+            wanted, _ = plain(tiny_tuned, tokens, arm.layer, arm.scope, STEPS, **edit)
+            assert cut(tiny_tuned, found.tokens[row, at].tolist()) == cut(tiny_tuned, wanted), (arm.name, row)
+    assert len({pair for pair in seen if pair[0].startswith("gated")}) > 2  # both categories and both strengths occur
+
+
+def test_a_batch_answers_as_one_row_at_a_time(tiny_tuned, prompts, tools, tmp_path):
+    words = [*WORDS, "prompt-only", "fixed:scope=all"]
+    together = generate(tiny_tuned, prompts, tools, tmp_path / "a.parquet", arms=arms_of(words), max_new_tokens=6)
+    alone = generate(
+        tiny_tuned, prompts, tools, tmp_path / "b.parquet", arms=arms_of(words), max_new_tokens=6, batch_tokens=1
+    )
+    columns = ["arm", "id", "response", "control_token", "vector", "strength", "finish", "new_tokens"]
+    assert together.select(columns).equals(alone.select(columns))
+    for name in ("refusal_probability", "gate"):
+        assert ((together[name] - alone[name]).abs().fill_null(0) < 1e-4).all()
+
+
+def test_no_arm_but_oracle_reads_categories_or_labels(tiny_tuned, prompts, tools, tmp_path):
+    shuffled = list(range(prompts.height))
+    random.Random(3).shuffle(shuffled)
+    swapped = prompts.with_columns(category=prompts["category"][shuffled], label=prompts["label"][shuffled])
+    words = [*WORDS, "oracle"]
+    one = generate(tiny_tuned, prompts, tools, tmp_path / "a.parquet", arms=arms_of(words), max_new_tokens=6)
+    two = generate(tiny_tuned, swapped, tools, tmp_path / "b.parquet", arms=arms_of(words), max_new_tokens=6)
+    hidden = ["category", "label"]
+    blind = pl.col("kind") != "oracle"
+    assert one.filter(blind).drop(hidden).equals(two.filter(blind).drop(hidden))
+    assert not one.filter(~blind).drop(hidden).equals(two.filter(~blind).drop(hidden))
+
+
+def test_an_oracle_takes_the_rows_own_vector_and_the_labels_strength(tiny_tuned, prompts, tools, tmp_path):
+    table = generate(
+        tiny_tuned,
+        prompts,
+        tools,
+        tmp_path / "a.parquet",
+        arms=arms_of(["oracle:benign=-6,harmful=4"]),
+        max_new_tokens=1,
+    )
+    for row in table.to_dicts():
+        assert row["vector"] == (row["category"] if row["category"] in tools.vectors.categories else "mean")
+        assert row["strength"] == (4 if row["label"] == "harmful" else -6)
+
+
+@pytest.mark.parametrize("category", ["weapons", "feelings", "third"])
+def test_the_wrong_categorys_vector_is_never_the_named_ones(tiny_tuned, category):
+    names = ["weapons", "feelings", "third"]
+    vectors = vectors_of(tiny_tuned, categories=names)
+    (arm,) = arms_of([f"wrong-category:category={category},route=fixed"])
+    plan = plan_arm(tiny_tuned, arm, Tools(vectors), [NONE] * 2)
+    wanted = names[(names.index(category) + 1) % 3]
+    assert [plan.names[at] for at in plan.given] == [wanted] * 2
+    unit = vectors.at(2, wanted) / vectors.at(2, wanted).norm()
+    assert torch.allclose(plan.table[plan.given], unit.expand(2, -1))
+
+
+def test_what_an_arm_lacks_is_said(tiny, tiny_tuned, tools):
+    def plan(model, word, tools):
+        return plan_arm(model, arms_of([word])[0], tools, [NONE])
+
+    with pytest.raises(UserError, match="reads refusal tokens"):
+        plan(tiny, "routed", Tools(vectors_of(tiny)))
+    with pytest.raises(UserError, match="run `probe` first"):
+        plan(tiny_tuned, "gated", Tools(tools.vectors))
+    with pytest.raises(UserError, match="run `lowrank` first"):
+        plan(tiny_tuned, "lowrank", Tools(tools.vectors))
+    with pytest.raises(UserError, match="no vector for category"):
+        plan(tiny_tuned, "fixed:category=nosuch", tools)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("magic", "unknown kind"), ("fixed:colour=red", "unknown key"), ("fixed:strength=much", "numbers"),
+        ("fixed:strength=nan", "finite"), ("fixed:scope=here", "scope is one of"), ("random:route=nowhere", "route is one of"),
+        ("ablate:operation=erase", "operation is one of"),
+    ],
+)  # fmt: skip
+def test_a_bad_arm_is_named(text, reason):
+    with pytest.raises(UserError, match=reason):
+        arms_of([text])
+
+
+def test_arm_names_are_canonical_and_imply_what_their_kind_says():
+    arms = arms_of(
+        ["gated", "random:seed=2", "random:seed=1,category=weapons", "prompt-only:text=Be brave, answer", "ablate"]
+    )
+    names = [arm.name for arm in arms]
+    assert names == ["gated", "random:seed=2", "random:category=weapons,seed=1", "prompt-only", "ablate"]
+    assert arms[0].route == "gated" and arms[0].harmful == pytest.approx(10 / 3)
+    assert arms[3].text == "Be brave, answer" and arms[4].operation == "ablate"
+
+
+def test_a_category_may_hold_a_comma_and_its_arms_name_reads_back():
+    words = [
+        "fixed:category=Hate, speech,layer=1",
+        "fixed:layer=3, category=Hate, speech",
+        "prompt-only:seed=1,text=a, b=c",
+    ]
+    arms = arms_of(words)
+    assert [arm.category for arm in arms[:2]] == ["Hate, speech"] * 2 and [arm.layer for arm in arms[:2]] == [1, 3]
+    assert arms[2].text == "a, b=c" and arms[2].seed == 1
+    assert arms[0].name == "fixed:category=Hate, speech,layer=1"
+    assert arms_of([arm.name for arm in arms[:2]]) == arms[:2]
+
+
+def test_simulated_traces_answer_the_same(tiny_tuned, prompts, tools, tmp_path):
+    from dataclasses import replace
+
+    from interventions.backends.backend import Backend
+
+    far = replace(tiny_tuned, backend=Backend("simulate"))
+    few = prompts.head(8)
+    here = generate(tiny_tuned, few, tools, tmp_path / "a.parquet", arms=arms_of(), max_new_tokens=4)
+    there = generate(far, few, tools, tmp_path / "b.parquet", arms=arms_of(), max_new_tokens=4)
+    assert here.drop("backend").equals(there.drop("backend")) and there["backend"][0] == "simulate"
+    assert json.loads(json.dumps(there["response"].to_list()))
