@@ -169,9 +169,9 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") ->
     if needs_pairs(session, directions):
         make_activations(session, directions, *pairing(model, prompts, directions.get("split", "train")))
     make_vectors(session, directions, own_data=True)
-    if any(arm.route == "gated" for arm in arms):
+    if any(arm.is_gated for arm in arms):
         make_probe(session, below.with_defaults(**recipe.of("probe")), own_data=True)
-    if any(arm.kind == "lowrank" for arm in arms):
+    if any(arm.maps for arm in arms):
         make_lowrank(session, below.with_defaults(**recipe.of("lowrank")), own_data=True)
     return layer
 
@@ -194,10 +194,10 @@ def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
 def warn_of_little(ready: Ready, arm: "Arm") -> None:
     """Say that a strength in unit vectors, right for one model, is next to nothing in another's residual stream."""
     vectors = ready.tools.vectors
-    if not arm.steers or arm.kind == "lowrank" or arm.unit != "unit" or arm.layer not in vectors.layers:
+    if not arm.steers or arm.maps or arm.unit != "unit" or arm.layer not in vectors.layers:
         return
     norm = json.loads(vectors.metadata["residual_norms"])[vectors.layers.index(arm.layer)]
-    most = max(abs(arm.strength), abs(arm.harmful) if arm.route == "gated" else 0.0)
+    most = max(abs(arm.strength), abs(arm.harmful) if arm.is_gated else 0.0)
     if most < LITTLE * norm:
         warn(f"{arm.name}: {most:g} × the unit vector is {most / norm:.1%} of the mean residual norm of layer {arm.layer}, "
              f'{norm:.3g}: it may change little; with strength-unit = "residual" in --config strengths are shares of it')  # fmt: skip

@@ -20,7 +20,7 @@ from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.packing import common_opening
-from interventions.steering.answer import answer
+from interventions.steering.answer import Asked, answer
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.batches import answer_rows
 from interventions.steering.generate import generate
@@ -139,12 +139,12 @@ def generating(job: dict[str, Any], strength: float) -> Run:
     """New tokens (prompts, tokens) of one batch that is steered in one arm; nobody stops before the last token."""
     model, ids = opened(job["model"]), encode(opened(job["model"]).tokenizer, job["prompts"]).ids
     arm = Arm("fixed", "fixed", job["layer"], strength=strength, unit="raw")
-    plan = plan_arm(model, arm, tools(job), [NOBODY] * len(ids)).shipped()
+    plan = plan_arm(model, arm, tools(job), [NOBODY] * len(ids)).shipped
 
     def run() -> np.ndarray:
         opening = common_opening(ids)
         batch = pad_batch(ids, pad_id(model.tokenizer), opening=opening)
-        return answer(model, batch, [plan], max_new_tokens=job["tokens"], opening=opening).tokens[:, 0].numpy()
+        return answer(model, batch, [plan], Asked(job["tokens"]), opening=opening).tokens[:, 0].numpy()
 
     return run
 

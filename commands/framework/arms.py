@@ -124,7 +124,7 @@ def lowrank_at_its_layer(arms: "list[Arm]", words: Sequence[str], tools: "Tools"
     named = [word for word in words if word.startswith("lowrank") and "layer=" in word]
     if own is None or named:
         return arms
-    return [replace(arm, layer=own.layer) if arm.kind == "lowrank" else arm for arm in arms]
+    return [replace(arm, layer=own.layer) if arm.maps else arm for arm in arms]
 
 
 def need_tools(
@@ -135,9 +135,9 @@ def need_tools(
 
     rests_on = {VECTORS: record["id"]}
     probe = lowrank = None
-    if any(arm.route == "gated" for arm in arms):
+    if any(arm.is_gated for arm in arms):
         probe, rests_on[PROBE] = need_probe(session, s)
-    if any(arm.kind == "lowrank" for arm in arms):
+    if any(arm.maps for arm in arms):
         lowrank, rests_on[LOWRANK] = need_lowrank(session, s)
     return Tools(steering, probe, lowrank), rests_on
 
@@ -156,7 +156,7 @@ def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm
               unit=s.get("strength_unit", DEFAULT_UNIT), scope=s.get("scope", DEFAULT_SCOPE),
               seed=s.get("seed", 0))  # fmt: skip
     if s.command == "trace" and s.get("arm"):
-        arms = [a for a in parse_arms(s.get("arm"), arm) if a.kind != "baseline"]
+        arms = [a for a in parse_arms(s.get("arm"), arm) if not a.is_baseline]
         if len(arms) != 1:
             raise UserError("trace shows one steered arm beside the unsteered model: pass one --arm fixed:…")
         arm = arms[0]

@@ -70,10 +70,8 @@ def capability(
     """
     if model.backend.is_remote:
         raise UserError("capability runs lm-eval in this process, on the model's own module: run it with --local")
-    for tool in (tools.vectors, tools.probe, tools.lowrank):
-        if tool is not None:
-            tool.check(model)
-    if odd := next((arm.name for arm in arms if arm.kind == "oracle"), None):
+    tools.check(model)
+    if odd := next((arm.name for arm in arms if arm.does.reads_labels), None):
         raise UserError(f"arm {odd!r} reads labels, and the items of a task have none")
     plans = [plan_arm(model, arm, tools, [{}]) for arm in arms]
     options = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat}
@@ -81,7 +79,7 @@ def capability(
     if seed is not None:
         options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     key = {
-        "model": [model.name, model.revision, model.template_hash, model.dtype],
+        "model": model.identity,
         "arms": [asdict(arm) for arm in arms],
         "tools": tools_fingerprint(plans, tools.probe),
         "tasks": [list(tasks), task_files(tasks, include)],
@@ -130,12 +128,12 @@ def run_task(
         raise UserError(f"task {task!r} can't be run: {_reason(error)}") from error
     leaves = list(results["n-samples"])
     untouched = [leaf for leaf in leaves if leaf not in guest.changed]
-    if hooked.arm.kind != "baseline" and untouched:
+    if not hooked.arm.is_baseline and untouched:
         raise UserError(
             f"arm {hooked.arm.name!r} changed no scored logit of task {untouched[0]!r}: its figure would be the unsteered "
             "model's, and is not reported; leave the arm or the task out, or give it a strength that is felt"
         )
-    return rows_of(results, hooked.arm.name, hooked.arm.kind != "baseline")
+    return rows_of(results, hooked.arm.name, not hooked.arm.is_baseline)
 
 
 def rows_of(results: dict[str, Any], arm: str, changed: bool) -> list[list[Any]]:

@@ -1,6 +1,6 @@
 """An arm as plain PyTorch hooks, for programs that call the model themselves.
 
-The edits are the traces' own (`edits.change`), and so are routes and gates (`edits.chosen`); only who calls the
+The edits are the traces' own (`traced.edits.apply_edit`), and so are routes and gates (`traced.edits.decide`); only who calls the
 model differs. It has to be in this process.
 """
 
@@ -18,7 +18,8 @@ from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.reading.batches import pad_batch, pad_id
 from interventions.steering.plans import Plan, gate_of
-from interventions.traced.edits import change, chosen, prepared, scored
+from interventions.traced.blocks import hidden
+from interventions.traced.edits import Unsteered, apply_edit, decide, probe_score, row_edits
 
 
 class Decided(NamedTuple):
@@ -38,9 +39,8 @@ class HookedArm:
     def __init__(self, model: Model, plan: Plan, probe: Probe | None) -> None:
         """Take an arm that was planned for one row without category or label."""
         self.arm = plan.arm
-        self._model, self._plan = model, plan.shipped()
-        gate = gate_of([plan], probe)
-        self._gate = None if gate is None else vars(gate)
+        self._model, self._plan = model, plan.shipped
+        self._gate = gate_of([plan], probe)
         self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
         self._known: dict[bytes, tuple[int, float]] = {}
@@ -48,24 +48,24 @@ class HookedArm:
     @property
     def edits(self) -> bool:
         """Whether it edits the residual stream."""
-        return self._plan["operation"] != "none"
+        return self._plan.operation != "none"
 
     @property
     def biases(self) -> bool:
         """Whether it adds to the first token's logits."""
-        return self._plan["bias"] is not None
+        return self._plan.bias is not None
 
     def decide(self, contexts: Sequence[Sequence[int]]) -> Decided:
         """Vector and strength of each row, from the token ids of its context."""
         keys = [digest(ids) for ids in contexts]
-        if self._plan["routed"] or self._plan["gated"]:
+        if self._plan.routed or self._plan.gated:
             new = {key: ids for key, ids in zip(keys, contexts, strict=True) if key not in self._known}
             if new:
                 found = self._look(list(new.values()))
                 self._known |= dict(zip(new, zip(*(part.tolist() for part in found), strict=True), strict=True))
             pairs = [self._known[key] for key in keys]
         else:
-            pairs = [(int(self._plan["given"]), float(self._plan["strengths"]))] * len(keys)
+            pairs = [(int(self._plan.given), float(self._plan.strengths))] * len(keys)
         vector, strength = (list(part) for part in zip(*pairs, strict=True)) if pairs else ([], [])
         return Decided(torch.tensor(vector, dtype=torch.long), torch.tensor(strength, dtype=torch.float64))
 
@@ -81,21 +81,21 @@ class HookedArm:
         if not self.edits:
             yield
             return
-        layer, scope, passed = self._plan["layer"], self._plan["scope"], 0
-        plan = self._plan | {"routed": False, "gated": False, "given": decided.vector, "strengths": decided.strength}
-        edit = prepared([plan], {}, None, [layer], self._model.device)[layer]
+        layer, scope, passed = self._plan.layer, self._plan.scope, 0
+        plan = self._plan._replace(routed=False, gated=False, given=decided.vector, strengths=decided.strength)
+        edit = row_edits([plan], Unsteered(), None, [layer], self._model.device).layers[layer]
 
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             nonlocal passed
-            hidden = output[0] if isinstance(output, tuple) else output
-            rows = torch.arange(len(ends)).repeat_interleave(len(hidden) // len(ends))
-            at = torch.arange(passed, passed + hidden.shape[1])
-            passed += hidden.shape[1]
+            states = hidden(output)
+            rows = torch.arange(len(ends)).repeat_interleave(len(states) // len(ends))
+            at = torch.arange(passed, passed + states.shape[1])
+            passed += states.shape[1]
             on = covered(scope, at[None, :], ends[rows][:, None])
             if bool(on.any()):
-                new = hidden.clone()
-                change(new, edit, rows, True, True)
-                hidden.copy_(torch.where(on[..., None].to(hidden.device), new, hidden))
+                new = states.clone()
+                apply_edit(new, edit, rows, True, True)
+                states.copy_(torch.where(on[..., None].to(states.device), new, states))
 
         handle = self._blocks[layer].register_forward_hook(hook)
         try:
@@ -109,7 +109,7 @@ class HookedArm:
             return logits
         strength = decided.strength.repeat_interleave(len(logits) // len(decided.strength))
         logits = logits.clone()
-        logits[:, self._plan["bias"]] += strength.to(logits.device, logits.dtype)[:, None]
+        logits[:, self._plan.bias] += strength.to(logits.device, logits.dtype)[:, None]
         return logits
 
     def _look(self, contexts: list[Sequence[int]]) -> Decided:
@@ -120,19 +120,18 @@ class HookedArm:
         if self._gate is not None:
 
             def read(_module: Any, _inputs: Any, output: Any) -> None:
-                states.append((output[0] if isinstance(output, tuple) else output)[:, -1, :].float())
+                states.append(hidden(output)[:, -1, :].float())
 
-            handles = [self._blocks[self._gate["layer"]].register_forward_hook(read)]
+            handles = [self._blocks[self._gate.layer].register_forward_hook(read)]
         try:
             with torch.no_grad():
                 logits = model.module(**batch, use_cache=False, logits_to_keep=1).logits[:, -1, :].float()
         finally:
             for handle in handles:
                 handle.remove()
-        seen = {"tokens": logits[:, self._refusing.to(logits.device)], "score": None}
-        if self._gate is not None:
-            seen["score"] = scored(states[0], self._gate)
-        vector, strength = chosen(self._plan, seen, self._gate)
+        score = None if self._gate is None else probe_score(states[0], self._gate)
+        seen = Unsteered(logits[:, self._refusing.to(logits.device)], score)
+        vector, strength = decide(self._plan, seen, self._gate)
         count = len(contexts)
         return Decided(vector.cpu().expand(count), strength.cpu().expand(count))
 

@@ -62,8 +62,8 @@ class SteeredLM(Base):
         )
         self.changed: set[str] = set()
         self._hooked, self._chat = arm, chat
-        self._acts = arm.arm.kind != "baseline"
-        self._instructs = arm.arm.kind == "prompt-only"
+        self._acts = not arm.arm.is_baseline
+        self._instructs = arm.arm.does.instructs
         self._lead = f"{arm.arm.text}\n\n" if self._instructs else ""
         self._owners: list[frozenset[str]] = []  # of the requests under way
         self._has_contexts = True

@@ -9,6 +9,7 @@ import torch
 from data.errors import UserError
 from data.store.tensors import check_shapes, load_tensors, save_tensors
 from interventions.model.fits import check_model
+from interventions.traced.edits import Gate, probe_score
 
 if TYPE_CHECKING:
     from interventions.model.model import Model
@@ -39,14 +40,14 @@ class Probe:
         """The block whose output it reads."""
         return int(self.metadata["layer"])
 
+    @property
+    def gate(self) -> Gate:
+        """It as a trace needs it."""
+        return Gate(self.layer, self.weight, self.mean, self.bias, self.threshold)
+
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """How harmful each row looks: (rows, d_model) of any float type and device -> (rows,) float32, 0 to 1."""
-        weight, mean, bias = (part.to(x.device) for part in (self.weight, self.mean, self.bias))
-        return torch.sigmoid((x.float() - mean) @ weight + bias)
-
-    def harmful(self, x: torch.Tensor) -> torch.Tensor:
-        """Whether each row's score reaches the threshold: (rows, d_model) -> (rows,) bool."""
-        return self.score(x) >= self.threshold.to(x.device)
+        return probe_score(x.float(), Gate(0, self.weight, self.mean, self.bias, self.threshold))
 
     def check(self, model: "Model") -> None:
         """Can it gate this model, at the last prompt token?

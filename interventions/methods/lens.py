@@ -1,6 +1,5 @@
 """Logit lens: which tokens does a category's vector write?"""
 
-import nnsight
 import polars as pl
 import torch
 
@@ -29,10 +28,8 @@ def logit_lens(model: Model, vectors: SteeringVectors, top_k: int = 10) -> pl.Da
     vectors.check(model)
     norm_path = final_norm(model.module, model.name)
     stacked = torch.stack([vectors.tensors[name] for name in vectors.categories])  # (categories, layers, d_model)
-    network = model.nnsight
-    with network.session(backend=model.backend.nnsight(network)):
-        best = nnsight.save(best_tokens(network._module, norm_path, stacked, top_k))
-    logits, ids = best
+    backend = model.backend.nnsight(model.nnsight)
+    logits, ids = best_tokens(model.nnsight, backend, norm_path, stacked, top_k)
     names = model.tokenizer.batch_decode(ids.flatten()[:, None].tolist())
     depth, most = len(vectors.layers), ids.shape[-1]
     rows = [

@@ -19,6 +19,7 @@ from data.store.tensors import check_shapes, load_tensors, save_tensors
 from interventions.fitting.covariance import shrunk_covariance
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.fits import check_model
+from interventions.traced.edits import LowRankEdit
 
 if TYPE_CHECKING:
     from interventions.model.model import Model
@@ -58,12 +59,10 @@ class LowRank:
         """The block whose output is edited."""
         return int(self.metadata["layer"])
 
-    def delta(self, h: torch.Tensor) -> torch.Tensor:
-        """What is added to each row, at strength 1: (rows, d_model) -> (rows, d_model), of h's type and device."""
-        up, down, z, mean = (part.to(h.device) for part in (self.U, self.V, self.z, self.mean))
-        if self.metadata["mode"] == "fixed":
-            return (up @ z).to(h.dtype).expand(h.shape)
-        return (((h.float() - mean) @ down) @ up.T).to(h.dtype)
+    @property
+    def edit(self) -> LowRankEdit:
+        """It as a trace needs it."""
+        return LowRankEdit(self.U, self.V, self.z, self.mean, self.metadata["mode"])
 
     def check(self, model: "Model") -> None:
         """Does it belong to this model?

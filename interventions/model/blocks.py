@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
+from interventions.traced.blocks import hidden
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
@@ -32,8 +33,8 @@ def check_blocks(module: Any, blocks: Any, name: str) -> None:
     shapes: list[tuple[int, ...] | None] = []
 
     def note(_module: Any, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        shapes.append(tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else None)
+        states = hidden(output)
+        shapes.append(tuple(states.shape) if isinstance(states, torch.Tensor) else None)
 
     hooks = [block.register_forward_hook(note) for block in blocks]
     try:

@@ -62,6 +62,11 @@ class Model:
         return getattr(self.module.config, "_attn_implementation", None) == "sdpa" and set(kinds) == {"full_attention"}
 
     @property
+    def identity(self) -> list[str]:
+        """What results of this model rest on, for a journal's key."""
+        return [self.name, self.revision, self.template_hash, self.dtype]
+
+    @property
     def template_hash(self) -> str:
         """SHA-256 of the chat template; of the empty text where there is none."""
         return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()

@@ -20,6 +20,7 @@ from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
 from interventions.model.model import Model
 from interventions.model.revision import known_revision
+from interventions.traced.blocks import stream_dtype
 
 logger = logging.getLogger(__name__)
 # An installed package is no local module to nnsight, but its code must travel with a trace all the same.
@@ -123,16 +124,7 @@ def _far_dtype(backend: Backend, source: str, network: Any, layers: Any) -> str:
     known = running.get(source)
     if known is not None and known.dtype:
         return known.dtype
-    block = layers[0]
-    with (
-        torch.no_grad(),
-        network.trace({"input_ids": torch.ones((1, 2), dtype=torch.long)}, backend=backend.nnsight(network)) as tracer,
-    ):
-        output = block.output
-        hidden = output[0] if isinstance(output, tuple) else output
-        seen = nnsight.save(str(hidden.dtype))
-        tracer.stop()
-    return seen
+    return stream_dtype(network, backend.nnsight(network), layers[0])
 
 
 def _checked_device(device: str | None) -> str:

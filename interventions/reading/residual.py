@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import nnsight
 import torch
-from transformers import DynamicCache
 
 from data.errors import UserError
 from interventions.model.model import Model
@@ -14,7 +12,8 @@ from interventions.model.prompt_format import Encoded, encode, suffix_ids
 from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.budget import passes
 from interventions.reading.packing import branches, common_opening, pack_batch
-from interventions.traced.caching import repeated
+from interventions.traced.blocks import Batch
+from interventions.traced.residual import Pass, read
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Source:
 
 def read_residual(
     model: Model,
-    batches: Sequence[dict[str, torch.Tensor]],
+    batches: Sequence[Batch],
     layers: Sequence[int],
     weights: Sequence[torch.Tensor] | None = None,
     ends: Sequence[Sequence[int]] | None = None,
@@ -137,39 +136,18 @@ def read_residual(
         For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
         of a row adjacent.
     """
-    blocks = [model.layers[layer] for layer in layers]
-    network = model.nnsight
     nothing = [None] * len(batches)
     first = {name: batches[0][name][:1, :opening] for name in ("input_ids", "position_ids")}
-    rest = [_behind(batch, opening) for batch in batches]
-    parts = list(zip(rest, weights or nothing, ends or nothing, strict=True))
-    with network.session(backend=model.backend.nnsight(network)):
-        kept = nnsight.save([])
-        with torch.no_grad():
-            shared = DynamicCache()
-            if opening:
-                with network.trace(first, past_key_values=shared, use_cache=True) as tracer:
-                    _end = blocks[-1].output
-                    tracer.stop()
-            for batch, mean, places in parts:
-                past = repeated(shared, *batch["input_ids"].shape)
-                with network.trace(batch, past_key_values=past if opening else None, use_cache=bool(opening)) as tracer:
-                    states = []
-                    for block in blocks:
-                        output = block.output
-                        hidden = output[0] if isinstance(output, tuple) else output
-                        if places is not None:
-                            at = [place - opening for place in places]
-                            states.append(hidden[:, at, :].flatten(0, 1).cpu())
-                        elif mean is None:
-                            states.append(hidden[:, -1, :].cpu())
-                        else:
-                            share = mean[:, opening:].to(hidden.device)
-                            states.append(torch.einsum("btd,bt->bd", hidden.float(), share).cpu())
-                    kept.append(torch.stack(states, dim=1))
-                    tracer.stop()
-                past = None  # or the next pass's would be made beside it
-    return [states.float() for states in kept]
+    passes = [
+        Pass(
+            _behind(batch, opening),
+            None if mean is None else mean[:, opening:],
+            None if places is None else [place - opening for place in places],
+        )
+        for batch, mean, places in zip(batches, weights or nothing, ends or nothing, strict=True)
+    ]
+    blocks, backend = [model.layers[layer] for layer in layers], model.backend.nnsight(model.nnsight)
+    return [states.float() for states in read(model.nnsight, backend, blocks, first, passes)]
 
 
 def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:
@@ -184,7 +162,7 @@ def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> tor
     return weights
 
 
-def _behind(batch: dict[str, torch.Tensor], opening: int) -> dict[str, torch.Tensor]:
+def _behind(batch: Batch, opening: int) -> Batch:
     """The batch without its first columns, which its mask still sees."""
     mask = batch["attention_mask"]
     own = {name: batch[name][:, opening:] for name in ("input_ids", "position_ids")}

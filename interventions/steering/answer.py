@@ -8,29 +8,39 @@ it, and rows that have finished leave.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import nnsight
 import torch
 
 from interventions.model.model import Model
 from interventions.reading.budget import DECODED, passes
-from interventions.traced.caching import cached, prefill, prefill_parts
-from interventions.traced.decoding import decoded, looked
-from interventions.traced.edits import WIDE, scored
+from interventions.traced.answering import Question, answered
+from interventions.traced.blocks import Batch, Block, Blocks
+from interventions.traced.caching import prefill_parts
+from interventions.traced.decoding import Decoding
+from interventions.traced.edits import WIDE, ArmPlan, Gate
 
 LOGIT_TOKENS = 16  # a row's logits, and what is computed of them, take the memory of some so many cached tokens
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A probe as a trace needs it: score = sigmoid((h − mean)·weight + bias) of block `layer`'s output."""
+class Asked(NamedTuple):
+    """What is wanted of each answer.
 
-    layer: int
-    weight: torch.Tensor
-    mean: torch.Tensor
-    bias: torch.Tensor
-    threshold: torch.Tensor
+    Attributes:
+        max_new_tokens: At most so many tokens; 0 computes the first position's figures alone.
+        refusal_ids: Token ids of the refusal tokens.
+        stops: Token ids that end an answer.
+        gate: The probe, if an arm is gated or its score is wanted.
+        read_layers: Ascending blocks to read the unsteered last position of.
+        top_k: How many of the most probable first tokens to give, with the KL divergence; 0 gives neither.
+    """
+
+    max_new_tokens: int
+    refusal_ids: Sequence[int] = ()
+    stops: Sequence[int] = ()
+    gate: Gate | None = None
+    read_layers: Sequence[int] = ()
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,15 +83,10 @@ class Answers:
 
 def answer(
     model: Model,
-    batch: dict[str, torch.Tensor],
-    plans: Sequence[dict[str, Any]],
+    batch: Batch,
+    plans: Sequence[ArmPlan],
+    asked: Asked,
     *,
-    max_new_tokens: int,
-    refusal_ids: Sequence[int] = (),
-    stops: Sequence[int] = (),
-    gate: Gate | None = None,
-    read_layers: Sequence[int] = (),
-    top_k: int = 0,
     together: int = 1 << 13,
     opening: int = 0,
 ) -> Answers:
@@ -89,87 +94,56 @@ def answer(
 
     Args:
         model: An open model.
-        batch: Padded batch of B rows, of `encoding.pad_batch`.
-        plans: A arms in tensors, of `routes.Plan.shipped`.
-        max_new_tokens: At most so many tokens; 0 computes the first position's figures alone.
-        refusal_ids: Token ids of the refusal tokens.
-        stops: Token ids that end an answer.
-        gate: The probe, if an arm is gated or its score is wanted.
-        read_layers: Ascending blocks to read the unsteered last position of.
-        top_k: How many of the most probable first tokens to give, with the KL divergence; 0 gives neither.
+        batch: Padded batch of B rows, of `batches.pad_batch`.
+        plans: A arms in tensors.
+        asked: What is wanted of each.
         together: Tokens, padded and new, that may be decoded at once; more arms go in turns.
         opening: How many first columns of the batch are the same in all rows; they are computed once.
     """
-    network, path = model.nnsight, list(model.layers)
+    path, gate = list(model.layers), asked.gate
     rows, width = batch["input_ids"].shape
-    at_once = model.takes_masks and max_new_tokens <= 1
-    groups = _groups(plans, rows, width + max_new_tokens, together, at_once)
-    look = gate is not None or bool(read_layers) or top_k > 0 or any(plan["routed"] for plan in plans)
-    shared = look or any(plan["scope"] not in WIDE for plan in plans)
-    wanted: list[int] = sorted({*read_layers, *([gate.layer] if gate is not None else [])})
-    readers = [(number, path[number]) for number in wanted]
-    editors = [
-        [(at, block) for at, block in enumerate(path) if at in {plans[arm]["layer"] for arm in group}]
-        for group in groups
-    ]
+    at_once = model.takes_masks and asked.max_new_tokens <= 1
+    groups = _groups(plans, rows, width + asked.max_new_tokens, together, at_once)
+    looks = gate is not None or bool(asked.read_layers) or asked.top_k > 0 or any(plan.routed for plan in plans)
+    shares = looks or any(plan.scope not in WIDE for plan in plans)
+    wanted: list[int] = sorted({*asked.read_layers, *([gate.layer] if gate is not None else [])})
     lengths = (batch["attention_mask"].sum(-1) - opening).tolist()
-    parts = prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED))) if shared else []
-    opening, batch, plans, kept_layers = opening if shared else 0, dict(batch), list(plans), list(read_layers)
-    options = {
-        "steps": max(max_new_tokens, 1),
-        "side_by_side": model.takes_masks,
-        "refusing": torch.tensor(list(refusal_ids), dtype=torch.long),
-        "ending": torch.tensor(list(stops), dtype=torch.long),
-        "gate": None if gate is None else vars(gate),
-        "top_k": top_k,
-    }
-    last = path[-1]
-    with network.session(backend=model.backend.nnsight(network)):
-        out = nnsight.save({})
-        with torch.no_grad():
-            device = next(network._module.parameters()).device
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            options |= {name: options[name].to(device) for name in ("refusing", "ending")}
-            cache = cached()
-            seen: dict[str, Any] = {"tokens": None, "score": None, "logits": None}
-            if shared:
-                cache = prefill(network, last, batch, opening, parts)
-            if look:
-                states, seen["logits"] = looked(network, readers, batch, cache)
-                if len(options["refusing"]):
-                    seen["tokens"] = seen["logits"][:, options["refusing"]]
-                if options["gate"] is not None:
-                    seen["score"] = scored(states[options["gate"]["layer"]], options["gate"])
-                    out["gate"] = seen["score"].cpu()
-                if kept_layers:
-                    out["residual"] = torch.stack([states[number].cpu() for number in kept_layers], dim=1)
-            out["found"] = [
-                decoded(network, blocks, batch, cache, [plans[at] for at in group], seen, options)
-                for group, blocks in zip(groups, editors, strict=True)
-            ]
+    question = Question(
+        batch=dict(batch),
+        opening=opening if shares else 0,
+        shares=shares,
+        parts=prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED))) if shares else [],
+        groups=[([plans[at] for at in group], edited_blocks(path, [plans[at] for at in group])) for group in groups],
+        readers=[(number, path[number]) for number in wanted],
+        kept=list(asked.read_layers),
+        looks=looks,
+        how=Decoding(
+            steps=max(asked.max_new_tokens, 1),
+            side_by_side=model.takes_masks,
+            refusing=torch.tensor(list(asked.refusal_ids), dtype=torch.long),
+            ending=torch.tensor(list(asked.stops), dtype=torch.long),
+            gate=gate,
+            top_k=asked.top_k,
+        ),
+    )
+    out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1], question)
     return _assembled(out, groups, len(plans))
 
 
-def unsteered(rows: int, width: int) -> dict[str, Any]:
-    """The plan of an arm that changes nothing."""
-    nothing = {"layer": 0, "scope": "generated", "operation": "none", "routed": False, "gated": False, "benign": 0.0,
-               "harmful": 0.0, "lowrank": None, "bias": None}  # fmt: skip
-    return nothing | {
-        "table": torch.zeros(1, width),
-        "of_token": torch.zeros(0, dtype=torch.long),
-        "given": torch.zeros(rows, dtype=torch.long),
-        "strengths": torch.zeros(rows, dtype=torch.float64),
-    }
+def edited_blocks(path: Sequence[Block], plans: Sequence[ArmPlan]) -> Blocks:
+    """Number and envoy of each block that some arms edit."""
+    edited = {plan.layer for plan in plans}
+    return [(at, block) for at, block in enumerate(path) if at in edited]
 
 
-def _groups(plans: Sequence[dict[str, Any]], rows: int, tokens: int, together: int, at_once: bool) -> list[list[int]]:
+def _groups(plans: Sequence[ArmPlan], rows: int, tokens: int, together: int, at_once: bool) -> list[list[int]]:
     """Arms that decode together: those that share a cache, and those that don't, in portions.
 
     `at_once`: those that share a cache take one step side by side, so that they share their prompts' tokens too.
     """
     groups = []
     for wide in (False, True):
-        arms = [at for at, plan in enumerate(plans) if (plan["scope"] in WIDE) == wide]
+        arms = [at for at, plan in enumerate(plans) if (plan.scope in WIDE) == wide]
         most = max(1, together // max(1, rows * (LOGIT_TOKENS if at_once and not wide else tokens)))
         groups += [arms[at : at + most] for at in range(0, len(arms), most)]
     return groups

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.contract import (
-    BIAS,
     DEFAULT_SCOPE,
     DEFAULT_STRENGTH,
     DEFAULT_UNIT,
@@ -18,6 +17,7 @@ from data.contract import (
     SCOPES,
     TOWARDS,
     UNITS,
+    Kind,
 )
 from data.errors import UserError
 
@@ -58,14 +58,39 @@ class Arm:
     text: str = ""
 
     @property
+    def does(self) -> Kind:
+        """What its kind says."""
+        return KINDS[self.kind]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it changes nothing."""
+        return self.kind == "baseline"
+
+    @property
     def steers(self) -> bool:
         """Whether it edits the residual stream."""
-        return self.kind not in ("baseline", "prompt-only", "logit-bias")
+        return self.does.operation != "none"
+
+    @property
+    def maps(self) -> bool:
+        """Whether it adds what a low-rank map gives."""
+        return self.does.table == "lowrank"
 
     @property
     def needs_tokens(self) -> bool:
         """Whether it reads the refusal tokens' probabilities."""
-        return self.route != "fixed" or self.kind in ("wrong-category", "logit-bias")
+        return self.route != "fixed" or self.does.reads_tokens
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a gate decides its strength."""
+        return self.route == "gated"
+
+
+def baseline(layer: int) -> Arm:
+    """The arm that changes nothing."""
+    return Arm("baseline", "baseline", layer)
 
 
 def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
@@ -131,18 +156,15 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
 
 def _completed(arm: Arm, given: dict[str, Any]) -> Arm:
     """What a kind implies where nothing else was said."""
+    does = arm.does
     implied: dict[str, Any] = {}
-    if arm.kind in ("routed", "wrong-category"):
-        implied["route"] = "routed"
-    if arm.kind == "gated":
-        implied["route"] = "gated"
-    if arm.kind == "ablate":
-        implied["operation"] = "ablate"
-    if arm.kind == "logit-bias":
-        implied |= {"strength": BIAS, "unit": "raw"}
-    if arm.kind == "lowrank":
-        implied |= {"strength": 1.0, "unit": "raw"}
-    if arm.kind == "prompt-only":
+    if does.route != "fixed":
+        implied["route"] = does.route
+    if does.operation not in ("add", "none"):
+        implied["operation"] = does.operation
+    if does.strength is not None:
+        implied |= {"strength": does.strength, "unit": does.unit}
+    if does.instructs:
         implied["text"] = INSTRUCTION
     arm = replace(arm, **{key: value for key, value in implied.items() if key not in given})
     return arm if "harmful" in given else replace(arm, harmful=arm.strength * TOWARDS)

@@ -10,7 +10,7 @@ from interventions.model.prompt_format import Encoded, encode
 from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget
 from interventions.reading.packing import common_opening
-from interventions.steering.answer import Answers, answer
+from interventions.steering.answer import Answers, Asked, answer
 from interventions.steering.plans import Plan, gate_of
 from interventions.steering.texts import stop_tokens
 
@@ -32,11 +32,12 @@ def answer_rows(
     probe: Probe | None,
     max_new_tokens: int,
     budget: Budget | None = None,
-    **options: Any,
+    **more: Any,
 ) -> Answers:
-    """`steering.answer` for some rows of encoded prompts, in as many portions as memory asks for."""
+    """`answer` for some rows of encoded prompts, in as many portions as memory asks for."""
     ids = [encoded.ids[row] for row in rows]
     lengths = [len(row) + max_new_tokens for row in ids]
+    asked = Asked(max_new_tokens, refusal_tokens(model).ids, sorted(stop_tokens(model)), gate_of(plans, probe), **more)
 
     def work(tokens: int) -> Answers:
         parts = plan_batches(lengths, tokens)
@@ -48,14 +49,10 @@ def answer_rows(
                 answer(
                     model,
                     pad_batch(mine, pad_id(model.tokenizer), model.device, opening),
-                    [plan.for_rows([rows[at] for at in part]).shipped() for plan in plans],
-                    max_new_tokens=max_new_tokens,
-                    refusal_ids=refusal_tokens(model).ids,
-                    stops=sorted(stop_tokens(model)),
-                    gate=gate_of(plans, probe),
+                    [plan.for_rows([rows[at] for at in part]) for plan in plans],
+                    asked,
                     together=tokens,
                     opening=opening,
-                    **options,
                 )
             )
         return Answers.joined(found, parts)
@@ -65,10 +62,10 @@ def answer_rows(
 
 def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
     """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them."""
-    plain = [plan for plan in plans if plan.arm.kind != "prompt-only"]
+    plain = [plan for plan in plans if not plan.arm.does.instructs]
     variants = [(encode(model.tokenizer, texts), plain)] if plain else []
     for plan in plans:
-        if plan.arm.kind == "prompt-only":
+        if plan.arm.does.instructs:
             instructed = [f"{plan.arm.text}\n\n{text}" for text in texts]
             variants.append((encode(model.tokenizer, instructed), [plan]))
     return variants

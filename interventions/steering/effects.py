@@ -6,7 +6,7 @@ text has no prompt: a passage's first tokens stand for it, and the rest is score
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ import polars as pl
 from data import fingerprint
 from data.store.journal import Journal
 from data.store.measured import Measured
-from data.store.progress import progress
 from data.store.rundir import replacing
-from interventions.backends.backend import JOB_BYTES
+from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
 from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget
-from interventions.steering.arms import Arm
+from interventions.steering.arms import Arm, baseline
 from interventions.steering.batches import answer_rows, variants_of
-from interventions.steering.plans import Plan, Tools, gate_of, plan_arm, tools_fingerprint
+from interventions.steering.plans import Plan, Tools, gate_of, made_from, plan_arm
 from interventions.steering.teacher_forcing import most_rows, teacher_forced
 from interventions.steering.texts import finished, stop_tokens
 
@@ -66,10 +65,8 @@ def side_effects(
     Raises:
         UserError: The tools don't fit the model, or an arm asks for what isn't there.
     """
-    for tool in (tools.vectors, tools.probe, tools.lowrank):
-        if tool is not None:
-            tool.check(model)
-    arms = [Arm("baseline", "baseline", arms[0].layer), *(arm for arm in arms if arm.kind != "baseline")]
+    tools.check(model)
+    arms = [baseline(arms[0].layer), *(arm for arm in arms if not arm.is_baseline)]
     work = _Work(model, tools, arms, path, batch_tokens)
     answers, answers_journal = work.answers(prompts, max_new_tokens, broken)
     pieces, pieces_journal = work.pieces(texts)
@@ -138,10 +135,10 @@ class _Work:
         pieces, passage = pieces_of(tokenizer, texts)
         variants: Variants = []
         for plan in self._plans([HARMLESS] * len(pieces)):
-            if plan.arm.kind == "prompt-only" or not variants:
+            if plan.arm.does.instructs or not variants:
                 contexts = [led(tokenizer, plan.arm.text, ids[:CONTEXT]) for ids in pieces]
                 variants.append((Encoded(contexts, []), []))
-            variants[-1 if plan.arm.kind == "prompt-only" else 0][1].append(plan)
+            variants[-1 if plan.arm.does.instructs else 0][1].append(plan)
         counts = [len(ids) - CONTEXT for ids in pieces]
         journal = self._journal("texts", variants, counts, sha256("\n\n".join(texts).encode()).hexdigest())
 
@@ -157,13 +154,7 @@ class _Work:
 
     def _journal(self, name: str, variants: Variants, given: Sequence[int], data: str) -> Journal:
         model, plans = self.model, [plan for _, plans in variants for plan in plans]
-        key = {
-            "model": [model.name, model.revision, model.template_hash, model.dtype],
-            "data": data,
-            "arms": [asdict(plan.arm) for plan in plans],
-            "tools": tools_fingerprint(plans, self.tools.probe),
-            "tokens": max(given, default=0),
-        }
+        key = made_from(model, data, plans, self.tools.probe) | {"tokens": max(given, default=0)}
         contexts = zip(*(encoded.ids for encoded, _ in variants), strict=True)
         lengths = [max(map(len, ids)) + tokens for ids, tokens in zip(contexts, given, strict=True)]
         plan = plan_batches(lengths, self.batch_tokens, most_rows(model, max(given, default=1)))
@@ -174,7 +165,7 @@ class _Work:
         model, batches, found = self.model, [], []
         for encoded, plans in variants:
             batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
-            shipped = [plan.for_rows(rows).shipped() for plan in plans]
+            shipped = [plan.for_rows(rows) for plan in plans]
             found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids,
                                 gate=gate_of(plans, self.tools.probe), divergence=what == "kl",
                                 reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
@@ -182,19 +173,9 @@ class _Work:
 
     def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:
         """What is noted of each row and arm, (rows, arms, width), in the caller's order of both."""
-        total, watch = sum(map(len, journal.plan)), self.model.backend.watch
-        left = sum(len(rows) for _, rows in journal.todo())
-        with progress(total, total - left, name, watch) as bar:
-            for group, noted in self.model.backend.each(
-                journal, lambda group: measure(journal.plan[group[0]]), JOB_BYTES
-            ):
-                journal.finish({group[0]: noted})
-                bar.update(len(noted))
-        found = np.zeros((total, len(self.arms), width))
-        for number, rows in enumerate(journal.plan):
-            if rows:
-                found[rows] = journal.done[number]
-        plain_first = sorted(range(len(self.arms)), key=lambda at: self.arms[at].kind == "prompt-only")
+        noted = run_batches(self.model.backend, journal, measure, name)
+        found = np.array(noted, float).reshape(len(noted), len(self.arms), width)
+        plain_first = sorted(range(len(self.arms)), key=lambda at: self.arms[at].does.instructs)
         return found[:, np.argsort(plain_first)]
 
 

@@ -1,26 +1,23 @@
 """Steered generation in batches, resumable: prompts and vectors in, one row for each prompt and arm out."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from data import fingerprint
 from data.store.journal import Journal
-from data.store.progress import progress
 from data.store.rundir import replacing
 from data.store.tables import GENERATIONS
-from interventions.backends.backend import JOB_BYTES
+from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.steering.arms import Arm
 from interventions.steering.batches import answer_rows, plan_answers, variants_of
-from interventions.steering.plans import Plan, Tools, plan_arm, tools_fingerprint
-from interventions.steering.texts import arm_columns, row_answer, warn_of_overflow
+from interventions.steering.plans import Plan, Tools, made_from, plan_arm
+from interventions.steering.texts import Row, arm_columns, row_answer, warn_of_overflow
 
 
 def generate(
@@ -50,49 +47,32 @@ def generate(
     Raises:
         UserError: The tools don't fit the model, or an arm asks for what isn't there.
     """
-    for tool in (tools.vectors, tools.probe, tools.lowrank):
-        if tool is not None:
-            tool.check(model)
+    tools.check(model)
     texts = prompts["prompt"].to_list()
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, arm, tools, own) for arm in arms]
     variants = variants_of(model, texts, plans)
     budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
+    count = len(texts)
     plan = [
-        [number * len(texts) + row for row in rows]
+        [number * count + row for row in rows]
         for number, (encoded, mine) in enumerate(variants)
         for rows in plan_answers(encoded, len(mine), max_new_tokens, budget)
     ]
-    key = {
-        "model": [model.name, model.revision, model.template_hash, model.dtype],
-        "data": fingerprint(prompts),
-        "arms": [asdict(arm) for arm in arms],
-        "tools": tools_fingerprint(plans, tools.probe),
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
+    key = made_from(model, fingerprint(prompts), plans, tools.probe)
+    key |= {"max_new_tokens": max_new_tokens, "seed": seed}
     journal = Journal(path.parent / f".{path.stem}.journal", key, plan)
 
-    def work(group: tuple[int, ...]) -> list[list[dict[str, Any]]]:
-        number, rows = (
-            divmod(journal.plan[group[0]][0], len(texts))[0],
-            [at % len(texts) for at in journal.plan[group[0]]],
-        )
-        encoded, mine = variants[number]
-        found = answer_rows(model, encoded, rows, mine, tools.probe, max_new_tokens, budget)
+    def work(numbers: list[int]) -> list[list[Row]]:
+        encoded, mine = variants[numbers[0] // count]
+        found = answer_rows(model, encoded, [at % count for at in numbers], mine, tools.probe, max_new_tokens, budget)
         return [
             [row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)]
-            for at in range(len(rows))
+            for at in range(len(numbers))
         ]
 
-    total, left = len(variants) * len(texts), sum(len(rows) for _, rows in journal.todo())
-    with progress(total, total - left, "generate", model.backend.watch) as bar:
-        for group, answers in model.backend.each(
-            journal, work, JOB_BYTES
-        ):  # one batch a job: a generation is long enough
-            journal.finish({group[0]: answers})
-            bar.update(len(answers))
-    table = _table(model, prompts, arms, variants, journal, seed)
+    answers = run_batches(model.backend, journal, work, "generate")
+    table = _table(model, prompts, arms, variants, answers, seed)
     if refusal_tokens(model).ids:
         warn_of_overflow("refusal probability", table["refusal_probability"].null_count(), table.height)
     with replacing(path) as unfinished:
@@ -106,21 +86,20 @@ def _table(
     prompts: pl.DataFrame,
     arms: Sequence[Arm],
     variants: list[tuple[Encoded, list[Plan]]],
-    journal: Journal,
+    answers: Sequence[Sequence[Row]],
     seed: int,
 ) -> pl.DataFrame:
     """One row for each arm and prompt, arm by arm."""
-    answers: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, batch in enumerate(journal.plan):
-        for at, noted in zip(batch, journal.done[number], strict=True):
-            variant, row = divmod(at, prompts.height)
-            for plan, one in zip(variants[variant][1], noted, strict=True):
-                answers[plan.arm.name, row] = one
+    of_arm: dict[tuple[str, int], Row] = {}
+    for at, noted in enumerate(answers):
+        variant, row = divmod(at, prompts.height)
+        for plan, one in zip(variants[variant][1], noted, strict=True):
+            of_arm[plan.arm.name, row] = one
     columns = prompts.select("dataset", "id", "category", "label", "prompt").to_dicts()
     whole = {"model": model.name, "backend": model.backend.kind, "seed": seed}
     return pl.DataFrame(
         [
-            columns[row] | arm_columns(arm) | answers[arm.name, row] | whole
+            columns[row] | arm_columns(arm) | of_arm[arm.name, row] | whole
             for arm in arms
             for row in range(prompts.height)
         ],

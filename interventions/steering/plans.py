@@ -1,11 +1,11 @@
 """Routes: which row gets which vector, and how strongly.
 
-`plan_arm` turns an arm into tensors, here; `edits.chosen` reads a batch's first forward pass and decides row by row,
-wherever the trace runs. Neither sees a row's category or label, but for the arm `oracle`.
+`plan_arm` turns an arm into tensors, here; `traced.edits.decide` reads a batch's first forward pass and decides row by
+row, wherever the trace runs. Neither sees a row's category or label, but for the arm `oracle`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from interventions.gates.probe import Probe
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
 from interventions.model.model import Model
-from interventions.steering.answer import Gate
 from interventions.steering.arms import Arm
+from interventions.traced.edits import ArmPlan, Gate, LowRankEdit
 
 if TYPE_CHECKING:
     from interventions.methods.lowrank import LowRank
@@ -38,57 +38,38 @@ class Tools:
     probe: Probe | None = None
     lowrank: "LowRank | None" = None
 
+    def check(self, model: Model) -> None:
+        """Do they belong to this model?
+
+        Raises:
+            UserError: One does not.
+        """
+        for tool in (self.vectors, self.probe, self.lowrank):
+            if tool is not None:
+                tool.check(model)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """An arm in tensors, for a batch of B rows, C categories, and vectors numbered 0 to C, the last their mean.
+    """An arm, the names of its vectors as the tables call them, and what a trace needs of it.
 
     Attributes:
         arm: The arm.
-        names: C + 1 names of the vectors, as they are called in the tables.
-        table: (C + 1, d_model): the vectors at strength 1.
-        of_token: For each refusal token the vector it stands for.
-        given: (B,) number of each row's vector, where no route decides.
-        strengths: (B,) where no gate decides.
-        lowrank: `U`, `V`, `z`, `mean` and `mode`, or None.
-        bias: Ids of the control tokens whose logits get the strength at the first generated position, or None.
+        names: C + 1 names of the vectors; the last is their mean.
+        shipped: The arm in tensors, for a batch of B rows.
     """
 
     arm: Arm
     names: list[str]
-    table: torch.Tensor
-    of_token: list[int]
-    given: torch.Tensor
-    strengths: torch.Tensor
-    lowrank: dict[str, Any] | None = None
-    bias: list[int] | None = None
+    shipped: ArmPlan
 
-    def for_rows(self, rows: Sequence[int]) -> "Plan":
-        """The plan for some of its rows."""
+    def for_rows(self, rows: Sequence[int]) -> ArmPlan:
+        """What a trace needs of it for some of its rows."""
         at = torch.tensor(list(rows))
-        return replace(self, given=self.given[at], strengths=self.strengths[at])
-
-    def shipped(self) -> dict[str, Any]:
-        """What a trace needs of it, as plain tensors and values."""
-        arm = self.arm
-        return {
-            "layer": arm.layer,
-            "scope": arm.scope,
-            "operation": arm.operation if arm.steers else "none",
-            "table": self.table,
-            "of_token": torch.tensor(self.of_token, dtype=torch.long),
-            "given": self.given,
-            "strengths": self.strengths,
-            "routed": arm.route != "fixed",
-            "gated": arm.route == "gated",
-            "benign": arm.strength,
-            "harmful": arm.harmful,
-            "lowrank": self.lowrank,
-            "bias": self.bias,
-        }
+        return self.shipped._replace(given=self.shipped.given[at], strengths=self.shipped.strengths[at])
 
 
-def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]]) -> Plan:
+def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, str | None]]) -> Plan:
     """An arm in tensors.
 
     Args:
@@ -101,38 +82,48 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[dict[str, Any]
         UserError: The arm needs a probe, a low-rank map, refusal tokens, a layer or a category that isn't there.
     """
     tokens, vectors = refusal_tokens(model), tools.vectors
-    categories = vectors.categories
+    categories, count = vectors.categories, len(rows)
     if arm.needs_tokens and not tokens.ids:
         raise UserError(
             f"arm {arm.name!r} reads refusal tokens, and model {model.name!r} has none; use --arm fixed, or a model tuned with them"
         )
-    if arm.route == "gated" and tools.probe is None:
+    if arm.is_gated and tools.probe is None:
         raise UserError(f"arm {arm.name!r} needs a probe: run `probe` first")
-    if arm.kind == "lowrank" and tools.lowrank is None:
+    if arm.maps and tools.lowrank is None:
         raise UserError(f"arm {arm.name!r} needs a low-rank map: run `lowrank` first")
-    count = len(rows)
-    table, names = _table(arm, vectors) if arm.steers and arm.kind != "lowrank" else _no_table(vectors)
+    table, names = _table(arm, vectors) if arm.steers and not arm.maps else _no_table(vectors)
+    number = {name: at for at, name in enumerate(categories)}
     mean = len(categories)
-    of_token = [categories.index(name) if name in categories else mean for name in tokens.names]
     given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
-    if arm.kind == "oracle":
-        given = torch.tensor([categories.index(r["category"]) if r["category"] in categories else mean for r in rows])
-        strengths = torch.tensor(
-            [arm.harmful if r["label"] == "harmful" else arm.strength for r in rows], dtype=torch.float64
-        )
-    elif arm.steers and arm.kind != "lowrank" and arm.category != MEAN:
+    if arm.does.reads_labels:
+        given = torch.tensor([number.get(row["category"] or "", mean) for row in rows])
+        strong = [arm.harmful if row["label"] == "harmful" else arm.strength for row in rows]
+        strengths = torch.tensor(strong, dtype=torch.float64)
+    elif arm.steers and not arm.maps and arm.category != MEAN:
         vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
-        given = torch.full((count,), categories.index(arm.category))
-    return Plan(
-        arm,
-        names,
-        table,
-        of_token,
-        given,
-        strengths,
-        _lowrank(arm, tools),
-        _biased_tokens(arm, tokens) if arm.kind == "logit-bias" else None,
+        given = torch.full((count,), number[arm.category])
+    shipped = ArmPlan(
+        layer=arm.layer,
+        scope=arm.scope,
+        operation=arm.operation if arm.steers else "none",
+        table=table,
+        of_token=torch.tensor([number.get(name, mean) for name in tokens.names], dtype=torch.long),
+        given=given,
+        strengths=strengths,
+        routed=arm.route != "fixed",
+        gated=arm.is_gated,
+        benign=arm.strength,
+        harmful=arm.harmful,
+        lowrank=_lowrank(arm, tools),
+        bias=_biased_tokens(arm, tokens) if arm.does.biases else None,
     )
+    return Plan(arm, names, shipped)
+
+
+def unsteered(rows: int, width: int) -> ArmPlan:
+    """What a trace needs to change nothing."""
+    nothing = torch.zeros(rows, dtype=torch.long)
+    return ArmPlan(0, "generated", "none", torch.zeros(1, width), nothing[:0], nothing, nothing.double())
 
 
 def _biased_tokens(arm: Arm, tokens: RefusalTokens) -> list[int]:
@@ -146,13 +137,13 @@ def _biased_tokens(arm: Arm, tokens: RefusalTokens) -> list[int]:
     return [known[arm.category]]
 
 
-def _lowrank(arm: Arm, tools: Tools) -> dict[str, Any] | None:
-    if arm.kind != "lowrank" or tools.lowrank is None:
+def _lowrank(arm: Arm, tools: Tools) -> LowRankEdit | None:
+    if not arm.maps or tools.lowrank is None:
         return None
     low = tools.lowrank
     if low.layer != arm.layer:
         raise UserError(f"arm {arm.name!r} steers layer {arm.layer}; the low-rank map is of layer {low.layer}")
-    return {"U": low.U, "V": low.V, "z": low.z, "mean": low.mean, "mode": low.metadata["mode"]}
+    return low.edit
 
 
 def _no_table(vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]:
@@ -166,12 +157,12 @@ def _table(arm: Arm, vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]
     table = torch.stack(
         [vectors.delta(arm.layer, name, 1.0, arm.unit) if vectors.at(arm.layer, name).any() else zero for name in names]
     )
-    if arm.kind == "random":
+    if arm.does.table == "random":
         random = torch.Generator().manual_seed(arm.seed)
         direction = torch.randn(vectors.d_model, generator=random, dtype=torch.float64)
         direction = (direction / direction.norm()).float()
         return table.norm(dim=-1, keepdim=True) * direction, names
-    if arm.kind == "wrong-category":
+    if arm.does.table == "next":
         if len(names) < 3:
             raise UserError(f"arm {arm.name!r} needs two categories; the vectors have one")
         order = [*range(1, len(names) - 1), 0, len(names) - 1]
@@ -179,20 +170,26 @@ def _table(arm: Arm, vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]
     return table, names
 
 
-def tools_fingerprint(plans: list[Plan], probe: Probe | None) -> str:
+def tools_fingerprint(plans: Sequence[Plan], probe: Probe | None) -> str:
     """What the vectors, the low-rank map and the probe are, whatever their files are called."""
     digest = sha256()
     for plan in plans:
-        digest.update(plan.table.numpy().tobytes())
-        for name in ("U", "V", "z", "mean") if plan.lowrank else ():
-            digest.update(plan.lowrank[name].numpy().tobytes())  # type: ignore[index]
+        digest.update(plan.shipped.table.numpy().tobytes())
+        for part in plan.shipped.lowrank[:4] if plan.shipped.lowrank else ():
+            digest.update(part.numpy().tobytes())
     for part in (probe.weight, probe.mean, probe.bias, probe.threshold) if probe else ():
         digest.update(part.numpy().tobytes())
     return digest.hexdigest()
 
 
+def made_from(model: Model, data: str, plans: Sequence[Plan], probe: Probe | None) -> dict[str, Any]:
+    """What answers to prompts of a fingerprint rest on, for a journal's key."""
+    tools = tools_fingerprint(plans, probe)
+    return {"model": model.identity, "data": data, "arms": [asdict(plan.arm) for plan in plans], "tools": tools}
+
+
 def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:
     """The probe as a trace needs it, if an arm is gated."""
-    if probe is None or all(plan.arm.route != "gated" for plan in plans):
+    if probe is None or all(not plan.arm.is_gated for plan in plans):
         return None
-    return Gate(probe.layer, probe.weight, probe.mean, probe.bias, probe.threshold)
+    return probe.gate

@@ -5,7 +5,7 @@ is a check that steering does something, not a result. The second stage generate
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,17 @@ import polars as pl
 from data import fingerprint
 from data.errors import UserError
 from data.store.journal import Journal
-from data.store.progress import progress
 from data.store.rundir import replacing
 from data.store.tables import SWEEP
-from interventions.backends.backend import JOB_BYTES
+from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.steering.answer import Answers
-from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.arms import Arm, baseline, parse_arms
 from interventions.steering.batches import answer_rows, plan_answers
-from interventions.steering.plans import Plan, Tools, plan_arm, tools_fingerprint
+from interventions.steering.plans import Plan, Tools, made_from, plan_arm
 from interventions.steering.texts import finished, warn_of_overflow
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)  # times an arm's own strength
@@ -122,9 +121,7 @@ def sweep(
     Raises:
         UserError: No harmful or no benign row, tools that don't fit the model, or an arm that asks for what isn't there.
     """
-    for tool in (tools.vectors, tools.probe, tools.lowrank):
-        if tool is not None:
-            tool.check(model)
+    tools.check(model)
     prompts = prompts.filter(pl.col("label").is_not_null())
     harmful = (prompts["label"] == "harmful").to_numpy()
     for there, word in ((harmful.any(), "harmful"), ((~harmful).any(), "benign")):
@@ -135,7 +132,7 @@ def sweep(
                 else "pass --split or other --data"
             )
             raise UserError(f"no {word} row to sweep on: {more}")
-    arms = [Arm("baseline", "baseline", arms[0].layer), *arms]
+    arms = [baseline(arms[0].layer), *arms]
     unlabelled = [{"category": None, "label": None}] * prompts.height
     plans = [plan_arm(model, arm, tools, unlabelled) for arm in arms]
     budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
@@ -216,14 +213,7 @@ class _Work:
 
     def journal(self, stage: str, plans: Sequence[Plan], tokens: int) -> Journal:
         """Of a stage; the scorer is not part of its key, since one and the same judges every sweep of a model."""
-        model = self.model
-        key = {
-            "model": [model.name, model.revision, model.template_hash, model.dtype],
-            "data": fingerprint(self.prompts),
-            "arms": [asdict(plan.arm) for plan in plans],
-            "tools": tools_fingerprint(list(plans), self.tools.probe),
-            "tokens": tokens,
-        }
+        key = made_from(self.model, fingerprint(self.prompts), plans, self.tools.probe) | {"tokens": tokens}
         plan = plan_answers(self.encoded, len(plans), tokens, self.budget)
         return Journal(self.path.parent / f".{self.path.stem}-{stage}.journal", key, plan)
 
@@ -256,22 +246,11 @@ class _Work:
         name: str,
     ) -> list[list[Any]]:
         """What is noted of each row, in the rows' order."""
-        model, total = self.model, len(self.encoded)
 
-        def work(group: tuple[int, ...]) -> list[list[Any]]:
-            rows = journal.plan[group[0]]
-            return note(answer_rows(model, self.encoded, rows, plans, self.tools.probe, tokens, self.budget))
+        def work(rows: list[int]) -> list[list[Any]]:
+            return note(answer_rows(self.model, self.encoded, rows, plans, self.tools.probe, tokens, self.budget))
 
-        left = sum(len(rows) for _, rows in journal.todo())
-        with progress(total, total - left, name, model.backend.watch) as bar:
-            for group, noted in model.backend.each(journal, work, JOB_BYTES):
-                journal.finish({group[0]: noted})
-                bar.update(len(noted))
-        found: list[list[Any]] = [[]] * total
-        for number, rows in enumerate(journal.plan):
-            for row, noted in zip(rows, journal.done[number], strict=True):
-                found[row] = noted
-        return found
+        return run_batches(self.model.backend, journal, work, name)
 
 
 def _shares(probability: np.ndarray, harmful: np.ndarray) -> Shares:
@@ -302,7 +281,7 @@ def _table(
     """Two rows a setting, unsteered first."""
     rows = []
     for at, arm in enumerate(arms):
-        steers = arm.kind != "baseline"
+        steers = not arm.is_baseline
         setting = {
             "layer": arm.layer if arm.steers else None,
             "strength": arm.strength if steers else None,
@@ -311,7 +290,7 @@ def _table(
             "kind": arm.kind,
             "category": arm.category if arm.steers else None,
             "scope": arm.scope if arm.steers else None,
-            "harmful": arm.harmful if arm.route == "gated" else None,
+            "harmful": arm.harmful if arm.is_gated else None,
             "chosen": at == winner,
         }
         for label, group in (("harmful", harmful), ("benign", ~harmful)):

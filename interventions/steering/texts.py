@@ -1,7 +1,7 @@
 """What the tables say of an answer: its text, its control token, why it ended, what it was steered with."""
 
 import logging
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -12,16 +12,17 @@ from interventions.steering.arms import Arm
 from interventions.steering.plans import Plan
 
 logger = logging.getLogger(__name__)
+Row: TypeAlias = dict[str, Any]  # of a table: column -> value
 
 
-def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> dict[str, Any]:
+def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> Row:
     """What the tables say of one row in one arm."""
-    steers = plan.arm.steers
-    gated = plan.arm.route == "gated" and found.gate is not None
+    steers, arm_plan = plan.arm.steers, plan.shipped
+    gated = plan.arm.is_gated and found.gate is not None
     return finished(model, found.tokens[row, arm].tolist(), max_new_tokens) | {
         "refusal_probability": None if found.refusal is None else finite(found.refusal[row, arm]),
-        "vector": plan.names[int(found.vector[row, arm])] if steers and plan.arm.kind != "lowrank" else None,
-        "strength": float(found.strength[row, arm]) if steers or plan.bias else None,
+        "vector": plan.names[int(found.vector[row, arm])] if steers and not plan.arm.maps else None,
+        "strength": float(found.strength[row, arm]) if steers or arm_plan.bias else None,
         "gate": finite(found.gate[row]) if gated and found.gate is not None else None,
     }
 
@@ -40,7 +41,7 @@ def warn_of_overflow(what: str, lost: int, among: int) -> None:
         )  # fmt: skip
 
 
-def finished(model: Model, tokens: list[int], max_new_tokens: int) -> dict[str, Any]:
+def finished(model: Model, tokens: list[int], max_new_tokens: int) -> Row:
     """Cut new tokens at the first stop token, take the control token off, decode the rest."""
     stops = stop_tokens(model)
     end = next((at for at, token in enumerate(tokens) if token in stops), None)
@@ -67,13 +68,13 @@ def stop_tokens(model: Model) -> set[int]:
     return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
 
 
-def arm_columns(arm: Arm) -> dict[str, Any]:
+def arm_columns(arm: Arm) -> Row:
     """What the tables say of an arm; null where it has no such thing."""
     named = {"arm": arm.name, "kind": arm.kind}
     if not arm.steers:
         return named | {
             "layer": None,
-            "strength_unit": arm.unit if arm.kind == "logit-bias" else None,
+            "strength_unit": arm.unit if arm.does.biases else None,
             "scope": None,
             "operation": None,
         }

@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
 
 from data import fingerprint
 from data.store.journal import Journal
-from data.store.progress import progress
 from data.store.tables import TRACES
-from interventions.backends.backend import JOB_BYTES
+from interventions.backends.batches import run_batches
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
@@ -24,7 +22,7 @@ from interventions.steering.arms import Arm
 from interventions.steering.batches import answer_rows, variants_of
 from interventions.steering.plans import Plan, Tools, plan_arm, tools_fingerprint
 from interventions.steering.teacher_forcing import teacher_forced
-from interventions.steering.texts import arm_columns, finite, row_answer, warn_of_overflow
+from interventions.steering.texts import Row, arm_columns, finite, row_answer, warn_of_overflow
 
 
 def trace(
@@ -54,7 +52,7 @@ def trace(
     variants = variants_of(model, prompts["prompt"].to_list(), plans)
     lengths = [len(ids) + max_new_tokens for ids in variants[-1][0].ids]
     key = {
-        "model": [model.name, model.revision, model.template_hash, model.dtype],
+        "model": model.identity,
         "data": fingerprint(prompts),
         "arm": asdict(arm),
         "tools": tools_fingerprint(plans, tools.probe),
@@ -65,8 +63,7 @@ def trace(
     most_rows = max(1, RESULT_BYTES // (4 * len(vectors.layers) * model.d_model))  # every layer of a row comes back
     journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens, most_rows))
 
-    def work(group: tuple[int, ...]) -> list[dict[str, Any]]:
-        rows = journal.plan[group[0]]
+    def work(rows: list[int]) -> list[Row]:
         sides = [
             answer_rows(
                 model, encoded, rows, mine, tools.probe, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
@@ -81,17 +78,7 @@ def trace(
             for at in range(len(rows))
         ]
 
-    with progress(
-        prompts.height, prompts.height - sum(len(rows) for _, rows in journal.todo()), "trace", model.backend.watch
-    ) as bar:
-        for group, answers in model.backend.each(journal, work, JOB_BYTES):
-            journal.finish({group[0]: answers})
-            bar.update(len(answers))
-    rows = {
-        row: one
-        for number, batch in enumerate(journal.plan)
-        for row, one in zip(batch, journal.done[number], strict=True)
-    }
+    rows = run_batches(model.backend, journal, work, "trace")
     journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
     table = pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=TRACES)
@@ -99,7 +86,7 @@ def trace(
     return table
 
 
-def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[dict[str, Any]]]:
+def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[Row]]:
     """h · v/‖v‖ for every category and layer; residual (rows, layers, d_model)."""
     names, layers = vectors.categories, vectors.layers
     stacked = torch.stack([vectors.tensors[name] for name in names]).double()  # (categories, layers, d_model)
@@ -119,15 +106,13 @@ def _divergence(model: Model, rows: Sequence[int], variants: Sequence[tuple[Enco
     """KL(unsteered ‖ arm) of the first position where the arm's prompts are others: (rows,), nats."""
     pad = pad_id(model.tokenizer)
     plain, other = (pad_batch([encoded.ids[row] for row in rows], pad, model.device) for encoded, _ in variants)
-    plans = [plan.for_rows(rows).shipped() for plan in variants[1][1]]
+    plans = [plan.for_rows(rows) for plan in variants[1][1]]
     kl = teacher_forced(model, other, [[pad]] * len(rows), plans, reference=plain).kl  # whichever token would follow
     assert kl is not None
     return kl[:, 0, 0]
 
 
-def _row(
-    model: Model, sides: Sequence[Answers], row: int, plans: Sequence[Plan], max_new_tokens: int
-) -> dict[str, Any]:
+def _row(model: Model, sides: Sequence[Answers], row: int, plans: Sequence[Plan], max_new_tokens: int) -> Row:
     """What the table says of one prompt; the first side begins with the baseline, the last ends with the arm."""
     first, last = sides[0], sides[-1]
     assert first.top is not None and last.top is not None
@@ -146,6 +131,6 @@ def _row(
     }
 
 
-def _top(model: Model, ids: torch.Tensor, shares: torch.Tensor) -> list[dict[str, Any]]:
+def _top(model: Model, ids: torch.Tensor, shares: torch.Tensor) -> list[Row]:
     pairs = zip(ids.tolist(), shares, strict=True)
     return [{"token": model.tokenizer.decode([token]), "probability": finite(share)} for token, share in pairs]

@@ -12,11 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import nnsight
 import numpy as np
 import polars as pl
 import torch
-from transformers import DynamicCache
 
 from data import fingerprint, for_split
 from data.errors import UserError
@@ -31,7 +29,7 @@ from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
-from interventions.traced.lowrank import added, kept, losses, optimizing, stepped
+from interventions.traced.lowrank import Exercise, trained
 
 STATE_FORMAT = "refusal-steering/lowrank-training/1"
 TRAINED = {"fixed": ("U", "z"), "input": ("U", "V")}
@@ -190,43 +188,9 @@ def steps(
     Returns:
         `tensors`, the parameters after it; `sums` of `MEASURES` over rows; and of the last batch's loss `gradients`.
     """
-    network, path = model.nnsight, list(model.layers)
-    block, given, mode = path[layer], dict(parameters), "fixed" if "z" in rates else "input"
-    batches, targets, counts, whole = lesson.part(numbers), lesson.targets, lesson.counts, len(lesson.batches)
-    backend = model.backend.nnsight(network)
-    with network.session(backend=backend):
-        out = nnsight.save({})
-        device = next(network._module.parameters()).device
-        low = {name: value.clone().to(device) for name, value in given.items()}
-        optimizer = optimizing(low, rates)
-        sums, gradients = torch.zeros(4, dtype=torch.float64), {}
-        for batch, harmful in batches:
-            inputs = {name: value.to(device) for name, value in batch.items()}
-            cache = DynamicCache()
-            with torch.no_grad():
-                with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
-                    before = network.output.logits[:, -1, :].double().log_softmax(-1)
-                cache.crop(-1)
-            last = {name: value[:, -1:] for name, value in inputs.items()} | {
-                "attention_mask": inputs["attention_mask"]
-            }
-            with torch.set_grad_enabled(learn):
-                with network.trace(last, past_key_values=cache, use_cache=True, logits_to_keep=1):
-                    output = block.output
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    hidden += added(hidden, low, mode).to(hidden.dtype)
-                    after = network.output.logits[:, -1, :].double().log_softmax(-1)
-                loss, measured = losses(before, after, harmful.to(device), targets.to(device), counts)
-            sums = sums + measured.cpu()
-            if learn:
-                gradients = stepped(optimizer, low, rates, loss * whole)
-        out["tensors"] = kept(optimizer, low, rates)
-        out["sums"] = sums.tolist()
-        out["gradients"] = gradients
-    return out
-
-
-# What follows runs inside a trace, wherever that is: plain functions of tensors.
+    work = Exercise(lesson.part(numbers), lesson.targets, lesson.counts, rates, "fixed" if "z" in rates else "input",
+                    len(lesson.batches), learn)  # fmt: skip
+    return trained(model.nnsight, model.backend.nnsight(model.nnsight), model.layers[layer], parameters, work)
 
 
 @dataclass(frozen=True)
@@ -339,7 +303,7 @@ def _scale(start: LowRank, vectors: SteeringVectors, name: str) -> float:
 def _key(model: Model, start: LowRank, rows: Sequence[pl.DataFrame], options: dict[str, Any]) -> str:
     """What training rests on."""
     noted = {
-        "model": [model.name, model.revision, model.template_hash, model.dtype],
+        "model": model.identity,
         "start": [_digest({name: getattr(start, name) for name in ("U", "V", "z", "mean")}), start.metadata],
         "rows": [fingerprint(part) for part in rows],
         **options,

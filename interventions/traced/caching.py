@@ -10,6 +10,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interventions.traced.blocks import Batch, Block, Network
+
 Part = tuple[torch.Tensor, int]
 ROOM = 32  # columns
 
@@ -58,7 +60,7 @@ class GrowingLayer(DynamicLayer):
         return rooms[0].data_ptr() == keys.data_ptr() and rooms[0].shape[2] >= columns
 
 
-def cached(layers: Iterable[Sequence[torch.Tensor]] = (), room: int = ROOM) -> Any:
+def cached(layers: Iterable[Sequence[torch.Tensor]] = (), room: int = ROOM) -> DynamicCache:
     """A cache of each layer's keys and values, (rows, heads, columns, depth), which are copied.
 
     Args:
@@ -75,7 +77,12 @@ def cached(layers: Iterable[Sequence[torch.Tensor]] = (), room: int = ROOM) -> A
     return cache
 
 
-def prefill_parts(batch: dict[str, torch.Tensor], opening: int, passes: Sequence[Sequence[int]]) -> list[Part]:
+def keys_values(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, (rows, heads, columns, depth)."""
+    return [(pair[0], pair[1]) for pair in cache if pair[0] is not None and pair[1] is not None]
+
+
+def prefill_parts(batch: Batch, opening: int, passes: Sequence[Sequence[int]]) -> list[Part]:
     """For each pass over some rows: their numbers, and how many columns before the last they need behind the opening."""
     width = batch["input_ids"].shape[1] - 1
     if width <= opening:
@@ -86,7 +93,7 @@ def prefill_parts(batch: dict[str, torch.Tensor], opening: int, passes: Sequence
     return [(torch.tensor(rows), max(int(lengths[rows].max()), 1)) for rows in passes]
 
 
-def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: int, parts: Sequence[Part]) -> Any:
+def prefill(network: Network, last: Block, batch: Batch, opening: int, parts: Sequence[Part]) -> DynamicCache:
     """A cache of every column but the last.
 
     Args:
@@ -126,15 +133,15 @@ def prefill(network: Any, last: Any, batch: dict[str, torch.Tensor], opening: in
     return caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width)
 
 
-def repeated(cache: Any, rows: int, room: int = ROOM) -> Any:
+def repeated(cache: DynamicCache, rows: int, room: int = ROOM) -> DynamicCache:
     """A cache of one row as one of many, with room for so many columns more."""
-    return cached(([part.expand(rows, -1, -1, -1) for part in pair[:2]] for pair in cache), room)
+    return cached(([part.expand(rows, -1, -1, -1) for part in pair] for pair in keys_values(cache)), room)
 
 
-def merged(caches: Sequence[Any], parts: Sequence[Part], rows: int, opening: int, width: int) -> Any:
+def merged(caches: Sequence[DynamicCache], parts: Sequence[Part], rows: int, opening: int, width: int) -> DynamicCache:
     """The parts' caches as one, padded behind the opening as the whole batch is; what is masked there is zero."""
     layers = []
-    for pairs in zip(*caches, strict=True):
+    for pairs in zip(*map(keys_values, caches), strict=True):
         layer = []
         for which in (0, 1):
             _, heads, _, depth = pairs[0][which].shape
@@ -148,7 +155,7 @@ def merged(caches: Sequence[Any], parts: Sequence[Part], rows: int, opening: int
     return cached(layers)
 
 
-def branched(cache: Any, whose: torch.Tensor, place: torch.Tensor, width: int) -> Any:
+def branched(cache: DynamicCache, whose: torch.Tensor, place: torch.Tensor, width: int) -> DynamicCache:
     """A cache of rows that go on alone after a step that they took side by side.
 
     Args:
@@ -158,9 +165,9 @@ def branched(cache: Any, whose: torch.Tensor, place: torch.Tensor, width: int) -
         width: Columns that all ways share.
     """
     layers = []
-    for pair in cache:
+    for pair in keys_values(cache):
         ways = []
-        for part in pair[:2]:
+        for part in pair:
             own = part[whose.to(part.device), :, width + place.to(part.device)]
             ways.append(torch.cat([part[whose.to(part.device), :, :width], own[:, :, None]], dim=2))
         layers.append(tuple(ways))

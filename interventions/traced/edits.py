@@ -1,9 +1,10 @@
-"""Edits of the residual stream: what is done to which row, as its arm's route decides.
+"""Edits of the residual stream: what is done to which row, as its arm's route and gate decide.
 
-Runs inside a trace, wherever that is: plain functions of tensors.
+Runs inside a trace, wherever that is: tuples and plain functions of tensors.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -11,155 +12,238 @@ WIDE = ("prompt", "all")  # scopes that change positions before the last, so tha
 LATER = ("generated", "all")  # scopes that go on after the prompt
 
 
-def scored(hidden: torch.Tensor, gate: dict[str, Any]) -> torch.Tensor:
+class Gate(NamedTuple):
+    """A linear gate: score = sigmoid((h − mean)·weight + bias) of block `layer`'s output, harmful from `threshold` on."""
+
+    layer: int
+    weight: torch.Tensor
+    mean: torch.Tensor
+    bias: torch.Tensor
+    threshold: torch.Tensor
+
+
+class LowRankEdit(NamedTuple):
+    """A low-rank map: U, V (d_model, rank), z (rank,), mean (d_model,); mode `fixed` or `input`."""
+
+    U: torch.Tensor
+    V: torch.Tensor
+    z: torch.Tensor
+    mean: torch.Tensor
+    mode: str
+
+
+class ArmPlan(NamedTuple):
+    """An arm for B rows and C categories, whose vectors are numbered 0 to C, the last their mean.
+
+    Attributes:
+        layer: The block whose output is edited.
+        scope: Which positions are.
+        operation: `add`, `ablate`, `clamp`, or `none`.
+        table: (C + 1, d_model), the vectors at strength 1.
+        of_token: For each refusal token the number of its category's vector.
+        given: (B,) each row's vector, where no route decides.
+        strengths: (B,) float64, where no gate decides.
+        routed: Whether the most probable refusal token decides the vector.
+        gated: Whether the gate decides the strength, between the next two.
+        benign: Strength where the gate sees no harm.
+        harmful: Strength where it does.
+        lowrank: A low-rank map that is added, or None.
+        bias: Ids of the tokens whose first logits get the strength, or None.
+    """
+
+    layer: int
+    scope: str
+    operation: str
+    table: torch.Tensor
+    of_token: torch.Tensor
+    given: torch.Tensor
+    strengths: torch.Tensor
+    routed: bool = False
+    gated: bool = False
+    benign: float = 0.0
+    harmful: float = 0.0
+    lowrank: LowRankEdit | None = None
+    bias: list[int] | None = None
+
+
+class Unsteered(NamedTuple):
+    """What an unsteered look at the last prompt position gave; None for what nothing asks for.
+
+    Attributes:
+        tokens: (B, refusal tokens) their logits.
+        score: (B,) the gate's.
+        logits: (B, vocabulary) float32.
+    """
+
+    tokens: torch.Tensor | None = None
+    score: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class LayerEdit(NamedTuple):
+    """What is done at a layer to each of rows × arms; row r's arm a stands at r · arms + a.
+
+    Attributes:
+        add: (rows · arms, d_model), added.
+        unit: (rows · arms, d_model) unit vectors that are projected out first, zero where nothing is; or None.
+        lowrank: Low-rank maps with the strength (rows · arms,) that each row adds them at.
+        later: (rows · arms,) whether the edit goes on after the prompt.
+    """
+
+    add: torch.Tensor
+    unit: torch.Tensor | None
+    lowrank: list[tuple[LowRankEdit, torch.Tensor]]
+    later: torch.Tensor
+
+
+class RowEdits(NamedTuple):
+    """Each of rows × arms' vector (its number) and strength, (rows · arms,), and what is done at each layer."""
+
+    vector: torch.Tensor
+    strength: torch.Tensor
+    layers: dict[int, LayerEdit]
+
+
+def probe_score(hidden: torch.Tensor, gate: Gate) -> torch.Tensor:
     """sigmoid((h − mean)·weight + bias): (rows, d_model) -> (rows,)."""
-    weight, mean, bias = (gate[name].to(hidden.device) for name in ("weight", "mean", "bias"))
+    weight, mean, bias = (part.to(hidden.device) for part in (gate.weight, gate.mean, gate.bias))
     return torch.sigmoid((hidden - mean) @ weight + bias)
 
 
-def chosen(
-    plan: dict[str, Any], seen: dict[str, Any], gate: dict[str, Any] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's vector (its number) and strength, (rows,) each, as the arm's route decides."""
-    vector, strength = plan["given"], plan["strengths"]
-    if plan["routed"]:
-        vector = plan["of_token"].to(seen["tokens"].device)[seen["tokens"].argmax(-1)]
-    if plan["gated"] and gate is not None:
-        looks_harmful = seen["score"] >= gate["threshold"].to(seen["score"].device)
-        both = torch.tensor([plan["benign"], plan["harmful"]], dtype=torch.float64, device=looks_harmful.device)
+def lowrank_delta(hidden: torch.Tensor, low: LowRankEdit) -> torch.Tensor:
+    """What a low-rank map adds at strength 1 (arXiv 2603.13359): U z, or depending on the row U Vᵀ(h − mean)."""
+    up, down, z, mean = (part.to(hidden.device) for part in (low.U, low.V, low.z, low.mean))
+    return up @ z if low.mode == "fixed" else ((hidden.float() - mean) @ down) @ up.T
+
+
+def decide(plan: ArmPlan, seen: Unsteered, gate: Gate | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's vector (its number) and strength, (rows,) each, as the arm's route and gate decide."""
+    vector, strength = plan.given, plan.strengths
+    if plan.routed:
+        assert seen.tokens is not None  # whoever plans a route looks first
+        vector = plan.of_token.to(seen.tokens.device)[seen.tokens.argmax(-1)]
+    if plan.gated:
+        assert gate is not None and seen.score is not None
+        looks_harmful = seen.score >= gate.threshold.to(seen.score.device)
+        both = torch.tensor([plan.benign, plan.harmful], dtype=torch.float64, device=looks_harmful.device)
         strength = both[looks_harmful.long()]
     return vector, strength
 
 
-def prepared(
-    arms: list[dict[str, Any]], seen: dict[str, Any], gate: dict[str, Any] | None, layers: list[int], device: Any
-) -> dict[Any, Any]:
-    """What is done at each layer to each of rows × arms: `add`, `unit` to project out, low-rank maps, and for how long.
-
-    Row r's arm a stands at r · arms + a.
-    """
-    picks = [chosen(arm, seen, gate) for arm in arms]
+def row_edits(
+    plans: Sequence[ArmPlan], seen: Unsteered, gate: Gate | None, layers: Sequence[int], device: torch.device
+) -> RowEdits:
+    """What is done to each of rows × arms, at each of some layers."""
+    picks = [decide(plan, seen, gate) for plan in plans]
     vector = torch.stack([pick[0].to(device) for pick in picks], dim=1)
     strength = torch.stack([pick[1].to(device) for pick in picks], dim=1)
-    changes: dict[Any, Any] = {"vector": vector.flatten(), "strength": strength.flatten()}
-    for layer in layers:
-        add, unit, low = [], [], []
-        for at, arm in enumerate(arms):
-            mine = arm["layer"] == layer and arm["operation"] != "none"
-            rows = (
-                arm["table"].to(device)[vector[:, at]]
-                if mine
-                else torch.zeros_like(arm["table"].to(device)[vector[:, at]])
-            )
-            length = rows.norm(dim=-1, keepdim=True)
-            direction = rows / torch.where(length == 0, torch.ones_like(length), length)
-            gone = torch.zeros_like(rows)
-            if arm["operation"] in ("add", "clamp"):
-                gone = strength[:, at, None].float() * rows
-            add.append(gone)
-            unit.append(direction if arm["operation"] in ("ablate", "clamp") else torch.zeros_like(rows))
-            if mine and arm["lowrank"] is not None:
-                share = torch.zeros_like(strength, dtype=torch.float32)
-                share[:, at] = strength[:, at].float()
-                low.append((arm["lowrank"], share.flatten()))
-        projecting = any(arm["operation"] in ("ablate", "clamp") and arm["layer"] == layer for arm in arms)
-        changes[layer] = {
-            "add": torch.stack(add, dim=1).flatten(0, 1),
-            "unit": torch.stack(unit, dim=1).flatten(0, 1) if projecting else None,
-            "low": low,
-            "later": torch.tensor([arm["scope"] in LATER for arm in arms], device=device).repeat(len(vector)),
-        }
-    return changes
+    edits = {layer: _layer_edit(plans, vector, strength, layer) for layer in layers}
+    return RowEdits(vector.flatten(), strength.flatten(), edits)
 
 
-def twins(arms: list[dict[str, Any]], changes: dict[Any, Any]) -> torch.Tensor:
+def _layer_edit(plans: Sequence[ArmPlan], vector: torch.Tensor, strength: torch.Tensor, layer: int) -> LayerEdit:
+    """At one layer; vector and strength (rows, arms)."""
+    device = vector.device
+    add, unit, lowrank = [], [], []
+    for at, plan in enumerate(plans):
+        mine = plan.layer == layer and plan.operation != "none"
+        rows = plan.table.to(device)[vector[:, at]]
+        rows = rows if mine else torch.zeros_like(rows)
+        length = rows.norm(dim=-1, keepdim=True)
+        direction = rows / torch.where(length == 0, torch.ones_like(length), length)
+        nothing = torch.zeros_like(rows)
+        add.append(strength[:, at, None].float() * rows if plan.operation in ("add", "clamp") else nothing)
+        unit.append(direction if plan.operation in ("ablate", "clamp") else nothing)
+        if mine and plan.lowrank is not None:
+            share = torch.zeros_like(strength, dtype=torch.float32)
+            share[:, at] = strength[:, at].float()
+            lowrank.append((plan.lowrank, share.flatten()))
+    projecting = any(plan.operation in ("ablate", "clamp") and plan.layer == layer for plan in plans)
+    return LayerEdit(
+        torch.stack(add, dim=1).flatten(0, 1),
+        torch.stack(unit, dim=1).flatten(0, 1) if projecting else None,
+        lowrank,
+        torch.tensor([plan.scope in LATER for plan in plans], device=device).repeat(len(vector)),
+    )
+
+
+def first_alike(plans: Sequence[ArmPlan], edits: RowEdits) -> torch.Tensor:
     """For each of rows × arms the first of its row that does the very same to it, so that it is computed once.
 
     Under a gate many rows are left as they are, and arms that differ in one of the gate's strengths alone are the same
     for half of the rows.
-
-    Args:
-        arms: A plans.
-        changes: Of `prepared` for them.
     """
-    many = len(arms)
-    layers = [name for name in changes if isinstance(name, int)]
-    parts = [
-        {
-            name: changes[layer][name].unflatten(0, (-1, many))
-            for name in ("add", "unit")
-            if changes[layer][name] is not None
-        }
-        for layer in layers
-    ]
-    rows = len(changes["vector"]) // many
-    first = torch.arange(many, device=changes["vector"].device).repeat(rows, 1)
-    plain = [arm["lowrank"] is None and arm["bias"] is None for arm in arms]
+    many, rows = len(plans), len(edits.vector) // len(plans)
+    parts = {
+        layer: [part.unflatten(0, (-1, many)) for part in (edit.add, edit.unit) if part is not None]
+        for layer, edit in edits.layers.items()
+    }
+    first = torch.arange(many, device=edits.vector.device).repeat(rows, 1)
+    plain = [plan.lowrank is None and plan.bias is None for plan in plans]
     idle = [
-        torch.stack([(part[:, at] == 0).all(-1) for kinds in parts for part in kinds.values()]).all(0)
+        torch.stack([(part[:, at] == 0).all(-1) for both in parts.values() for part in both]).all(0)
         for at in range(many)
     ]
     for at in range(many):
         for before in reversed(range(at)):
             if not (plain[at] and plain[before]):
                 continue
+            one, other = plans[at], plans[before]
             same = idle[at] & idle[before]
-            if all(arms[at][name] == arms[before][name] for name in ("layer", "scope", "operation")):
-                kinds = parts[layers.index(arms[at]["layer"])]  # at other layers both do nothing
-                same = same | torch.stack([(part[:, at] == part[:, before]).all(-1) for part in kinds.values()]).all(0)
+            if (one.layer, one.scope, one.operation) == (other.layer, other.scope, other.operation):
+                here = parts[one.layer]  # at other layers both do nothing
+                same = same | torch.stack([(part[:, at] == part[:, before]).all(-1) for part in here]).all(0)
             first[:, at] = torch.where(same, before, first[:, at])
     return (first + torch.arange(rows, device=first.device)[:, None] * many).flatten()
 
 
-def change(hidden: torch.Tensor, edit: dict[str, Any], alive: torch.Tensor, first: bool, wide: bool) -> None:
+def apply_edit(hidden: torch.Tensor, edit: LayerEdit, alive: torch.Tensor, first: bool, wide: bool) -> None:
     """Edit a block's output in place: h − (h·u)u + add + U Vᵀ(h − mean), at the last position or, if `wide`, at all.
 
     Args:
         hidden: (rows, positions, d_model).
-        edit: A layer's entry of `prepared`, for all rows that began.
+        edit: For all rows that began.
         alive: Which of these `hidden` holds.
         first: Whether this is the prompt; later, rows whose scope ended with it are left as they are.
         wide: Whether every position is edited.
     """
     device, kind = hidden.device, hidden.dtype
-    alive = alive.to(edit["add"].device)
-    on = torch.ones_like(edit["later"][alive]) if first else edit["later"][alive]
+    alive = alive.to(edit.add.device)
+    on = torch.ones_like(edit.later[alive]) if first else edit.later[alive]
     if not bool(on.any()):
         return
     on = on.to(device)[:, None, None].float()
     place = hidden if wide else hidden[:, -1:, :]
-    before = place.float() if edit["unit"] is not None or edit["low"] else place
-    delta = (edit["add"][alive].to(device)[:, None, :] * on).to(before.dtype)
-    if edit["unit"] is not None:
-        unit = edit["unit"][alive].to(device)[:, None, :] * on
+    before = place.float() if edit.unit is not None or edit.lowrank else place
+    delta = (edit.add[alive].to(device)[:, None, :] * on).to(before.dtype)
+    if edit.unit is not None:
+        unit = edit.unit[alive].to(device)[:, None, :] * on
         delta = delta - (before * unit).sum(-1, keepdim=True) * unit
-    for low, share in edit["low"]:
-        up, down, mean = (low[name].to(device) for name in ("U", "V", "mean"))
-        moved = up @ low["z"].to(device) if low["mode"] == "fixed" else ((before - mean) @ down) @ up.T
-        delta = delta + share[alive].to(device)[:, None, None] * on * moved
+    for low, share in edit.lowrank:
+        delta = delta + share[alive].to(device)[:, None, None] * on * lowrank_delta(before, low)
     place += delta.to(kind)
 
 
-def biased(
+def with_bias(
     logits: torch.Tensor,
-    arms: list[dict[str, Any]],
-    seen: dict[str, Any],
-    gate: dict[str, Any] | None,
+    plans: Sequence[ArmPlan],
+    seen: Unsteered,
+    gate: Gate | None,
     slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """First logits (slots, vocabulary) with the strength of `logit-bias` arms on the refusal tokens.
+    """First logits (slots, vocabulary) with the strength of the arms that bias tokens.
 
     `slots`: which of rows × arms they are of; all of them if None.
     """
-    if all(arm["bias"] is None for arm in arms):
+    if all(plan.bias is None for plan in plans):
         return logits
     slots = torch.arange(len(logits), device=logits.device) if slots is None else slots
     shaped = logits.clone()
-    for at, arm in enumerate(arms):
-        if arm["bias"] is None:
+    for at, plan in enumerate(plans):
+        if plan.bias is None:
             continue
-        _, strength = chosen({**arm, "routed": False}, seen, gate)
-        mine = (slots % len(arms) == at).nonzero()[:, 0]
-        added = strength.to(logits.device, logits.dtype)[slots[mine] // len(arms)]
-        shaped[mine[:, None], torch.tensor(arm["bias"], device=logits.device)] += added[:, None]
+        _, strength = decide(plan._replace(routed=False), seen, gate)
+        mine = (slots % len(plans) == at).nonzero()[:, 0]
+        added = strength.to(logits.device, logits.dtype)[slots[mine] // len(plans)]
+        shaped[mine[:, None], torch.tensor(plan.bias, device=logits.device)] += added[:, None]
     return shaped

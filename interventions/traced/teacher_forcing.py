@@ -1,27 +1,130 @@
-"""Probabilities of given tokens, unsteered and steered."""
+"""Teacher forcing: probabilities of given tokens behind a batch of prompts, unsteered and in every arm, in one session."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import nnsight
 import torch
+from transformers import DynamicCache
 
-from interventions.traced.edits import change
+from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, hidden, on
+from interventions.traced.caching import keys_values
+from interventions.traced.divergence import kl
+from interventions.traced.edits import (
+    WIDE,
+    ArmPlan,
+    Gate,
+    LayerEdit,
+    Unsteered,
+    apply_edit,
+    probe_score,
+    row_edits,
+    with_bias,
+)
 
 
-def parted(inputs: dict[str, torch.Tensor], at: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+class Given(NamedTuple):
+    """Prompts with the tokens that follow them.
+
+    Attributes:
+        width: Columns of the prompts.
+        whole: Prompts and given tokens, all but the last, which nothing is predicted from.
+        reference: The same behind other prompts, whose unsteered distributions KL is measured from; None: these.
+        tokens: (rows, tokens) given ids.
+        there: (rows, tokens) whether there is one.
+        refusing: Ids of the refusal tokens.
+        gate: What a gated arm reads.
+        reads: Blocks that the gate reads.
+        looks: Whether the unsteered distributions are needed.
+        divergence: Whether KL is.
+    """
+
+    width: int
+    whole: Batch
+    reference: Batch | None
+    tokens: torch.Tensor
+    there: torch.Tensor
+    refusing: torch.Tensor
+    gate: Gate | None
+    reads: Blocks
+    looks: bool
+    divergence: bool
+
+
+def forced(
+    network: Network,
+    backend: NnsightBackend,
+    last: Block,
+    groups: Sequence[tuple[list[ArmPlan], Blocks]],
+    given: Given,
+) -> dict[str, torch.Tensor | None]:
+    """Run the session: `nll` and `kl`, (rows, arms, tokens) each, arms as the groups have them.
+
+    Args:
+        network: The nnsight model.
+        backend: Where it runs.
+        last: Its last block.
+        groups: Arms that run together, and the blocks that they edit.
+        given: What is read.
+    """
+    with network.session(backend=backend):
+        out = nnsight.save({})
+        with torch.no_grad():
+            device, count, width = device_of(network), given.tokens.shape[1], given.width
+            tokens, there, refusing = (part.to(device) for part in (given.tokens, given.there, given.refusing))
+            whole = on(device, given.whole)
+            before, after = parted(whole, width - 1)
+            cache = DynamicCache()
+            if width > 1:
+                with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
+                    _end = last.output
+                    tracer.stop()
+            seen, own = Unsteered(), None
+            if given.looks:
+                with network.trace(after, past_key_values=cache, use_cache=True, logits_to_keep=count):
+                    states = {number: hidden(block.output)[:, 0, :].float() for number, block in given.reads}
+                    own = network.output.logits.float()
+                cache.crop(-count)
+                score = None if given.gate is None else probe_score(states[given.gate.layer], given.gate)
+                seen = Unsteered(own[:, 0, refusing] if len(refusing) else None, score)
+            if given.divergence and given.reference is not None:
+                with network.trace(on(device, given.reference), use_cache=False, logits_to_keep=count):
+                    own = network.output.logits.float()
+            found = []
+            for plans, blocks in groups:
+                many, wide = len(plans), plans[0].scope in WIDE
+                shares = not wide and width > 1
+                edits = row_edits(plans, seen, given.gate, [number for number, _ in blocks], device)
+                part = {name: value.repeat_interleave(many, 0) for name, value in (after if shares else whole).items()}
+                past = DynamicCache(keys_values(cache)) if shares else DynamicCache()
+                if shares:
+                    past.batch_repeat_interleave(many)
+                with network.trace(part, past_key_values=past, use_cache=True, logits_to_keep=count):
+                    for number, block in blocks:
+                        edit_in_parts(hidden(block.output), edits.layers[number], 1 if shares else width, wide)
+                    logits = network.output.logits.float()
+                logits[:, 0] = with_bias(logits[:, 0], plans, seen, given.gate)
+                found.append(compared(logits, own if given.divergence else None, tokens, there))
+            out["nll"] = torch.cat([pair[0] for pair in found], dim=1)
+            out["kl"] = torch.cat([pair[1] for pair in found], dim=1) if given.divergence else None
+    return out
+
+
+def parted(inputs: Batch, at: int) -> tuple[Batch, Batch]:
     """Inputs before a position, and from it on with the whole mask, as a model with a cache takes them."""
     before = {name: value[:, :at] for name, value in inputs.items()}
     after = {name: value[:, at:] for name, value in inputs.items()}
     return before, after | {"attention_mask": inputs["attention_mask"]}
 
 
-def change_in_parts(hidden: torch.Tensor, edit: dict[str, Any], prompt: int, wide: bool) -> None:
+def edit_in_parts(states: torch.Tensor, edit: LayerEdit, prompt: int, wide: bool) -> None:
     """Edit a block's output in place: the prompt's positions, the first `prompt` ones, and those of given tokens.
 
     Of the prompt the last position is edited, or, if `wide`, every one; the others where the arm's scope goes on.
     """
-    alive = torch.arange(len(hidden), device=hidden.device)
-    change(hidden[:, :prompt], edit, alive, True, wide)
-    change(hidden[:, prompt:], edit, alive, False, True)
+    alive = torch.arange(len(states), device=states.device)
+    apply_edit(states[:, :prompt], edit, alive, True, wide)
+    apply_edit(states[:, prompt:], edit, alive, False, True)
 
 
 def compared(
@@ -37,12 +140,12 @@ def compared(
     """
     rows, many = len(tokens), len(logits) // len(tokens)
     nll = torch.zeros(rows, many, tokens.shape[1], dtype=torch.float64)
-    kl = torch.zeros_like(nll)
+    divergence = torch.zeros_like(nll)
     for row in range(rows):
         p = None if own is None else own[row].double().log_softmax(-1)
         for arm in range(many):
             q = logits[row * many + arm].double().log_softmax(-1)
             nll[row, arm] = -(q.gather(-1, tokens[row][:, None])[:, 0] * there[row]).cpu()
             if p is not None:
-                kl[row, arm] = ((p.exp() * (p - q)).sum(-1) * there[row]).cpu()
-    return nll, kl
+                divergence[row, arm] = (kl(p, q) * there[row]).cpu()
+    return nll, divergence

@@ -11,7 +11,8 @@ from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
 from interventions.reading.packing import common_opening
-from interventions.steering.answer import answer, unsteered
+from interventions.steering.answer import Asked, answer
+from interventions.steering.plans import unsteered
 from interventions.tuning.examples import target_tokens
 
 
@@ -49,7 +50,7 @@ def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH
         mine = [ids[row] for row in rows]
         opening = common_opening(mine) if model.takes_masks else 0
         batch = pad_batch(mine, pad_id(model.tokenizer), model.device, opening)
-        found = answer(model, batch, [unsteered(len(rows), model.d_model)], max_new_tokens=1, opening=opening)
+        found = answer(model, batch, [unsteered(len(rows), model.d_model)], Asked(1), opening=opening)
         for row, number in zip(rows, found.tokens[:, 0, 0].tolist(), strict=True):
             first[row] = names.get(number)
     return first

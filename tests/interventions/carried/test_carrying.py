@@ -13,7 +13,7 @@ from interventions.carried.export import FORMATS, export
 from interventions.methods.vectors import FORMAT, SteeringVectors
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id
-from interventions.steering.answer import answer
+from interventions.steering.answer import Asked, answer
 from interventions.steering.arms import Arm
 from interventions.steering.plans import Tools, plan_arm
 from interventions.steering.texts import stop_tokens
@@ -174,7 +174,7 @@ def test_a_baked_addition_is_steering_at_every_position(vectors, tiny, batch, tm
 def test_a_baked_model_says_what_the_arm_says(vectors, tiny, batch, tmp_path):
     arm = Arm("fixed", "fixed", 2, "weapons", 0.8, unit="residual", scope="all")
     plan = plan_arm(tiny, arm, Tools(vectors), [{"category": None, "label": None}] * 3)
-    ours = answer(tiny, batch, [plan.shipped()], max_new_tokens=8, stops=sorted(stop_tokens(tiny))).tokens[:, 0]
+    ours = answer(tiny, batch, [plan.shipped], Asked(8, stops=sorted(stop_tokens(tiny)))).tokens[:, 0]
     baked = reopened(bake_add(tiny, tmp_path / "baked", 2, vectors.delta(2, "weapons", 0.8, "residual")))
     theirs = baked.generate(**batch, max_new_tokens=8, do_sample=False)[:, batch["input_ids"].shape[1] :]
     for mine, other in zip(ours.tolist(), theirs.tolist(), strict=True):

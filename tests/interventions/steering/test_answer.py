@@ -14,7 +14,7 @@ from interventions.backends.backend import Backend
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id
-from interventions.steering.answer import Gate, answer
+from interventions.steering.answer import Asked, Gate, answer
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.plans import Tools, plan_arm
 from interventions.steering.texts import finished, stop_tokens
@@ -86,8 +86,9 @@ def run(model, texts, arms, tools, **options):
     rows = [NONE] * len(texts)
     plans = [plan_arm(model, arm, tools, rows) for arm in arms]
     batch = pad_batch(encoded.ids, pad_id(model.tokenizer))
-    options = {"max_new_tokens": STEPS, "stops": sorted(stop_tokens(model))} | options
-    return encoded, answer(model, batch, [plan.shipped() for plan in plans], **options)
+    wanted = {"max_new_tokens": STEPS, "stops": sorted(stop_tokens(model))}
+    asked = Asked(**wanted | {name: options.pop(name) for name in Asked._fields if name in options})
+    return encoded, answer(model, batch, [plan.shipped for plan in plans], asked, **options)
 
 
 @pytest.fixture(scope="module")

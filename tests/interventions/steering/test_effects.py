@@ -324,7 +324,7 @@ def test_the_embedded_models_figures(embedded):
     ids = encode(embedded.tokenizer, texts).ids
     given = [embedded.tokenizer(text)["input_ids"][:8] for text in passages()[:3]]
     plan = plan_arm(embedded, arm, Tools(vectors), [{}] * 3)
-    found = teacher_forced(embedded, pad_batch(ids, pad_id(embedded.tokenizer)), given, [plan.shipped()])
+    found = teacher_forced(embedded, pad_batch(ids, pad_id(embedded.tokenizer)), given, [plan.shipped])
     vector = vectors.at(17, "weapons")
     assert found.kl is not None
     for row in range(3):

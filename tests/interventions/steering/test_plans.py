@@ -12,7 +12,7 @@ from interventions.gates.probe import Probe
 from interventions.model.control_tokens import control_tokens, refusal_tokens
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id
-from interventions.steering.answer import Gate, answer
+from interventions.steering.answer import Asked, answer
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools, plan_arm
@@ -99,11 +99,11 @@ def edit_of(model, arm, tools, ids):
 def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
     arms, encoded = arms_of(), encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
     ids = refusal_tokens(tiny_tuned).ids
-    gate = Gate(tools.probe.layer, tools.probe.weight, tools.probe.mean, tools.probe.bias, tools.probe.threshold)
+    gate = tools.probe.gate
     plans = [plan_arm(tiny_tuned, arm, tools, [NONE] * len(encoded)) for arm in arms]
     found = answer(
-        tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan.shipped() for plan in plans],
-        max_new_tokens=STEPS, refusal_ids=ids, stops=sorted(stop_tokens(tiny_tuned)), gate=gate,
+        tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan.shipped for plan in plans],
+        Asked(STEPS, ids, sorted(stop_tokens(tiny_tuned)), gate),
     )  # fmt: skip
     seen = set()
     for row, tokens in enumerate(encoded.ids):
@@ -173,9 +173,9 @@ def test_the_wrong_categorys_vector_is_never_the_named_ones(tiny_tuned, category
     (arm,) = arms_of([f"wrong-category:category={category},route=fixed"])
     plan = plan_arm(tiny_tuned, arm, Tools(vectors), [NONE] * 2)
     wanted = names[(names.index(category) + 1) % 3]
-    assert [plan.names[at] for at in plan.given] == [wanted] * 2
+    assert [plan.names[at] for at in plan.shipped.given] == [wanted] * 2
     unit = vectors.at(2, wanted) / vectors.at(2, wanted).norm()
-    assert torch.allclose(plan.table[plan.given], unit.expand(2, -1))
+    assert torch.allclose(plan.shipped.table[plan.shipped.given], unit.expand(2, -1))
 
 
 def test_what_an_arm_lacks_is_said(tiny, tiny_tuned, tools):

@@ -1,0 +1,76 @@
+"""The session that answers a batch in every arm: one prefill, an unsteered look, then the arms, group by group."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import nnsight
+import torch
+
+from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, on
+from interventions.traced.caching import Part, cached, prefill
+from interventions.traced.decoding import Decoding, decoded, read_unsteered
+from interventions.traced.edits import ArmPlan, Unsteered, probe_score
+
+
+class Question(NamedTuple):
+    """What a session is asked.
+
+    Attributes:
+        batch: Padded prompts.
+        opening: How many first columns are the same in all rows.
+        shares: Whether any arm goes on from a common prefill.
+        parts: Its passes, of `caching.prefill_parts`.
+        groups: Arms that decode together, and the blocks that they edit.
+        readers: Blocks whose unsteered last position the gate or the caller reads.
+        kept: Numbers of those that the caller wants.
+        looks: Whether an unsteered look is needed.
+        how: How to decode.
+    """
+
+    batch: Batch
+    opening: int
+    shares: bool
+    parts: list[Part]
+    groups: list[tuple[list[ArmPlan], Blocks]]
+    readers: Blocks
+    kept: Sequence[int]
+    looks: bool
+    how: Decoding
+
+
+def answered(network: Network, backend: NnsightBackend, last: Block, question: Question) -> dict[str, Any]:
+    """Run the session; plain values come back: `found`, a dictionary a group; `gate` and `residual` if they were read.
+
+    Args:
+        network: The nnsight model.
+        backend: Where it runs.
+        last: Its last block.
+        question: What is asked.
+    """
+    with network.session(backend=backend):
+        out = nnsight.save({})
+        with torch.no_grad():
+            device = device_of(network)
+            batch = on(device, question.batch)
+            how = question.how._replace(
+                refusing=question.how.refusing.to(device), ending=question.how.ending.to(device)
+            )
+            cache = cached()
+            if question.shares:
+                cache = prefill(network, last, batch, question.opening, question.parts)
+            seen = Unsteered()
+            if question.looks:
+                states, logits = read_unsteered(network, question.readers, batch, cache)
+                tokens = logits[:, how.refusing] if len(how.refusing) else None
+                score = None if how.gate is None else probe_score(states[how.gate.layer], how.gate)
+                seen = Unsteered(tokens, score, logits)
+                if score is not None:
+                    out["gate"] = score.cpu()
+                if question.kept:
+                    out["residual"] = torch.stack([states[number].cpu() for number in question.kept], dim=1)
+            out["found"] = []
+            for plans, blocks in question.groups:
+                found = decoded(network, blocks, batch, cache, plans, seen, how)
+                out["found"].append(found.first._asdict() | {"tokens": found.tokens, "vector": found.vector,
+                                                             "strength": found.strength})  # fmt: skip
+    return out

@@ -1,0 +1,8 @@
+"""How far one distribution lies from another."""
+
+import torch
+
+
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """KL(p ‖ q) = Σ p (log p − log q), nats, of log probabilities (…, vocabulary): (…,)."""
+    return (p.exp() * (p - q)).sum(-1)
