@@ -77,7 +77,7 @@ def finetune(_session: Session, s: Settings) -> dict[str, Any]:
         best = report.epochs[report.kept - 1]
         accuracy = {"right token": f"{best.category_accuracy:.3f}", "refuse or comply": f"{best.refusal_accuracy:.3f}"}
         return {
-            "tokens": [slot.token for slot in report.slots],
+            "tokens": [token.token for token in report.control_tokens],
             "rows": report.train_rows,
             "kept epoch": report.kept,
             "on validation rows": report.validation_rows,

@@ -48,6 +48,8 @@ def capability(
 ) -> pl.DataFrame:
     """Run every task in every arm and write the table; a killed run's finished pairs of task and arm are kept.
 
+    It has as many parameters as the command of this name has options: each is one of them, by its own name.
+
     Args:
         model: An open model in this process.
         tools: What the arms draw on.

@@ -15,12 +15,14 @@ from interventions.model.vocabulary import ControlToken
 WEIGHTS, CONFIG, TEMPLATE = "adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"
 
 
-def save_adapter(peft_model: Any, slots: tuple[ControlToken, ...], template: str, base: str, folder: Path) -> None:
+def save_adapter(
+    peft_model: Any, control_tokens: tuple[ControlToken, ...], template: str, base: str, folder: Path
+) -> None:
     """Write a bare peft adapter, weights in float16, with its control tokens and chat template.
 
     Args:
         peft_model: The trained model.
-        slots: Its control tokens.
+        control_tokens: Its control tokens.
         template: Its chat template.
         base: Name of the base model, for the adapter's config.
         folder: An existing folder.
@@ -35,7 +37,7 @@ def save_adapter(peft_model: Any, slots: tuple[ControlToken, ...], template: str
     config = {name: _plain(value) for name, value in peft_model.peft_config["default"].to_dict().items()}
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_places(slots, folder)
+    write_places(control_tokens, folder)
     (folder / TEMPLATE).write_text(template, "utf-8")
 
 
@@ -68,21 +70,21 @@ def merge(base: str, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    slots, template = read_places(adapter), (adapter / TEMPLATE).read_text("utf-8")
+    control_tokens, template = read_places(adapter), (adapter / TEMPLATE).read_text("utf-8")
     module = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    grow(module, slots)
+    grow(module, control_tokens)
     try:
         merged: Any = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{adapter} does not fit {base}: {str(error).strip().splitlines()[0]}") from error
     merged.config._name_or_path = ""  # would be this machine's path
     merged.save_pretrained(folder)
-    write_tokenizer(AutoTokenizer.from_pretrained(base), slots, template, folder)
+    write_tokenizer(AutoTokenizer.from_pretrained(base), control_tokens, template, folder)
 
 
-def grow(module: Any, slots: tuple[ControlToken, ...]) -> bool:
+def grow(module: Any, control_tokens: tuple[ControlToken, ...]) -> bool:
     """Give the vocabulary rows for control tokens that lie beyond its end; says whether it had to."""
-    rows = max(slot.id for slot in slots) + 1
+    rows = max(token.id for token in control_tokens) + 1
     if rows <= module.get_input_embeddings().weight.shape[0]:
         return False
     module.resize_token_embeddings(rows, mean_resizing=False)  # each new row is set or loaded, none is drawn

@@ -12,21 +12,21 @@ from interventions.model.vocabulary import ControlToken
 RECORD_FILE = "control_tokens.json"
 
 
-def write_tokenizer(tokenizer: Any, slots: Sequence[ControlToken], template: str, folder: Path) -> None:
+def write_tokenizer(tokenizer: Any, control_tokens: Sequence[ControlToken], template: str, folder: Path) -> None:
     """Save a tokenizer with its control tokens in place and the template; nothing else changes.
 
     Raises:
-        UserError: The tokenizer has no `tokenizer.json`, so its slots can't be named.
+        UserError: The tokenizer has no `tokenizer.json`, so its tokens can't be named.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; convert it to a tokenizer.json first")
-    renamed = {slot.replaces: slot.token for slot in slots if slot.replaces}
+    renamed = {token.replaces: token.token for token in control_tokens if token.replaces}
     for file in folder.glob("*token*.json"):
         content = _renamed(json.loads(file.read_text("utf-8")), renamed)
         if file == path:
-            content["added_tokens"] += _new_entries(content["added_tokens"], slots)
+            content["added_tokens"] += _new_entries(content["added_tokens"], control_tokens)
         file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
     (folder / "chat_template.jinja").write_text(template, "utf-8")
 
@@ -40,15 +40,15 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def _new_entries(entries: list[dict[str, Any]], slots: Sequence[ControlToken]) -> list[dict[str, Any]]:
+def _new_entries(entries: list[dict[str, Any]], control_tokens: Sequence[ControlToken]) -> list[dict[str, Any]]:
     there = {entry["id"] for entry in entries}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return [{"id": slot.id, "content": slot.token, **flags} for slot in slots if slot.id not in there]
+    return [{"id": token.id, "content": token.token, **flags} for token in control_tokens if token.id not in there]
 
 
-def write_places(slots: Sequence[ControlToken], folder: Path) -> None:
-    """Write `control_tokens.json`: for each control token its name, id and the token whose slot it took."""
-    text = json.dumps([asdict(slot) for slot in slots], ensure_ascii=False, indent=2)
+def write_places(control_tokens: Sequence[ControlToken], folder: Path) -> None:
+    """Write `control_tokens.json`: for each control token its name, id and the token whose place it took."""
+    text = json.dumps([asdict(token) for token in control_tokens], ensure_ascii=False, indent=2)
     (folder / RECORD_FILE).write_text(text + "\n", "utf-8")
 
 

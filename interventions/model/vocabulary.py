@@ -1,7 +1,7 @@
-"""Control tokens in a vocabulary: the slots they take, and a tokenizer that knows them by name.
+"""Control tokens in a vocabulary: the places they take.
 
-Many vocabularies hold special tokens that no text uses. A control token that takes such a slot leaves every layer its
-size, so that an adapter fits wherever the base model runs. Only the slot's text changes: ordinary text is encoded as
+Many vocabularies hold special tokens that no text uses. A control token that takes such a place leaves every layer its
+size, so that an adapter fits wherever the base model runs. Only the place's text changes: ordinary text is encoded as
 before.
 """
 
@@ -35,7 +35,7 @@ class ControlToken:
 
 
 def place_control_tokens(tokenizer: Any, names: Sequence[str]) -> tuple[ControlToken, ...]:
-    """A slot for each name: the one it has, else an unused special token, else a new row at the vocabulary's end.
+    """A place for each name: the one it has, else an unused special token, else a new row at the vocabulary's end.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -53,12 +53,12 @@ def place_control_tokens(tokenizer: Any, names: Sequence[str]) -> tuple[ControlT
     known = bracketed_tokens(tokenizer)
     free = iter(unused_tokens(tokenizer))
     end = len(tokenizer)
-    slots = []
+    control_tokens = []
     for name in names:
         number, text = (known[name], f"[{name}]") if name in known else next(free, (end, None))
         end += number == end
-        slots.append(ControlToken(name, number, text))
-    return tuple(slots)
+        control_tokens.append(ControlToken(name, number, text))
+    return tuple(control_tokens)
 
 
 def unused_tokens(tokenizer: Any) -> list[tuple[int, str]]:

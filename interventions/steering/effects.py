@@ -50,6 +50,8 @@ def side_effects(
 ) -> pl.DataFrame:
     """Measure the unsteered model and every arm, and write the table; a killed run's finished batches are kept.
 
+    It has as many parameters as the command of this name has options: each is one of them, by its own name.
+
     Args:
         model: An open model.
         prompts: Harmless rows in the shape of `data.load_all`; no arm but `oracle` reads their category or label.

@@ -106,6 +106,8 @@ def sweep(
 ) -> pl.DataFrame:
     """Try every setting on labelled rows, choose one and write the table; a killed run's finished batches are kept.
 
+    It has as many parameters as the command of this name has options: each is one of them, by its own name.
+
     Args:
         model: An open model; one without refusal tokens is judged by text alone, in all settings.
         prompts: Labelled rows in the shape of `data.load_all`; labels are read to count, never to steer.

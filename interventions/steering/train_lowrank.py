@@ -38,7 +38,7 @@ MEASURES = ("harmful_loss", "benign_loss", "harmful_probability", "benign_probab
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LabelledBatches:
     """What a map is trained on, or measured on.
 
     Attributes:
@@ -87,6 +87,8 @@ def train_lowrank(
 ) -> tuple[LowRank, pl.DataFrame]:
     """Train with AdamW and keep the epoch with the lowest loss on held-out rows; a killed run goes on where it was.
 
+    It has as many parameters as the command of this name has options: each is one of them, by its own name.
+
     Args:
         model: An open model with refusal tokens.
         start: The map to begin with, of `start_lowrank`.
@@ -117,13 +119,13 @@ def train_lowrank(
     labelled = prompts.filter(pl.col("label").is_not_null())
     rows = for_split(labelled, split)
     held = for_split(labelled, held_out).join(rows, on=["dataset", "id"], how="anti")
-    lessons = {
-        "train": lesson(model, rows, targets, batch_tokens),
-        "held-out": lesson(model, held, targets, batch_tokens),
+    passes = {
+        "train": labelled_batches(model, rows, targets, batch_tokens),
+        "held-out": labelled_batches(model, held, targets, batch_tokens),
     }
-    if min(lessons["train"].counts) == 0:
+    if min(passes["train"].counts) == 0:
         raise UserError(f"split {split!r} needs harmful and benign rows to train a low-rank map on")
-    stages = list(_stages(lessons, epochs, seed))
+    stages = list(_stages(passes, epochs, seed))
     rates = {name: rate * _scale(start, vectors, name) for name in TRAINED[start.metadata["mode"]]}
     key = _key(
         model, start, [rows, held], {"epochs": epochs, "rates": rates, "batch_tokens": batch_tokens, "seed": seed}
@@ -132,7 +134,7 @@ def train_lowrank(
     with progress(len(stages), state.stage, "lowrank", model.backend.watch, unit="job") as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
-            found = _run(model, state, lessons[stage.split], stage, rates, folder)
+            found = _run(model, state, passes[stage.split], stage, rates, folder)
             state = state.after(stage, found)
             state.save(folder / ".lowrank.safetensors", key)
             bar.update(1)
@@ -142,18 +144,18 @@ def train_lowrank(
         start,
         **{name: state.tensors[f"{name}@{best}"] for name in rates},
         metadata=start.metadata | {"epochs": str(epochs), "kept_epoch": str(best), "rate": f"{rate:g}",
-                                   "harmful": str(lessons["train"].counts[0]), "benign": str(lessons["train"].counts[1])},
+                                   "harmful": str(passes["train"].counts[0]), "benign": str(passes["train"].counts[1])},
     )  # fmt: skip
     (folder / ".lowrank.safetensors").unlink(missing_ok=True)
     return trained, history
 
 
-def lesson(model: Model, rows: pl.DataFrame, targets: Sequence[int], batch_tokens: int) -> Lesson:
+def labelled_batches(model: Model, rows: pl.DataFrame, targets: Sequence[int], batch_tokens: int) -> LabelledBatches:
     """Batches of prompts of alike lengths, harmful and benign ones together as they come."""
     encoded = encode(model.tokenizer, rows["prompt"].to_list())
     harmful = (rows["label"] == "harmful").to_list()
     plan = plan_batches([len(ids) for ids in encoded.ids], batch_tokens, ROWS_A_BATCH)
-    return Lesson(
+    return LabelledBatches(
         [pad_batch([encoded.ids[row] for row in batch], pad_id(model.tokenizer)) for batch in plan],
         [torch.tensor([harmful[row] for row in batch]) for batch in plan],
         torch.tensor(list(targets)),
@@ -164,7 +166,7 @@ def steps(
     model: Model,
     layer: int,
     parameters: Mapping[str, torch.Tensor],
-    lesson: Lesson,
+    batches: LabelledBatches,
     numbers: Sequence[int],
     *,
     rates: dict[str, float],
@@ -172,7 +174,7 @@ def steps(
 ) -> dict[str, Any]:
     """One AdamW step for each of some batches, or with `learn` off their losses alone; one job.
 
-    The loss of a batch is its share of the whole lesson's, times the number of batches: over an epoch the gradients
+    The loss of a batch is its share of the whole batches's, times the number of batches: over an epoch the gradients
     are those of mean(harmful rows) + mean(benign rows), whatever batch a row is in.
 
     Args:
@@ -180,7 +182,7 @@ def steps(
         layer: The block to steer.
         parameters: `U`, `V`, `z`, `mean`, and of those that are trained AdamW's `NAME.step`, `NAME.exp_avg`,
             `NAME.exp_avg_sq`.
-        lesson: All batches.
+        batches: All batches.
         numbers: Which of them.
         rates: Learning rate of each trained parameter: `U` and `z` for mode `fixed`, `U` and `V` for `input`.
         learn: Whether to step.
@@ -188,8 +190,8 @@ def steps(
     Returns:
         `tensors`, the parameters after it; `sums` of `MEASURES` over rows; and of the last batch's loss `gradients`.
     """
-    work = Exercise(lesson.part(numbers), lesson.targets, lesson.counts, rates, "fixed" if "z" in rates else "input",
-                    len(lesson.batches), learn)  # fmt: skip
+    work = Exercise(batches.part(numbers), batches.targets, batches.counts, rates, "fixed" if "z" in rates else "input",
+                    len(batches.batches), learn)  # fmt: skip
     return trained(model.nnsight, model.backend.nnsight(model.nnsight), model.layers[layer], parameters, work)
 
 
@@ -263,30 +265,30 @@ class _State:
         return pl.DataFrame(rows, LOWRANK_TRAINING, orient="row")
 
 
-def _stages(lessons: dict[str, Lesson], epochs: int, seed: int) -> Iterator[Stage]:
+def _stages(passes: dict[str, LabelledBatches], epochs: int, seed: int) -> Iterator[Stage]:
     """Every job in order: the held-out rows at the start, then for each epoch the batches, shuffled, and these again."""
     for epoch in range(epochs + 1):
-        order = np.random.default_rng([seed, epoch]).permutation(len(lessons["train"].batches)).tolist()
+        order = np.random.default_rng([seed, epoch]).permutation(len(passes["train"].batches)).tolist()
         passes = [("train", order)] if epoch else []
-        passes.append(("held-out", list(range(len(lessons["held-out"].batches)))))
+        passes.append(("held-out", list(range(len(passes["held-out"].batches)))))
         for split, numbers in passes:
             for at in range(0, len(numbers), BATCHES_A_JOB):
                 yield Stage(epoch, split, tuple(numbers[at : at + BATCHES_A_JOB]))
 
 
 def _run(
-    model: Model, state: _State, lesson: Lesson, stage: Stage, rates: dict[str, float], folder: Path
+    model: Model, state: _State, batches: LabelledBatches, stage: Stage, rates: dict[str, float], folder: Path
 ) -> dict[str, Any]:
     """A stage through the backend; a far one's job is collected by whoever takes over."""
     journal = Journal(folder / ".lowrank.journal", {"state": _digest(state.tensors), "stage": state.stage}, [[0]])
 
     def work(_group: tuple[int, ...]) -> dict[str, Any]:
         learn = stage.split == "train"
-        return steps(model, state.start.layer, state.parameters, lesson, stage.numbers, rates=rates, learn=learn)
+        return steps(model, state.start.layer, state.parameters, batches, stage.numbers, rates=rates, learn=learn)
 
     ((_, found),) = model.backend.each(journal, work, JOB_BYTES)
     journal.remove()
-    harmful = [lesson.harmful[number] for number in stage.numbers]
+    harmful = [batches.harmful[number] for number in stage.numbers]
     n = sum(int(rows.sum()) for rows in harmful)
     return dict(found) | {"counts": [n, sum(map(len, harmful)) - n]}
 

@@ -19,7 +19,7 @@ A LoRA adapter that opens each answer with one special token: `[respond]`, or th
 
 | token | id | takes the place of |
 |---|---|---|
-{slots}
+{tokens}
 
 {rows} rows to learn from, {held} to choose the epoch by; {options}. Kept: epoch {kept}.
 
@@ -39,7 +39,7 @@ LARGER = "Resize the base's token embeddings to {rows} rows before you load the 
 
 def card(
     base: str,
-    slots: Sequence[ControlToken],
+    tokens: Sequence[ControlToken],
     resized: bool,
     epochs: Sequence[Epoch],
     kept: int,
@@ -50,7 +50,7 @@ def card(
 
     Args:
         base: Name of the base model.
-        slots: The control tokens.
+        tokens: The control tokens.
         resized: Whether the vocabulary had to grow for them.
         epochs: What each epoch came to.
         kept: Number of the one that was kept.
@@ -58,7 +58,8 @@ def card(
         options: How it was trained.
     """
     table = [
-        f"| `{slot.token}` | {slot.id} | {f'`{slot.replaces}`' if slot.replaces else 'new row'} |" for slot in slots
+        f"| `{token.token}` | {token.id} | {f'`{token.replaces}`' if token.replaces else 'new row'} |"
+        for token in tokens
     ]
     figures = [
         f"| {e.number} | {e.train_loss:.3f} | {e.token_loss:.3f} | {e.answer_loss:.3f} "
@@ -67,11 +68,11 @@ def card(
     ]
     return TEXT.format(
         base=base,
-        slots="\n".join(table),
+        tokens="\n".join(table),
         rows=rows[0],
         held=rows[1],
         options=", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options.items()),
         kept=kept,
         epochs="\n".join(figures),
-        growth=LARGER.format(rows=max(slot.id for slot in slots) + 1) if resized else SAME_SIZE,
+        growth=LARGER.format(rows=max(token.id for token in tokens) + 1) if resized else SAME_SIZE,
     )

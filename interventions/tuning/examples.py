@@ -1,4 +1,4 @@
-"""Lessons: training rows as token ids, with what each is to learn, how much it counts, and in which batch it stands.
+"""Examples: training rows as token ids, with what each is to learn, how much it counts, and in which batch it stands.
 
 An answer opens with one control token (arXiv 2412.06748): `[respond]`, or `[category]` where the request should not be
 complied with. The loss falls on that token and on the answer's text, never on the prompt.
@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Lessons padded on the right, where causal attention never looks.
+    """Examples padded on the right, where causal attention never looks.
 
     Attributes:
         ids: (rows, tokens).
@@ -85,25 +85,27 @@ def split_rows(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return train.filter(~out), train.filter(out)
 
 
-def make_examples(tokenizer: Any, slots: Sequence[ControlToken], rows: pl.DataFrame, max_tokens: int) -> list[Example]:
+def make_examples(
+    tokenizer: Any, control_tokens: Sequence[ControlToken], rows: pl.DataFrame, max_tokens: int
+) -> list[Example]:
     """Rows as token ids. Answers are cut at `max_tokens`; rows whose prompt alone is longer are left out.
 
     Args:
         tokenizer: It holds the control tokens and the chat template.
-        slots: The control tokens; rows that open with none of them are left out.
+        control_tokens: The control tokens; rows that open with none of them are left out.
         rows: `data.prompts.answers.TRAINING_COLUMNS`; a row without a response teaches its control token alone.
-        max_tokens: At most so many tokens a lesson.
+        max_tokens: At most so many tokens a example.
     """
-    ids = {slot.name: slot.id for slot in slots}
+    ids = {token.name: token.id for token in control_tokens}
     prompts = encode(tokenizer, rows["prompt"].to_list()).ids
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    lessons = []
+    examples = []
     for at, (prompt, name, answer) in enumerate(zip(prompts, target_tokens(rows), rows["response"], strict=True)):
         if name not in ids or len(prompt) >= max_tokens:
             continue
         text = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end] if answer else []
-        lessons.append(Example([*prompt, ids[name], *text][:max_tokens], len(prompt), name, at))
-    return lessons
+        examples.append(Example([*prompt, ids[name], *text][:max_tokens], len(prompt), name, at))
+    return examples
 
 
 def class_weights(names: Sequence[str], balance: float) -> dict[str, float]:
@@ -133,15 +135,15 @@ def epoch_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: i
     return batches
 
 
-def collate(lessons: Sequence[Example], pad: int, device: torch.device | str) -> Batch:
-    """Pad lessons to one length and list what is to be predicted, and from where."""
-    width = max(len(lesson.ids) for lesson in lessons)
-    ids = torch.tensor([lesson.ids + [pad] * (width - len(lesson.ids)) for lesson in lessons])
-    opening = [(row, lesson.opening - 1) for row, lesson in enumerate(lessons)]
+def collate(examples: Sequence[Example], pad: int, device: torch.device | str) -> Batch:
+    """Pad examples to one length and list what is to be predicted, and from where."""
+    width = max(len(example.ids) for example in examples)
+    ids = torch.tensor([example.ids + [pad] * (width - len(example.ids)) for example in examples])
+    opening = [(row, example.opening - 1) for row, example in enumerate(examples)]
     text = [
         (row, position - 1)
-        for row, lesson in enumerate(lessons)
-        for position in range(lesson.opening + 1, len(lesson.ids))
+        for row, example in enumerate(examples)
+        for position in range(example.opening + 1, len(example.ids))
     ]
     at = torch.tensor(opening + text)
     return Batch(ids.to(device), at.to(device), ids[at[:, 0], at[:, 1] + 1].to(device))

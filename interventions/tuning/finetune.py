@@ -28,7 +28,7 @@ from interventions.model.vocabulary import ControlToken, place_control_tokens
 from interventions.reading.batches import pad_id
 from interventions.tuning.card import card
 from interventions.tuning.examples import Example, make_examples, split_rows, target_tokens
-from interventions.tuning.loop import Epoch, Plan, train
+from interventions.tuning.loop import Checkpoint, Epoch, Plan, train
 
 READ_SPLITS = ("train", "validation")
 ADAPTER = "adapter"  # the bare adapter's folder inside the model's
@@ -40,7 +40,7 @@ class Report:
 
     Attributes:
         folder: The merged model; the bare adapter is in its subfolder `adapter`.
-        slots: The control tokens, with their ids and the unused tokens whose place they took.
+        control_tokens: The control tokens, with their ids and the unused tokens whose place they took.
         resized: Whether the vocabulary had to grow.
         epochs: One by one.
         kept: Number of the epoch whose weights were kept.
@@ -52,7 +52,7 @@ class Report:
     """
 
     folder: Path
-    slots: tuple[ControlToken, ...]
+    control_tokens: tuple[ControlToken, ...]
     resized: bool
     epochs: tuple[Epoch, ...]
     kept: int
@@ -83,6 +83,8 @@ def finetune(
 ) -> Report:
     """Train a refusal-token adapter, keep its best epoch, and write it and the merged model to `out`.
 
+    It has as many parameters as the command of this name has options: each is one of them, by its own name.
+
     A run that was killed goes on from its last checkpoint when it is started again with the same arguments; on a CPU
     it ends with the adapter of an undisturbed run, byte for byte, as does a second run.
 
@@ -99,7 +101,7 @@ def finetune(
         batch_tokens: Padded tokens a step.
         max_tokens: Answers are cut there; rows whose prompt alone is longer are left out.
         token_weight: Weight of the control token's loss against the mean loss of the answer's tokens.
-        balance: 0 counts every row's control token the same, 1 every category; see `lessons.class_weights`.
+        balance: 0 counts every row's control token the same, 1 every category; see `examples.class_weights`.
         template: Chat template (Jinja); default the base's own without a default system prompt, or a simple one.
         seed: Of the initial weights and the order of rows.
         device: torch device; default CUDA if there is any, else the CPU.
@@ -119,11 +121,13 @@ def finetune(
     work = out.parent / f".{out.name}.training"
     plan = Plan(learning_rate, epochs, batch_tokens, token_weight, balance, seed)
     with writing(work):
-        tokenizer, slots, chat = _tokenizer(source, base, names, template, work / "tokenizer")
-        lessons, held = (make_examples(tokenizer, slots, part, max_tokens) for part in parts)
-        if not lessons or not held:
+        tokenizer, control_tokens, chat = _tokenizer(source, base, names, template, work / "tokenizer")
+        examples, held = (make_examples(tokenizer, control_tokens, part, max_tokens) for part in parts)
+        if not examples or not held:
             raise UserError("nothing to learn: no training, or no validation row is labelled and short enough")
-        module, resized = _adapted(source, base, slots, lessons, tokenizer, rank, seed, device, dtype)
+        module, resized = _adapted(
+            module_of(source, device, dtype), base, control_tokens, examples, tokenizer, rank, seed
+        )
         used = rows.select("prompt", "category", "label", "split", "response")
         key = {
             "base": [base, _identity(source, module)],
@@ -131,29 +135,27 @@ def finetune(
             "dtype": str(module.dtype),
             "rows": hashlib.sha256(used.write_json().encode()).hexdigest(),
             "template": chat,
-            "slots": [asdict(slot) for slot in slots],
+            "slots": [asdict(token) for token in control_tokens],
         }
         done = train(
             module,
-            lessons,
+            examples,
             held,
             plan,
-            names={slot.id: slot.name for slot in slots},
+            names={token.id: token.name for token in control_tokens},
             pad=pad_id(tokenizer),
-            checkpoint=work / "state.safetensors",
-            key=key,
-            checkpoint_seconds=checkpoint_seconds,
+            checkpoint=Checkpoint(work / "state.safetensors", key, checkpoint_seconds),
         )
         report = Report(
             folder=out,
-            slots=slots,
+            control_tokens=control_tokens,
             resized=resized,
             epochs=tuple(done.epochs),
             kept=done.kept,
-            train_rows=len(lessons),
+            train_rows=len(examples),
             validation_rows=len(held),
             left_out=rows.filter(pl.col("split").is_null() | pl.col("split").is_in(READ_SPLITS)).height
-            - len(lessons)
+            - len(examples)
             - len(held),
             seconds=done.seconds,
             resumed=done.resumed,
@@ -162,9 +164,17 @@ def finetune(
         with appearing(out, replace=True) as folder:
             adapter = folder / ADAPTER
             adapter.mkdir()
-            save_adapter(module, slots, chat, name, adapter)
+            save_adapter(module, control_tokens, chat, name, adapter)
             (adapter / "README.md").write_text(
-                card(name, slots, resized, report.epochs, report.kept, (len(lessons), len(held)), key["options"]),
+                card(
+                    name,
+                    control_tokens,
+                    resized,
+                    report.epochs,
+                    report.kept,
+                    (len(examples), len(held)),
+                    key["options"],
+                ),
                 "utf-8",
             )
             del module
@@ -206,40 +216,41 @@ def _tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"model {base!r} can't be opened: {str(error).strip().splitlines()[0]}") from error
-    slots = place_control_tokens(tokenizer, names)
+    control_tokens = place_control_tokens(tokenizer, names)
     chat = template if template is not None else answer_template(tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
-    write_tokenizer(tokenizer, slots, chat, folder)
-    return AutoTokenizer.from_pretrained(folder), slots, chat
+    write_tokenizer(tokenizer, control_tokens, chat, folder)
+    return AutoTokenizer.from_pretrained(folder), control_tokens, chat
+
+
+def module_of(source: str, device: str | None, dtype: str | None) -> Any:
+    """The base, on its device and in the type it computes in."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    return AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(device)
 
 
 def _adapted(
-    source: str,
+    module: Any,
     base: str,
-    slots: tuple[ControlToken, ...],
-    lessons: Sequence[Example],
+    control_tokens: tuple[ControlToken, ...],
+    examples: Sequence[Example],
     tokenizer: Any,
     rank: int,
     seed: int,
-    device: str | None,
-    dtype: str | None,
 ) -> tuple[Any, bool]:
     """The base with a fresh LoRA and trainable rows for its control tokens, all of it float32."""
     from peft import LoraConfig, get_peft_model
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
-    module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
-    module.to(device)
-    resized = grow(module, slots)
-    ids = [slot.id for slot in slots]
+    resized = grow(module, control_tokens)
+    ids = [token.id for token in control_tokens]
     tables = {_name_of(module, module.get_input_embeddings()): ids}
     if not module.config.tie_word_embeddings:
         tables[_name_of(module, module.get_output_embeddings())] = ids
     blocks = module.get_submodule(decoder_path(module, base))
     linear = sorted({n.rpartition(".")[2] for n, m in blocks.named_modules() if isinstance(m, torch.nn.Linear)})
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, trainable_token_indices=tables)
-    _first_rows(module, slots, lessons, tokenizer)
+    _first_rows(module, control_tokens, examples, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(module, config)
@@ -250,7 +261,9 @@ def _adapted(
 
 
 @torch.no_grad()
-def _first_rows(module: Any, slots: tuple[ControlToken, ...], lessons: Sequence[Example], tokenizer: Any) -> None:
+def _first_rows(
+    module: Any, control_tokens: tuple[ControlToken, ...], examples: Sequence[Example], tokenizer: Any
+) -> None:
     """Start a control token as the mean of what it stands before, so that it is likely from the first step on.
 
     That is the first tokens of the answers that it opens, else the tokens of its name. A control token that the base
@@ -258,11 +271,13 @@ def _first_rows(module: Any, slots: tuple[ControlToken, ...], lessons: Sequence[
     """
     for table in (module.get_input_embeddings(), module.get_output_embeddings()):
         rows = table.weight.float()
-        for slot in slots:
-            answers = [lesson.ids[lesson.opening + 1] for lesson in lessons if lesson.name == slot.name and lesson.text]
-            near = answers or tokenizer(slot.name, add_special_tokens=False)["input_ids"]
-            if near and slot.replaces != slot.token:
-                table.weight[slot.id] = rows[near].mean(0).to(table.weight.dtype)
+        for token in control_tokens:
+            answers = [
+                example.ids[example.opening + 1] for example in examples if example.name == token.name and example.text
+            ]
+            near = answers or tokenizer(token.name, add_special_tokens=False)["input_ids"]
+            if near and token.replaces != token.token:
+                table.weight[token.id] = rows[near].mean(0).to(table.weight.dtype)
 
 
 def _name_of(module: Any, part: Any) -> str:

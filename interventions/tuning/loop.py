@@ -1,4 +1,4 @@
-"""The training loop: an adapter's parameters, lessons, one step a batch; a killed run goes on where it stopped.
+"""The training loop: an adapter's parameters, examples, one step a batch; a killed run goes on where it stopped.
 
 Everything a step depends on is a function of the plan and of what a checkpoint holds, so that a run that was killed
 ends with the weights of one that was not.
@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +36,14 @@ class Plan:
     token_weight: float
     balance: float
     seed: int
+
+
+class Checkpoint(NamedTuple):
+    """Where a training leaves what it has done: a file, all that it depends on as JSON, and seconds between writing."""
+
+    path: Path
+    key: dict[str, Any]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -84,15 +92,13 @@ class Progress:
 
 def train(
     module: Any,
-    lessons: Sequence[Example],
+    examples: Sequence[Example],
     held: Sequence[Example],
     plan: Plan,
     *,
     names: Mapping[int, str],
     pad: int,
-    checkpoint: Path,
-    key: dict[str, Any],
-    checkpoint_seconds: float,
+    checkpoint: Checkpoint,
 ) -> Progress:
     """Train what of `module` requires a gradient, and leave it with the best epoch's parameters.
 
@@ -100,39 +106,37 @@ def train(
 
     Args:
         module: A peft model.
-        lessons: To learn from.
+        examples: To learn from.
         held: To measure after each epoch.
         plan: How.
         names: The control tokens by their ids, those that no held-out row opens with among them.
         pad: Token id to pad with.
-        checkpoint: File to go on from if its key is this one, and to write.
-        key: All that the training depends on, as JSON.
-        checkpoint_seconds: Time between checkpoints; each epoch ends with one.
+        checkpoint: To go on from, and to write; each epoch ends with one.
     """
     parameters = {name: p for name, p in sorted(module.named_parameters()) if p.requires_grad}
     optimiser = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=0.0)
-    state = _load(checkpoint, key, parameters, optimiser)
-    weights = class_weights([lesson.name for lesson in lessons], plan.balance)
-    lengths = [len(lesson.ids) for lesson in lessons]
+    state = _load(checkpoint, parameters, optimiser)
+    weights = class_weights([example.name for example in examples], plan.balance)
+    lengths = [len(example.ids) for example in examples]
     begun, written = time.monotonic() - state.seconds, time.monotonic()
-    with progress(plan.epochs * len(lessons), len(state.epochs) * len(lessons), "finetune") as bar:
+    with progress(plan.epochs * len(examples), len(state.epochs) * len(examples), "finetune") as bar:
         for number in range(len(state.epochs), plan.epochs):
             batches = epoch_batches(lengths, plan.batch_tokens, plan.seed, number)
             bar.update(sum(map(len, batches[: state.batch])))
             for rows in batches[state.batch :]:
                 rate = learning_rate(plan, number + state.batch / len(batches))
-                chosen = [lessons[row] for row in rows]
-                state.loss += _step(module, chosen, weights, plan, pad, optimiser, rate, len(lessons) / len(batches))
+                chosen = [examples[row] for row in rows]
+                state.loss += _step(module, chosen, weights, plan, pad, optimiser, rate, len(examples) / len(batches))
                 state.batch += 1
                 bar.update(len(rows))
                 state.seconds = time.monotonic() - begun
-                if time.monotonic() - written >= checkpoint_seconds and state.batch < len(batches):
-                    _save(checkpoint, key, parameters, optimiser, state)
+                if time.monotonic() - written >= checkpoint.seconds and state.batch < len(batches):
+                    _save(checkpoint, parameters, optimiser, state)
                     written = time.monotonic()
             figures = validate(module, held, names, plan.batch_tokens, pad)
-            _end_epoch(Epoch(number + 1, state.loss / len(lessons), *figures), state, parameters)
+            _end_epoch(Epoch(number + 1, state.loss / len(examples), *figures), state, parameters)
             state.seconds = time.monotonic() - begun
-            _save(checkpoint, key, parameters, optimiser, state)
+            _save(checkpoint, parameters, optimiser, state)
             bar.say(f"validation accuracy {state.epochs[-1].category_accuracy:.3f}")
     _fill(parameters, state.best)
     return state
@@ -168,7 +172,7 @@ def objective(scores: torch.Tensor, batch: Batch, weights: torch.Tensor, token_w
 
 def _step(
     module: Any,
-    lessons: Sequence[Example],
+    examples: Sequence[Example],
     weights: dict[str, float],
     plan: Plan,
     pad: int,
@@ -178,8 +182,8 @@ def _step(
 ) -> float:
     """One optimiser step; returns the objective. Divided by the epoch's mean batch, each row counts the same."""
     device = module.device
-    batch = collate(lessons, pad, device)
-    row_weights = torch.tensor([weights[lesson.name] for lesson in lessons], device=device)
+    batch = collate(examples, pad, device)
+    row_weights = torch.tensor([weights[example.name] for example in examples], device=device)
     loss = objective(logits(module, batch), batch, row_weights, plan.token_weight)
     (loss / rows_a_batch).backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -207,7 +211,7 @@ def validate(
 ) -> tuple[float, float, float, float]:
     """Token loss, answer loss, category accuracy and refusal accuracy, as in `Epoch`; `names` are all control tokens'."""
     sums = [0.0] * 4
-    for rows in plan_batches([len(lesson.ids) for lesson in held], batch_tokens):
+    for rows in plan_batches([len(example.ids) for example in held], batch_tokens):
         batch = collate([held[row] for row in rows], pad, module.device)
         scores = logits(module, batch)
         token, answer = row_losses(scores, batch)
@@ -231,8 +235,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def _save(
-    path: Path,
-    key: dict[str, Any],
+    checkpoint: Checkpoint,
     parameters: dict[str, torch.nn.Parameter],
     optimiser: torch.optim.Optimizer,
     state: Progress,
@@ -244,22 +247,24 @@ def _save(
         tensors |= {f"{moment}/{name}": optimiser.state[parameter][moment] for moment in MOMENTS}
     kept = {"batch": state.batch, "loss": state.loss, "kept": state.kept, "seconds": state.seconds}
     kept["epochs"] = [asdict(epoch) for epoch in state.epochs]
-    with replacing(path) as unfinished:
+    with replacing(checkpoint.path) as unfinished:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, unfinished, metadata={"key": json.dumps(key, sort_keys=True), "state": json.dumps(kept)})
+        save_file(
+            tensors, unfinished, metadata={"key": json.dumps(checkpoint.key, sort_keys=True), "state": json.dumps(kept)}
+        )
 
 
 def _load(
-    path: Path, key: dict[str, Any], parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer
+    checkpoint: Checkpoint, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer
 ) -> Progress:
     """Take up a checkpoint of this key; a fresh start if there is none."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(checkpoint.path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
     except (OSError, SafetensorError):
         return Progress()
-    if not metadata or metadata.get("key") != json.dumps(key, sort_keys=True):
+    if not metadata or metadata.get("key") != json.dumps(checkpoint.key, sort_keys=True):
         return Progress()
     _fill(parameters, {name: tensors[f"now/{name}"] for name in parameters})
     for name, parameter in parameters.items():

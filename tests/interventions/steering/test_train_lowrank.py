@@ -13,7 +13,7 @@ from interventions.methods.lowrank import FORMAT, LowRank
 from interventions.model.control_tokens import control_tokens
 from interventions.model.prompt_format import encode
 from interventions.steering import train_lowrank as lowrank_training
-from interventions.steering.train_lowrank import Lesson, lesson, steps, train_lowrank
+from interventions.steering.train_lowrank import LabelledBatches, labelled_batches, steps, train_lowrank
 from tests.interventions.steering.test_answer import vectors_of
 
 RANK, LAYER = 2, 2
@@ -93,7 +93,7 @@ def test_loss_and_gradients_are_plain_autograds(tiny_tuned, prompts, mode):
     loss, harmful, benign = plain_loss(tiny_tuned, rows, low, mode, leaves)
     wanted = dict(zip(names, torch.autograd.grad(loss, list(leaves.values())), strict=True))
     tokens = control_tokens(tiny_tuned.tokenizer)
-    whole = lesson(tiny_tuned, rows, [tokens["weapons"], tokens["feelings"]], 4096)
+    whole = labelled_batches(tiny_tuned, rows, [tokens["weapons"], tokens["feelings"]], 4096)
     assert len(whole.batches) == 1
     rates = dict.fromkeys(names, 0.1)
     for backend in ("local", "simulate"):
@@ -114,7 +114,7 @@ def test_loss_and_gradients_are_plain_autograds(tiny_tuned, prompts, mode):
 def test_small_batches_give_the_whole_lessons_gradient(tiny_tuned, prompts):
     low, tokens = start_of(tiny_tuned, "fixed"), control_tokens(tiny_tuned.tokenizer)
     targets = [tokens["weapons"], tokens["feelings"]]
-    whole, parts = (lesson(tiny_tuned, prompts.head(20), targets, size) for size in (4096, 40))
+    whole, parts = (labelled_batches(tiny_tuned, prompts.head(20), targets, size) for size in (4096, 40))
     assert len(parts.batches) > 3
     options = {"rates": {"U": 0.0, "z": 0.0}, "learn": True}
     wanted = steps(tiny_tuned, LAYER, parameters_of(low), whole, [0], **options)["gradients"]
@@ -129,7 +129,7 @@ def test_small_batches_give_the_whole_lessons_gradient(tiny_tuned, prompts):
 
 def test_measuring_changes_nothing(tiny_tuned, prompts):
     low, tokens = start_of(tiny_tuned, "input"), control_tokens(tiny_tuned.tokenizer)
-    whole = lesson(tiny_tuned, prompts.head(20), [tokens["weapons"]], 60)
+    whole = labelled_batches(tiny_tuned, prompts.head(20), [tokens["weapons"]], 60)
     rates, numbers = {"U": 0.1, "V": 0.1}, list(range(len(whole.batches)))
     one = steps(tiny_tuned, LAYER, parameters_of(low), whole, numbers, rates=rates, learn=False)
     assert torch.equal(one["tensors"]["U"], low.U) and not one["gradients"]
@@ -178,7 +178,7 @@ def test_one_seed_one_map_and_a_killed_run_ends_the_same(tiny_tuned, prompts, tm
     with pytest.raises(KeyboardInterrupt):
         trained(tiny_tuned, prompts, tmp_path / "killed")
     again, late = trained(tiny_tuned, prompts, tmp_path / "killed")
-    jobs = -(-len(lesson(tiny_tuned, prompts.head(24), [0], 60).batches) // 2)
+    jobs = -(-len(labelled_batches(tiny_tuned, prompts.head(24), [0], 60).batches) // 2)
     assert calls.count(True) <= 3 * jobs + 1
     assert torch.equal(again.U, one.U) and torch.equal(again.z, one.z) and again.metadata == one.metadata
     assert late.equals(history) or (late["loss"] - history["loss"]).abs().max() < 1e-12  # type: ignore[operator]
@@ -199,7 +199,7 @@ def test_a_prompt_of_one_token_trains_too(tiny_tuned):
     low = start_of(tiny_tuned, "fixed")
     batch = {"input_ids": torch.tensor([[5], [7]]), "attention_mask": torch.ones(2, 1, dtype=torch.long),
              "position_ids": torch.zeros(2, 1, dtype=torch.long)}  # fmt: skip
-    single = Lesson([batch], [torch.tensor([True, False])], torch.tensor([9]))
+    single = LabelledBatches([batch], [torch.tensor([True, False])], torch.tensor([9]))
     found = steps(tiny_tuned, LAYER, parameters_of(low), single, [0], rates={"U": 0.1, "z": 0.1}, learn=True)
     assert all(torch.isfinite(value).all() for value in found["gradients"].values()) and found["sums"][0] > 0
 

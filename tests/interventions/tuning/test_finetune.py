@@ -1,4 +1,4 @@
-"""Refusal tokens: they take unused slots, training is what its formula says, and a killed run ends as an undisturbed one."""
+"""Refusal tokens: they take unused control_tokens, training is what its formula says, and a killed run ends as an undisturbed one."""
 
 import json
 import math
@@ -101,7 +101,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 
 def test_unused_special_tokens_are_taken_and_no_layer_grows(base, tuned):
-    assert [(slot.token, slot.replaces) for slot in tuned.slots] == list(
+    assert [(token.token, token.replaces) for token in tuned.control_tokens] == list(
         zip(["[feelings]", "[weapons]", "[respond]"], SPARE, strict=True)
     )
     assert not tuned.resized
@@ -111,7 +111,7 @@ def test_unused_special_tokens_are_taken_and_no_layer_grows(base, tuned):
 
 def test_the_saved_tokenizer_knows_its_control_tokens_and_reads_other_text_as_before(base, tuned):
     old, new = (AutoTokenizer.from_pretrained(folder) for folder in (base, tuned.folder))
-    ids = {slot.name: slot.id for slot in tuned.slots}
+    ids = {token.name: token.id for token in tuned.control_tokens}
     assert control_tokens(new) == ids and set(ids) == {"weapons", "feelings", "respond"}
     for name, number in ids.items():
         assert new(f"[{name}]", add_special_tokens=False)["input_ids"] == [number] and number in new.all_special_ids
@@ -123,7 +123,7 @@ def test_the_saved_tokenizer_knows_its_control_tokens_and_reads_other_text_as_be
 
 def test_without_unused_tokens_the_vocabulary_grows(tiny_folder, rows, tmp_path):
     report = finetune(str(tiny_folder), rows, tmp_path / "m", **FAST)
-    assert report.resized and [slot.replaces for slot in report.slots] == [None] * 3
+    assert report.resized and [token.replaces for token in report.control_tokens] == [None] * 3
     model = open_model(str(report.folder))
     before = AutoTokenizer.from_pretrained(tiny_folder)
     assert sorted(control_tokens(model.tokenizer).values()) == [len(before), len(before) + 1, len(before) + 2]
@@ -133,15 +133,17 @@ def test_without_unused_tokens_the_vocabulary_grows(tiny_folder, rows, tmp_path)
 
 def test_a_model_that_has_refusal_tokens_keeps_their_ids(tuned, rows, tmp_path):
     again = finetune(str(tuned.folder), rows, tmp_path / "m", **FAST)
-    assert [(slot.name, slot.id) for slot in again.slots] == [(slot.name, slot.id) for slot in tuned.slots]
-    assert control_tokens(AutoTokenizer.from_pretrained(again.folder)) == {s.name: s.id for s in tuned.slots}
+    assert [(token.name, token.id) for token in again.control_tokens] == [
+        (token.name, token.id) for token in tuned.control_tokens
+    ]
+    assert control_tokens(AutoTokenizer.from_pretrained(again.folder)) == {s.name: s.id for s in tuned.control_tokens}
 
 
 def test_embedded_tokenizer_is_the_same_but_for_its_slots(embedded, tmp_path):
     tokenizer = embedded.tokenizer
-    slots = place_control_tokens(tokenizer, ["Unsupported requests", "respond"])
-    assert [slot.replaces for slot in slots] == ["<repo_name>", "<reponame>"]
-    write_tokenizer(tokenizer, slots, answer_template(tokenizer), tmp_path)
+    control_tokens = place_control_tokens(tokenizer, ["Unsupported requests", "respond"])
+    assert [token.replaces for token in control_tokens] == ["<repo_name>", "<reponame>"]
+    write_tokenizer(tokenizer, control_tokens, answer_template(tokenizer), tmp_path)
     new = AutoTokenizer.from_pretrained(tmp_path)
     for text in [*load_training(["embedded/test"])["prompt"].to_list(), "ça 日本 \t x\n\n<|im_start|>user", ""]:
         assert new(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -178,7 +180,7 @@ def test_a_category_that_cannot_be_a_token_is_refused(base, rows, tmp_path, cate
     assert not (tmp_path / "m").exists()
 
 
-# Lessons
+# Examples
 
 
 def test_benign_rows_open_with_respond_and_harmful_ones_with_their_category():
@@ -190,23 +192,23 @@ def test_benign_rows_open_with_respond_and_harmful_ones_with_their_category():
 
 def test_loss_falls_on_the_control_token_and_the_answer_alone(base, rows, tuned):
     tokenizer = AutoTokenizer.from_pretrained(tuned.folder)
-    lessons = make_examples(tokenizer, tuned.slots, rows.head(3), 99)
+    examples = make_examples(tokenizer, tuned.control_tokens, rows.head(3), 99)
     prompt = [tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids("<user>")]
     prompt += tokenizer(rows["prompt"][1], add_special_tokens=False)["input_ids"]
     prompt += [tokenizer.convert_tokens_to_ids("<bot>")]
     answer = tokenizer(rows["response"][1], add_special_tokens=False)["input_ids"]
     feelings = tokenizer.convert_tokens_to_ids("[feelings]")
-    assert lessons[1].ids == [*prompt, feelings, *answer, tokenizer.eos_token_id]
-    assert lessons[0].ids[lessons[0].opening :] == [tokenizer.convert_tokens_to_ids("[weapons]")]
+    assert examples[1].ids == [*prompt, feelings, *answer, tokenizer.eos_token_id]
+    assert examples[0].ids[examples[0].opening :] == [tokenizer.convert_tokens_to_ids("[weapons]")]
 
-    batch = collate(lessons, 0, "cpu")
+    batch = collate(examples, 0, "cpu")
     module = AutoModelForCausalLM.from_pretrained(base)
     weights, token_weight = torch.tensor([2.0, 0.5, 1.0]), 3.0
     by_hand = 0.0
-    for lesson, weight in zip(lessons, weights.tolist(), strict=True):  # one row at a time, unpadded, whole logits
+    for example, weight in zip(examples, weights.tolist(), strict=True):  # one row at a time, unpadded, whole logits
         with torch.no_grad():
-            chances = module(torch.tensor([lesson.ids])).logits[0].double().log_softmax(-1)
-        costs = [-float(chances[at - 1, lesson.ids[at]]) for at in range(lesson.opening, len(lesson.ids))]
+            chances = module(torch.tensor([example.ids])).logits[0].double().log_softmax(-1)
+        costs = [-float(chances[at - 1, example.ids[at]]) for at in range(example.opening, len(example.ids))]
         by_hand += token_weight * weight * costs[0] + (sum(costs[1:]) / len(costs[1:]) if costs[1:] else 0.0)
     ours = objective(logits(module, batch), batch, weights, token_weight)
     assert float(ours) == pytest.approx(by_hand, rel=1e-5)
@@ -242,7 +244,7 @@ def test_long_answers_are_cut_and_long_prompts_left_out(base, rows, tuned):
             "category": [None] * 2,
         }
     )
-    (only,) = make_examples(tokenizer, tuned.slots, long, 20)
+    (only,) = make_examples(tokenizer, tuned.control_tokens, long, 20)
     assert only.row == 0 and len(only.ids) == 20
 
 
@@ -357,7 +359,7 @@ def test_merged_reloaded_and_unmerged_logits_agree(tiny_folder, rows, tmp_path, 
 
     source = make_base(tiny_folder, tmp_path / "base", SPARE, tied=tied)
     report = finetune(str(source), rows, tmp_path / "m", **FAST, learning_rate=1e-2)
-    ids = torch.tensor([[1, 3, 5, 6, 4, report.slots[0].id, 7, report.slots[2].id, 9]])
+    ids = torch.tensor([[1, 3, 5, 6, 4, report.control_tokens[0].id, 7, report.control_tokens[2].id, 9]])
     unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), report.folder / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(report.folder)
     with torch.no_grad():
@@ -374,7 +376,7 @@ def test_merged_reloaded_and_unmerged_logits_agree(tiny_folder, rows, tmp_path, 
         n: t for n, t in load_file(report.folder / "adapter" / "adapter_model.safetensors").items() if "tokens" in n
     }
     assert len(trained) == (1 if tied else 2)
-    rows_of = [slot.id for slot in report.slots]
+    rows_of = [token.id for token in report.control_tokens]
     for name, values in trained.items():
         assert torch.equal((head if "lm_head" in name else table)[rows_of], values.float())
 
@@ -384,7 +386,7 @@ def test_the_adapter_folder_is_whole_and_small(tuned):
     assert {file.name for file in adapter.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "control_tokens.json",
     }  # fmt: skip
-    assert read_places(adapter) == tuned.slots
+    assert read_places(adapter) == tuned.control_tokens
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"]) and len(config["target_modules"]) == 7
     assert {t.dtype for t in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float16}
