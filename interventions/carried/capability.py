@@ -8,7 +8,6 @@ import difflib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def capability(
         options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     key = {
         "model": model.identity,
-        "arms": [asdict(arm) for arm in arms],
+        "arms": [arm.record for arm in arms],
         "tools": tools_fingerprint(plans, tools.probe),
         "tasks": [list(tasks), task_files(tasks, include)],
         "options": options,

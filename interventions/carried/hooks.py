@@ -19,14 +19,15 @@ from interventions.model.model import Model
 from interventions.reading.batches import pad_batch, pad_id
 from interventions.steering.plans import Plan, gate_of
 from interventions.traced.blocks import hidden
-from interventions.traced.edits import Unsteered, apply_edit, decide, probe_score, row_edits
+from interventions.traced.edits import Unsteered, apply_edit, decide, gated, probe_score, row_edits
 
 
 class Decided(NamedTuple):
-    """What some rows get: number of the vector, and strength, (rows,) each."""
+    """What some rows get: number of the vector, its strength, and what is added to first logits, (rows,) each."""
 
     vector: torch.Tensor
     strength: torch.Tensor
+    bias: torch.Tensor
 
 
 class HookedArm:
@@ -43,7 +44,7 @@ class HookedArm:
         self._gate = gate_of([plan], probe)
         self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
-        self._known: dict[bytes, tuple[int, float]] = {}
+        self._known: dict[bytes, tuple[int, float, float]] = {}
 
     @property
     def edits(self) -> bool:
@@ -65,9 +66,11 @@ class HookedArm:
                 self._known |= dict(zip(new, zip(*(part.tolist() for part in found), strict=True), strict=True))
             pairs = [self._known[key] for key in keys]
         else:
-            pairs = [(int(self._plan.given), float(self._plan.strengths))] * len(keys)
-        vector, strength = (list(part) for part in zip(*pairs, strict=True)) if pairs else ([], [])
-        return Decided(torch.tensor(vector, dtype=torch.long), torch.tensor(strength, dtype=torch.float64))
+            bias = 0.0 if self._plan.bias is None else float(self._plan.bias.strengths)
+            pairs = [(int(self._plan.given), float(self._plan.strengths), bias)] * len(keys)
+        vector, *sizes = (list(part) for part in zip(*pairs, strict=True)) if pairs else ([], [], [])
+        strength, bias = (torch.tensor(part, dtype=torch.float64) for part in sizes)
+        return Decided(torch.tensor(vector, dtype=torch.long), strength, bias)
 
     @contextmanager
     def steering(self, decided: Decided, ends: torch.Tensor) -> Iterator[None]:
@@ -105,11 +108,11 @@ class HookedArm:
 
     def biased(self, logits: torch.Tensor, decided: Decided) -> torch.Tensor:
         """The first token's logits, (rows, vocabulary), with the arm's bias; rows may stand several times, as above."""
-        if not self.biases:
+        if self._plan.bias is None:
             return logits
-        strength = decided.strength.repeat_interleave(len(logits) // len(decided.strength))
+        strength = decided.bias.repeat_interleave(len(logits) // len(decided.bias))
         logits = logits.clone()
-        logits[:, self._plan.bias] += strength.to(logits.device, logits.dtype)[:, None]
+        logits[:, self._plan.bias.tokens] += strength.to(logits.device, logits.dtype)[:, None]
         return logits
 
     def _look(self, contexts: list[Sequence[int]]) -> Decided:
@@ -132,8 +135,11 @@ class HookedArm:
         score = None if self._gate is None else probe_score(states[0], self._gate)
         seen = Unsteered(logits[:, self._refusing.to(logits.device)], score)
         vector, strength = decide(self._plan, seen, self._gate)
-        count = len(contexts)
-        return Decided(vector.cpu().expand(count), strength.cpu().expand(count))
+        bias = torch.zeros(1, dtype=torch.float64)
+        if self._plan.bias is not None:
+            one = self._plan.bias
+            bias = gated(self._plan, one.strengths, one.benign, one.harmful, seen, self._gate)
+        return Decided(*(part.cpu().expand(len(contexts)) for part in (vector, strength, bias)))
 
 
 def covered(scope: str, at: torch.Tensor, end: torch.Tensor) -> torch.Tensor:

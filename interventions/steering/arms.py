@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data.contract import (
@@ -21,7 +21,7 @@ from data.contract import (
 )
 from data.errors import UserError
 
-NEXT = re.compile(r",(?=\s*\w+\s*=)")
+NEXT = re.compile(r",(?=\s*[\w-]+\s*=)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Arm:
         route: A key of `ROUTES`.
         seed: Of a random direction.
         text: The instruction of `prompt-only`.
+        bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
+        harmful_bias: Gated: logits on it for prompts which look harmful.
     """
 
     name: str
@@ -56,6 +58,14 @@ class Arm:
     route: str = "fixed"
     seed: int = 0
     text: str = ""
+    bias: float = 0.0
+    harmful_bias: float = 0.0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its fields, as records and journals have them: what came later is there where it says something."""
+        later = {name for name, value in (("bias", 0.0), ("harmful_bias", 0.0)) if getattr(self, name) == value}
+        return {name: value for name, value in asdict(self).items() if name not in later}
 
     @property
     def does(self) -> Kind:
@@ -80,7 +90,7 @@ class Arm:
     @property
     def needs_tokens(self) -> bool:
         """Whether it reads the refusal tokens' probabilities."""
-        return self.route != "fixed" or self.does.reads_tokens
+        return self.route != "fixed" or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
 
     @property
     def is_gated(self) -> bool:
@@ -96,8 +106,8 @@ def baseline(layer: int) -> Arm:
 def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
 
-    Keys: `benign`, `category`, `harmful`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`, `text`, `unit`;
-    `benign` is another name of `strength` for gated arms. A value goes on to the next `,key=`, so that a category may
+    Keys: `benign`, `bias`, `category`, `harmful`, `harmful-bias`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`,
+    `text`, `unit`; `benign` is another name of `strength` for gated arms, and `bias` goes with a vector. A value goes on to the next `,key=`, so that a category may
     hold a comma; `text` goes on to the end, so it stands last.
 
     Raises:
@@ -130,7 +140,7 @@ def _canonical(pairs: dict[str, str]) -> str:
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "benign": float, "category": str, "harmful": float, "layer": int, "operation": str, "route": str, "scope": str,
+    "benign": float, "bias": float, "category": str, "harmful": float, "harmful-bias": float, "layer": int, "operation": str, "route": str, "scope": str,
     "seed": int, "strength": float, "text": str, "unit": str,
 }  # fmt: skip
 _CHOICES = {"scope": tuple(SCOPES), "unit": UNITS, "operation": OPERATIONS, "route": tuple(ROUTES)}
@@ -146,11 +156,18 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
     try:
         given = {key: _READERS[key](value) for key, value in pairs.items()}
     except ValueError:
-        raise UserError(f"--arm {text!r}: benign, harmful, strength, layer and seed are numbers") from None
+        raise UserError(
+            f"--arm {text!r}: benign, harmful, strength, bias, harmful-bias, layer and seed are numbers"
+        ) from None
     if any(value != value or abs(value) == float("inf") for value in given.values() if isinstance(value, float)):
         raise UserError(f"--arm {text!r}: a strength must be finite")
-    if "benign" in given:
-        given["strength"] = given.pop("benign")
+    for said, field in (("benign", "strength"), ("harmful-bias", "harmful_bias")):
+        if said in given:
+            given[field] = given.pop(said)
+    if given.keys() & {"bias", "harmful_bias"} and not KINDS[kind].table:
+        raise UserError(
+            f"--arm {text!r}: bias goes beside a vector, and {kind} adds none; logit-bias:category=respond biases alone"
+        )
     return _completed(replace(default, name=name, kind=kind, **given), given)
 
 
@@ -167,4 +184,6 @@ def _completed(arm: Arm, given: dict[str, Any]) -> Arm:
     if does.instructs:
         implied["text"] = INSTRUCTION
     arm = replace(arm, **{key: value for key, value in implied.items() if key not in given})
-    return arm if "harmful" in given else replace(arm, harmful=arm.strength * TOWARDS)
+    if "harmful" not in given:
+        arm = replace(arm, harmful=arm.strength * TOWARDS)
+    return replace(arm, harmful_bias=arm.bias * TOWARDS) if arm.is_gated and "harmful_bias" not in given else arm

@@ -5,7 +5,7 @@ row, wherever the trace runs. Neither sees a row's category or label, but for th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
-from interventions.traced.edits import ArmPlan, Gate, LowRankEdit
+from interventions.traced.edits import ArmPlan, Bias, Gate, LowRankEdit
 
 if TYPE_CHECKING:
     from interventions.methods.lowrank import LowRank
@@ -66,7 +66,12 @@ class Plan:
     def for_rows(self, rows: Sequence[int]) -> ArmPlan:
         """What a trace needs of it for some of its rows."""
         at = torch.tensor(list(rows))
-        return self.shipped._replace(given=self.shipped.given[at], strengths=self.shipped.strengths[at])
+        arm, bias = self.shipped, self.shipped.bias
+        return arm._replace(
+            given=arm.given[at],
+            strengths=arm.strengths[at],
+            bias=bias and bias._replace(strengths=bias.strengths[at]),
+        )
 
 
 def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, str | None]]) -> Plan:
@@ -95,9 +100,10 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
     number = {name: at for at, name in enumerate(categories)}
     mean = len(categories)
     given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
+    is_harmful = [arm.does.reads_labels and row["label"] == "harmful" for row in rows]
     if arm.does.reads_labels:
         given = torch.tensor([number.get(row["category"] or "", mean) for row in rows])
-        strong = [arm.harmful if row["label"] == "harmful" else arm.strength for row in rows]
+        strong = [arm.harmful if harmful else arm.strength for harmful in is_harmful]
         strengths = torch.tensor(strong, dtype=torch.float64)
     elif arm.steers and not arm.maps and arm.category != MEAN:
         vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
@@ -115,7 +121,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         benign=arm.strength,
         harmful=arm.harmful,
         lowrank=_lowrank(arm, tools),
-        bias=_biased_tokens(arm, tokens) if arm.does.biases else None,
+        bias=_bias(arm, tokens, strengths, is_harmful),
     )
     return Plan(arm, names, shipped)
 
@@ -124,6 +130,18 @@ def unsteered(rows: int, width: int) -> ArmPlan:
     """What a trace needs to change nothing."""
     nothing = torch.zeros(rows, dtype=torch.long)
     return ArmPlan(0, "generated", "none", torch.zeros(1, width), nothing[:0], nothing, nothing.double())
+
+
+def _bias(arm: Arm, tokens: RefusalTokens, strengths: torch.Tensor, is_harmful: Sequence[bool]) -> Bias | None:
+    """Of an arm that biases control tokens alone, or `[respond]` beside its vector."""
+    if arm.does.biases:
+        return Bias(_biased_tokens(arm, tokens), strengths, arm.strength, arm.harmful)
+    if not (arm.bias or arm.harmful_bias):
+        return None
+    if tokens.respond is None:
+        raise UserError(f"arm {arm.name!r} biases [respond], and the model has no such token; leave bias out")
+    sides = [arm.harmful_bias if harmful else arm.bias for harmful in is_harmful]
+    return Bias([tokens.respond], torch.tensor(sides, dtype=torch.float64), arm.bias, arm.harmful_bias)
 
 
 def _biased_tokens(arm: Arm, tokens: RefusalTokens) -> list[int]:
@@ -185,7 +203,7 @@ def tools_fingerprint(plans: Sequence[Plan], probe: Probe | None) -> str:
 def made_from(model: Model, data: str, plans: Sequence[Plan], probe: Probe | None) -> dict[str, Any]:
     """What answers to prompts of a fingerprint rest on, for a journal's key."""
     tools = tools_fingerprint(plans, probe)
-    return {"model": model.identity, "data": data, "arms": [asdict(plan.arm) for plan in plans], "tools": tools}
+    return {"model": model.identity, "data": data, "arms": [plan.arm.record for plan in plans], "tools": tools}
 
 
 def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:

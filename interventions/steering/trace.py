@@ -1,7 +1,7 @@
 """One prompt under the lens: unsteered and steered side by side."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -54,7 +54,7 @@ def trace(
     key = {
         "model": model.identity,
         "data": fingerprint(prompts),
-        "arm": asdict(arm),
+        "arm": arm.record,
         "tools": tools_fingerprint(plans, tools.probe),
         "options": [max_new_tokens, top_k],
     }

@@ -32,6 +32,22 @@ class LowRankEdit(NamedTuple):
     mode: str
 
 
+class Bias(NamedTuple):
+    """What is added to some tokens' logits at the first generated position.
+
+    Attributes:
+        tokens: Their ids.
+        strengths: (B,) float64 logits, where no gate decides.
+        benign: Where the gate sees no harm.
+        harmful: Where it does.
+    """
+
+    tokens: list[int]
+    strengths: torch.Tensor
+    benign: float
+    harmful: float
+
+
 class ArmPlan(NamedTuple):
     """An arm for B rows and C categories, whose vectors are numbered 0 to C, the last their mean.
 
@@ -48,7 +64,7 @@ class ArmPlan(NamedTuple):
         benign: Strength where the gate sees no harm.
         harmful: Strength where it does.
         lowrank: A low-rank map that is added, or None.
-        bias: Ids of the tokens whose first logits get the strength, or None.
+        bias: What is added to first logits, or None.
     """
 
     layer: int
@@ -63,7 +79,7 @@ class ArmPlan(NamedTuple):
     benign: float = 0.0
     harmful: float = 0.0
     lowrank: LowRankEdit | None = None
-    bias: list[int] | None = None
+    bias: Bias | None = None
 
 
 class Unsteered(NamedTuple):
@@ -118,16 +134,23 @@ def lowrank_delta(hidden: torch.Tensor, low: LowRankEdit) -> torch.Tensor:
 
 def decide(plan: ArmPlan, seen: Unsteered, gate: Gate | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's vector (its number) and strength, (rows,) each, as the arm's route and gate decide."""
-    vector, strength = plan.given, plan.strengths
+    vector = plan.given
     if plan.routed:
         assert seen.tokens is not None  # whoever plans a route looks first
         vector = plan.of_token.to(seen.tokens.device)[seen.tokens.argmax(-1)]
-    if plan.gated:
-        assert gate is not None and seen.score is not None
-        looks_harmful = seen.score >= gate.threshold.to(seen.score.device)
-        both = torch.tensor([plan.benign, plan.harmful], dtype=torch.float64, device=looks_harmful.device)
-        strength = both[looks_harmful.long()]
-    return vector, strength
+    return vector, gated(plan, plan.strengths, plan.benign, plan.harmful, seen, gate)
+
+
+def gated(
+    plan: ArmPlan, given: torch.Tensor, benign: float, harmful: float, seen: Unsteered, gate: Gate | None
+) -> torch.Tensor:
+    """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts."""
+    if not plan.gated:
+        return given
+    assert gate is not None and seen.score is not None
+    looks_harmful = seen.score >= gate.threshold.to(seen.score.device)
+    both = torch.tensor([benign, harmful], dtype=torch.float64, device=looks_harmful.device)
+    return both[looks_harmful.long()]
 
 
 def row_edits(
@@ -231,7 +254,7 @@ def with_bias(
     gate: Gate | None,
     slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """First logits (slots, vocabulary) with the strength of the arms that bias tokens.
+    """First logits (slots, vocabulary) with what some arms add to some tokens'.
 
     `slots`: which of rows × arms they are of; all of them if None.
     """
@@ -242,8 +265,8 @@ def with_bias(
     for at, plan in enumerate(plans):
         if plan.bias is None:
             continue
-        _, strength = decide(plan._replace(routed=False), seen, gate)
+        strength = gated(plan, plan.bias.strengths, plan.bias.benign, plan.bias.harmful, seen, gate)
         mine = (slots % len(plans) == at).nonzero()[:, 0]
         added = strength.to(logits.device, logits.dtype)[slots[mine] // len(plans)]
-        shaped[mine[:, None], torch.tensor(plan.bias, device=logits.device)] += added[:, None]
+        shaped[mine[:, None], torch.tensor(plan.bias.tokens, device=logits.device)] += added[:, None]
     return shaped

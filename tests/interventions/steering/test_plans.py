@@ -6,6 +6,8 @@ import random
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data import UserError, load_all
 from interventions.gates.probe import Probe
@@ -125,6 +127,51 @@ def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
             wanted, _ = plain(tiny_tuned, tokens, arm.layer, arm.scope, STEPS, **edit)
             assert cut(tiny_tuned, found.tokens[row, at].tolist()) == cut(tiny_tuned, wanted), (arm.name, row)
     assert len({pair for pair in seen if pair[0].startswith("gated")}) > 2  # both categories and both strengths occur
+
+
+@pytest.mark.parametrize(
+    "word", ["gated:bias=9,harmful-bias=-6", "gated:bias=9", "fixed:bias=-4", "oracle:bias=7,harmful-bias=-7"]
+)
+def test_a_bias_on_respond_goes_beside_the_vector(tiny_tuned, prompts, tools, word):
+    (arm,), encoded = arms_of([word]), encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
+    own = prompts.select("category", "label").to_dicts() if arm.kind == "oracle" else [NONE] * len(encoded)
+    tokens = refusal_tokens(tiny_tuned)
+    found = answer(
+        tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan_arm(tiny_tuned, arm, tools, own).shipped],
+        Asked(STEPS, tokens.ids, sorted(stop_tokens(tiny_tuned)), tools.probe.gate, top_k=3),
+    )  # fmt: skip
+    assert found.top is not None
+    biases = set()
+    for row, ids in enumerate(encoded.ids):
+        logits, score = look(tiny_tuned, ids, tools.probe)
+        _, _, edit = expected(tiny_tuned, arm, tools.vectors, logits, score)
+        looks_harmful = own[row]["label"] == "harmful" if arm.kind == "oracle" else score >= 0.5
+        if arm.kind == "oracle":
+            name = own[row]["category"]
+            vector = tools.vectors.at(2, name if name in tools.vectors.categories else "mean")
+            edit = {"delta": (arm.harmful if looks_harmful else arm.strength) * vector / vector.norm()}
+        bias = {"gated:bias=9": (9, -6)}.get(word, (arm.bias, arm.harmful_bias))[arm.kind != "fixed" and looks_harmful]
+        biases.add(bias)
+        _, first = plain(tiny_tuned, ids, arm.layer, arm.scope, 1, **edit)
+        first[tokens.respond] += bias
+        shares = first.softmax(-1)
+        assert int(found.tokens[row, 0, 0]) == int(first.argmax()) or near_tie(first)
+        assert float(found.top[1][row, 1, 0]) == pytest.approx(float(shares.max()), abs=1e-4)
+    assert len(biases) == (1 if arm.kind == "fixed" else 2)
+
+
+@given(bias=st.floats(-20, 20), harmful=st.floats(-20, 20))
+def test_what_came_later_is_recorded_where_it_says_something(bias, harmful):
+    plain_arm, arm = Arm("x", "gated", 2), Arm("x", "gated", 2, bias=bias, harmful_bias=harmful)
+    assert set(plain_arm.record) == {"name", "kind", "layer", "category", "strength", "harmful", "unit", "scope",
+                                     "operation", "route", "seed", "text"}  # fmt: skip
+    assert (arm.record == plain_arm.record) == (bias == 0 and harmful == 0)
+
+
+def test_a_bias_without_a_vector_is_refused():
+    for word in ("logit-bias:bias=3", "baseline:bias=1", "prompt-only:harmful-bias=2"):
+        with pytest.raises(UserError, match="bias goes beside a vector"):
+            arms_of([word])
 
 
 def test_a_batch_answers_as_one_row_at_a_time(tiny_tuned, prompts, tools, tmp_path):
