@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from data.store.tables import SCORES
+from data.store.tables import SCORES, SUMMARY
 from reports.page.published import ARMS, POOLED, PUBLISHED, table
 from reports.statistics.agreement import agreement
 from reports.statistics.bootstrap import clustered_interval, macro_interval
@@ -216,7 +216,7 @@ def example():
 
 def test_summary_counts_and_compares_on_the_same_rows():
     summary = summarise(example())
-    assert dict(summary.schema) == SCORES
+    assert dict(summary.schema) == SUMMARY
     row = row_of(summary, dataset="b", arm="fixed")
     assert [row[name] for name in ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")] == [
         11,
@@ -299,7 +299,7 @@ def test_nothing_left_is_null_not_zero():
     assert set(summary["n"]) == {0} and set(summary["refused"]) == {0}
     for name in ("rate", "low", "high", "delta", "p", "p_holm"):
         assert summary[name].null_count() == summary.height
-    assert dict(summarise(example().clear()).schema) == SCORES
+    assert dict(summarise(example().clear()).schema) == SUMMARY
 
 
 def test_no_baseline_no_comparison():
