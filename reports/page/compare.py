@@ -16,7 +16,7 @@ from reports.page.run import Run, open_run
 from reports.page.sections.answer import LABELS, Pooled, pooled_rows
 from reports.page.sections.samples import pack
 from reports.page.write import write_page
-from reports.scoring.leading import SCORERS
+from reports.scoring.leading import trust
 from reports.statistics.summary import holm, mcnemar, newcombe
 
 MOST_TOLD = 3
@@ -119,7 +119,7 @@ def differences(runs: dict[str, Run]) -> list[dict[str, Any]]:
         family = [row for row in rows if row["scorer"] == scorer]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = p
-    return sorted(rows, key=lambda row: SCORERS.index(row["scorer"]) if row["scorer"] in SCORERS else len(SCORERS))
+    return sorted(rows, key=lambda row: trust(row["scorer"]))
 
 
 def answer(rows: list[dict[str, Any]]) -> str:

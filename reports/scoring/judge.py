@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from data.errors import UserError
+from reports.scoring.assemble import Given, Verdicts
 from reports.scoring.broken import strip_thinking
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NEEDS = "pass --judge-model"
 KEY_VARIABLES = ("REFUSAL_JUDGE_API_KEY", "OPENAI_API_KEY")
 LONGEST = 12_000  # characters of a prompt or an answer that are shown to the judge
 KEPT_REPLY = 200  # characters of a reply that holds no verdict which are kept, to see what went wrong
@@ -82,6 +85,11 @@ class Judge:
     url: str | None = None
     concurrency: int = 8
     timeout: float = 60.0
+
+
+def scorer(_generations: pl.DataFrame, given: Given) -> Verdicts | None:
+    """`judge_verdicts`, where there is whom to ask."""
+    return partial(judge_verdicts, judge=given["judge"], cache=given["cache"]) if given.get("judge") else None
 
 
 def judge_verdicts(answers: pl.DataFrame, judge: Judge, cache: Path) -> pl.Series:

@@ -1,12 +1,17 @@
-"""Scorers in order of trust, and which of them heads the page."""
+"""Which scorer heads the page."""
 
 from collections.abc import Mapping
 
 import polars as pl
 
-# The scorer that the first screen goes by: the best that gave a verdict on everything, or all but few.
-SCORERS = ("judge", "classifier", "phrases", "token", "hand")
+from data.contract import SCORERS
+
 FEW = 0.1  # of any arm's answers to one label's prompts
+
+
+def trust(scorer: str) -> int:
+    """A scorer's place in the order of trust, 0 for the best; what is not known comes last."""
+    return [*SCORERS, scorer].index(scorer)
 
 
 def best_scorer(counted: pl.DataFrame, failed: Mapping[str, float]) -> str | None:

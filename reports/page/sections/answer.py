@@ -6,12 +6,13 @@ from typing import Any
 
 import polars as pl
 
+from data.contract import SCORERS
 from reports.page import charts, published
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm, kind_of, mark, unsaid
 from reports.page.run import Run
-from reports.scoring.leading import FEW, SCORERS, best_scorer, failures
+from reports.scoring.leading import FEW, best_scorer, failures, trust
 from reports.statistics.summary import holm
 
 CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
@@ -144,7 +145,7 @@ def scored(pooled: Pooled) -> str:
     def left(scorer: str) -> str:
         return f"gave no verdict on {'up to ' if pooled.failed[scorer] < 1 else ''}{say.percent(pooled.failed[scorer])}"
 
-    better = [name for name in SCORERS[: SCORERS.index(pooled.scorer)] if pooled.failed.get(name, 0.0) > FEW]
+    better = [name for name in list(SCORERS)[: trust(pooled.scorer)] if pooled.failed.get(name, 0.0) > FEW]
     own = f", which {left(pooled.scorer)} of an arm’s answers" if pooled.failed.get(pooled.scorer) else ""
     instead = "".join(f" Not by {name}, which {left(name)} of an arm’s answers." for name in better)
     return f"Scored by {pooled.scorer}{own}.{instead}"

@@ -8,7 +8,7 @@ import polars as pl
 from reports.page import wording as say
 from reports.page.blocks import Block, Code, Prose, Section, Table
 from reports.page.run import Run
-from reports.scoring.leading import SCORERS
+from reports.scoring.leading import trust
 
 COUNTS = "Verdicts by scorer and data set"
 
@@ -19,8 +19,7 @@ def left_out(run: Run) -> Section | None:
     if scores is None:
         return None
     fitted, given = pl.col("fitted").fill_null(False), pl.col("verdict").is_not_null()
-    order = {scorer: at for at, scorer in enumerate(SCORERS)}
-    ranked = scores.sort(pl.col("scorer").replace_strict(order, default=len(order)), maintain_order=True)
+    ranked = scores.sort(pl.Series(map(trust, scores["scorer"])), maintain_order=True)
     counts = ranked.group_by("dataset", "scorer", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("answers"),
         (~fitted & given).sum().cast(pl.Int64).alias("counted"),

@@ -9,7 +9,7 @@ from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm
 from reports.page.run import Run
-from reports.scoring.leading import SCORERS, best_scorer, failures
+from reports.scoring.leading import best_scorer, failures, trust
 
 TOGETHER = ("(pooled)", "(macro)")
 DROPPED = {"failed": "n_failed", "fitted": "n_overlap"}  # columns that stand on the page if they count anything
@@ -23,10 +23,7 @@ def section(run: Run) -> Section | None:
     present = set(summary["arm"])
     arms = {arm: shown for arm, shown in run.named().items() if arm in present}
     best = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
-    scorers = sorted(
-        summary["scorer"].unique().to_list(),
-        key=lambda s: (s != best, SCORERS.index(s) if s in SCORERS else len(SCORERS)),
-    )
+    scorers = sorted(summary["scorer"].unique().to_list(), key=lambda scorer: (scorer != best, trust(scorer)))
     alone = summary.filter(~pl.col("dataset").is_in(TOGETHER)).group_by("label").agg(pl.col("dataset").n_unique() == 1)
     lonely = alone.filter("dataset")["label"].to_list()  # with one set of a label, the pooled rows would say the same
     listed = summary.filter(~(pl.col("dataset").is_in(TOGETHER) & pl.col("label").is_in(lonely, nulls_equal=True)))

@@ -7,7 +7,7 @@ import polars as pl
 from reports.page.blocks import Samples, Section
 from reports.page.run import Run
 from reports.page.sections.answer import leading_arm
-from reports.scoring.leading import SCORERS
+from reports.scoring.leading import trust
 
 LONGEST = 20_000  # characters of one text
 BUDGET = 60_000_000  # characters of all texts
@@ -34,7 +34,7 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
     """
     generations = generations.unique([*KEY, "arm"], keep="first", maintain_order=True)
     scorers = [] if scores is None else scores["scorer"].drop_nulls().unique().to_list()
-    scorers.sort(key=lambda scorer: (SCORERS.index(scorer) if scorer in SCORERS else len(SCORERS), scorer))
+    scorers.sort(key=lambda scorer: (trust(scorer), scorer))
     table = _with_verdicts(generations, scores, scorers)
     lists: dict[str, dict[Any, int]] = {name: {} for name in ("sets", "categories", "labels", "verdicts")}
 
