@@ -13,7 +13,7 @@ from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Samples, Section, Table
 from reports.page.names import Arm, alone, kind_of
 from reports.page.run import Run, open_run
-from reports.page.sections.answer import LABELS, Pooled, pooled_rows
+from reports.page.sections.answer import Pooled, pooled_rows
 from reports.page.sections.samples import pack
 from reports.page.write import write_page
 from reports.scoring.leading import trust
@@ -79,7 +79,7 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
         rows += [
             _point(name, pooled, arm, named[arm])
             for arm in run.arms()
-            if all(pooled.row(label, arm) for label in LABELS)
+            if all(pooled.row(label, arm) for label in say.LABELS)
         ]
     if not rows:
         return None
@@ -131,7 +131,7 @@ def answer(rows: list[dict[str, Any]]) -> str:
         return f"{of} none shows a difference."
     told = [
         f"{row['run']}, {alone(row['arm'])}: {say.points(row['delta'])} points of {row['n']:,} "
-        f"{say.LABELS.get(row['label'], row['label'])} refused "
+        f"{say.PROMPTS.get(row['label'], row['label'])} refused "
         f"(95\u00a0% interval {say.points_span(row['delta_low'], row['delta_high'])})"
         for row in shown[:MOST_TOLD]
     ]
@@ -177,7 +177,7 @@ def paired(runs: dict[str, Run]) -> Section | None:
 
 
 def _heading(run: str, against: str, scorer: str, label: str | None) -> str:
-    return f"{run} against {against}, {say.LABELS.get(label, say.name(label))}, scored by {say.name(scorer)}"
+    return f"{run} against {against}, {say.PROMPTS.get(label, say.name(label))}, scored by {say.name(scorer)}"
 
 
 def _differences(against: str, first: Run, name: str, other: Run) -> list[dict[str, Any]]:

@@ -6,7 +6,11 @@ from typing import Any
 
 import polars as pl
 
-LABELS = {"benign": "benign prompts", "harmful": "harmful prompts", None: "prompts without a label"}
+from data import contract
+
+LABELS = tuple(sorted(contract.LABELS))  # benign first: over-refusal is what steering is meant to mend
+PROMPTS = {**{label: f"{label} prompts" for label in LABELS}, None: "prompts without a label"}
+REFUSED = {"benign": "Over-refusal", "harmful": "Refusal"}  # what it is called when prompts of a label are refused
 UNITS = {
     "residual": "mean lengths of the residual stream",
     "unit": "lengths of a unit vector",

@@ -16,7 +16,6 @@ from reports.scoring.leading import FEW, best_scorer, failures, trust
 from reports.statistics.summary import holm
 
 CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
-LABELS = ("benign", "harmful")
 LONGEST_MARK = 20
 
 
@@ -64,7 +63,7 @@ def pooled_rows(run: Run) -> Pooled | None:
     summary = run.table("summary")
     if summary is None:
         return None
-    pooled = summary.filter((pl.col("dataset") == "(pooled)") & (pl.col("n") > 0) & pl.col("label").is_in(LABELS))
+    pooled = summary.filter((pl.col("dataset") == "(pooled)") & (pl.col("n") > 0) & pl.col("label").is_in(say.LABELS))
     failed = failures(summary)
     scorer = best_scorer(pooled, failed)
     if scorer is None:
@@ -97,7 +96,9 @@ def chosen_arms(run: Run) -> set[str]:
 
 def sentence(pooled: Pooled, arm: str, called: str) -> str:
     """One sentence with both rates, both differences and their intervals."""
-    parts = [finding(label, row, pooled.row(label, "baseline")) for label in LABELS if (row := pooled.row(label, arm))]
+    parts = [
+        finding(label, row, pooled.row(label, "baseline")) for label in say.LABELS if (row := pooled.row(label, arm))
+    ]
     if not parts:
         return f"Nothing is left to say of {called}: no answer of it counts."
     return f"With {called}, {'; '.join(parts)}."
@@ -105,7 +106,7 @@ def sentence(pooled: Pooled, arm: str, called: str) -> str:
 
 def finding(label: str, row: dict[str, Any], before: dict[str, Any] | None) -> str:
     """Whether a label's rate fell, rose or shows no change, with the difference and its interval."""
-    what = "over-refusal" if label == "benign" else "refusal"
+    what = say.REFUSED[label].lower()
     prompts = say.counted(row["n"], f"{label} prompt")
     if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
         return f"the model refuses {say.percent(row['rate'])} of {prompts}"
@@ -131,7 +132,7 @@ def footing(run: Run, pooled: Pooled, arm: str, arms: list[str]) -> str:
         if len(steered) > 1
         else ""
     )
-    broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in LABELS
+    broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in say.LABELS
               if (row := pooled.row(label, arm)) and row["broken"]]  # fmt: skip
     answers = f"Broken answers: {' and '.join(broken)}." if broken else "None of its answers is broken."
     others = len([other for other in arms if other not in (arm, "baseline")])
@@ -198,7 +199,7 @@ def overview(pooled: Pooled, arms: Mapping[str, Arm]) -> str:
 def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
     """What a reader must know before believing a fall in refusals."""
     found = []
-    for label in LABELS:
+    for label in say.LABELS:
         before = pooled.row(label, "baseline")
         for arm, shown in arms.items():
             row = pooled.row(label, arm)
@@ -208,7 +209,7 @@ def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
                     f"{shown.short}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
                     "unsteered). A broken answer is neither a refusal nor a cure."
                 )
-    if not any(pooled.row(label, "baseline") for label in LABELS):
+    if not any(pooled.row(label, "baseline") for label in say.LABELS):
         found.append("There is no baseline: run it too, or no difference can be told from chance.")
     return found
 
@@ -265,7 +266,7 @@ def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
 
 def glance(pooled: Pooled, arms: Mapping[str, Arm], macro: dict[tuple[str, str], float]) -> Table:
     """Every arm's pooled rates in one table, and the mean of the data sets' rates."""
-    rows = [row for label in LABELS for arm in arms if (row := pooled.row(label, arm))]
+    rows = [row for label in say.LABELS for arm in arms if (row := pooled.row(label, arm))]
     keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
             "p_holm")  # fmt: skip
     means = [macro.get((row["label"], row["arm"])) for row in rows]
@@ -273,7 +274,7 @@ def glance(pooled: Pooled, arms: Mapping[str, Arm], macro: dict[tuple[str, str],
     frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
     shown = pl.DataFrame(
         {
-            "prompts": [say.LABELS[row["label"]] for row in rows],
+            "prompts": [say.PROMPTS[row["label"]] for row in rows],
             "arm": [arms[row["arm"]].short for row in rows],
             "n": [f"{row['n']:,}" for row in rows],
             "refused": [say.percent(row["rate"]) for row in rows],

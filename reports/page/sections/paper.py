@@ -17,7 +17,6 @@ from reports.statistics.summary import MACRO, POOLED, summarise
 MOST_ARMS = 6
 # Kinds of arm that do what the papers' arms do.
 ALIKE = {"base": ("baseline",), "categorical": ("gated", "routed"), "low-rank": ("lowrank",)}
-HALVES = {"benign": "Over-refusal", "harmful": "Refusal"}
 SUMS = {POOLED: ("All prompts", "Prompts of "), MACRO: ("Mean of sets", "Mean of ")}  # of all sets, of some
 TITLES = {"jbb": "JailbreakBench"}
 THEIRS = "papers’ "
@@ -96,7 +95,7 @@ def whole_section(run: Run, missing: Mapping[str, str]) -> Section | None:
     if scorer is None:
         return None
     blocks: list[Block] = [Prose(f"{introduction(run, scorer)} {settings(run)}")]
-    for label, title in HALVES.items():
+    for label, title in say.REFUSED.items():
         half, arms = [row for row in rows if row.label == label], shown_arms(run)
         if drawn := chart(half, arms):
             name, shown = f"paper-{label}-rates", narrow_of(half, arms)
@@ -123,7 +122,7 @@ def whole(run: Run, missing: Mapping[str, str]) -> tuple[Table, list[Row], str |
     theirs = every(sets, missing)
     together = None if scorer is None else summed_scores(run, scorer, theirs)
     rows: list[Row] = []
-    for label in HALVES:
+    for label in say.LABELS:
         half = [row for row in theirs if row.label == label]
         rows += [*half, *sums(half, together)]
     rows += others(sets, theirs, missing)
@@ -161,7 +160,7 @@ def others(summary: pl.DataFrame | None, theirs: Sequence[Row], missing: Mapping
     known = {(ours["dataset"], ours["label"]) for row in theirs for ours in row.ours.values()}
     rows = []
     if summary is not None:
-        alone = summary.filter(~pl.col("dataset").is_in([POOLED, MACRO]) & pl.col("label").is_in(list(HALVES)))
+        alone = summary.filter(~pl.col("dataset").is_in([POOLED, MACRO]) & pl.col("label").is_in(list(say.LABELS)))
         for (dataset, label), part in alone.group_by("dataset", "label", maintain_order=True):
             if (dataset, label) not in known:
                 ours = {row["arm"]: row for row in part.to_dicts()}
@@ -281,7 +280,7 @@ def chart(rows: Sequence[Row], arms: Mapping[str, Arm]) -> Chart | None:
         f"of the arm that does the same ({listed}). ✕: broken answers here."
     )
     drawn = charts.beside(data, names, list(dict.fromkeys(data["place"])))
-    return Chart(f"paper-{label}", drawn, caption, f"{HALVES[label]} beside the papers'")
+    return Chart(f"paper-{label}", drawn, caption, f"{say.REFUSED[label]} beside the papers'")
 
 
 def settings(run: Run) -> str:

@@ -28,7 +28,7 @@ def section(run: Run) -> Section | None:
     lonely = alone.filter("dataset")["label"].to_list()  # with one set of a label, the pooled rows would say the same
     listed = summary.filter(~(pl.col("dataset").is_in(TOGETHER) & pl.col("label").is_in(lonely, nulls_equal=True)))
     blocks: list[Block] = []
-    for label in [label for label in ("benign", "harmful", None) if label in summary["label"]]:
+    for label in [label for label in say.PROMPTS if label in summary["label"]]:
         rows = listed.filter((pl.col("scorer") == scorers[0]) & pl.col("label").eq_missing(label) & (pl.col("n") > 0))
         if rows.height:
             blocks.append(rate_chart(rows, label, scorers[0], arms))
@@ -59,8 +59,8 @@ def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping
         for place, part in data.group_by("place", maintain_order=True)
     }
     data = data.with_columns(pl.col("place").replace_strict(titles))
-    meaning = {"benign": "Over-refusal: benign prompts refused", "harmful": "Refusal: harmful prompts refused"}
-    title = meaning.get(label or "", "Prompts without a label: refused")
+    named = f"{say.REFUSED[label]}: {say.PROMPTS[label]} refused" if label in say.REFUSED else None
+    title = named or f"{say.PROMPTS[None].capitalize()}: refused"
     caption = (
         f"By data set and arm, scored by {scorer}; n = {say.count_range(data['n'])}. Bars: Wilson's 95 % intervals. ✕: "
         "broken answers."
@@ -93,7 +93,7 @@ def rate_table(
     dropped = [(word, say.number, name) for word, name in DROPPED.items() if rows[name].sum()]
     shown = say.table_of(
         rows,
-        ("group", lambda dataset, label: f"{say.name(dataset)}: {say.LABELS.get(label, label)}", "dataset", "label"),
+        ("group", lambda dataset, label: f"{say.name(dataset)}: {say.PROMPTS.get(label, label)}", "dataset", "label"),
         ("arm", lambda arm: arms[arm].short, "arm"),
         ("n", say.number, "n"),
         ("refused", say.percent, "rate"),
