@@ -6,6 +6,7 @@ from typing import NamedTuple
 LABELS = ("harmful", "benign")
 VERDICTS = ("comply", "partial", "refuse", "broken")
 SPLITS = ("train", "validation", "test")
+POOLED, MACRO = "(pooled)", "(macro)"  # what a summary calls all prompts, and the mean of the data sets
 UNITS = ("raw", "unit", "residual")
 MEAN = "mean"
 SCOPES = {

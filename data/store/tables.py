@@ -1,5 +1,6 @@
 """The tables of a run directory: every column and its type, in one place; and how a table is written."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -71,8 +72,6 @@ LOWRANK_TRAINING = {
     "epoch": pl.Int64, "split": pl.String, "label": pl.String, "n": pl.Int64, "loss": pl.Float64,
     "refusal_probability": pl.Float64, "kept": pl.Boolean,
 }  # fmt: skip
-# `paper` has a column `published NAME` for each of the papers' arms, and for each arm here those of `PAPER_ARM`, led by its name.
-PAPER = {"dataset": pl.String, "label": pl.String, "n_published": pl.Int64}
 PAPER_ARM = {name: SUMMARY[name] for name in ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")}
 
 TABLES: dict[str, Schema] = {
@@ -94,6 +93,13 @@ BEYOND = {
 def required(name: str) -> Schema:
     """The columns that the contract asks of a table, each with its type."""
     return {column: kind for column, kind in TABLES[name].items() if column not in BEYOND.get(name, ())}
+
+
+def paper(published: Iterable[str], arms: Iterable[str]) -> Schema:
+    """The columns of `paper`: a rate for each of the papers' arms, and for each arm of the run those of `PAPER_ARM`."""
+    theirs = {f"published {arm}": pl.Float64 for arm in published}
+    ours = {f"{arm} {name}": kind for arm in arms for name, kind in PAPER_ARM.items()}
+    return {"dataset": pl.String, "label": pl.String, "n_published": pl.Int64, **theirs, **ours, "missing": pl.String}
 
 
 def write_table(path: Path, frame: pl.DataFrame) -> None:

@@ -3,16 +3,18 @@
 Bootstraps and sample sizes have their own modules; what scipy and statsmodels have is taken from them.
 """
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
+from data.contract import MACRO, POOLED
 from data.intervals import wilson
 from data.store.tables import SUMMARY
 from reports.statistics.bootstrap import clustered_interval, macro_interval
 from reports.statistics.power import prompts_needed
 
-Row = dict[str, object]
-POOLED, MACRO = "(pooled)", "(macro)"
+Row = dict[str, Any]
 WILSON, PROMPTS, THEMES = "wilson", "bootstrap of prompts", "bootstrap of themes"
 KEYS = ("dataset", "label", "arm", "kind", "scorer")
 COUNTS = ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")

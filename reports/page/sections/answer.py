@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
-from data.contract import SCORERS
-from reports.page import charts, published
+from data.contract import MACRO, POOLED, SCORERS
+from data.store.rundir import Record
+from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm, kind_of, mark, unsaid
 from reports.page.run import Run
 from reports.scoring.leading import FEW, best_scorer, failures, trust
+from reports.statistics import published
 from reports.statistics.summary import holm
 
 CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
@@ -27,10 +28,10 @@ class Pooled:
     """
 
     scorer: str
-    rows: dict[tuple[str, str], dict[str, Any]]
+    rows: dict[tuple[str, str], Record]
     failed: dict[str, float]
 
-    def row(self, label: str, arm: str) -> dict[str, Any] | None:
+    def row(self, label: str, arm: str) -> Record | None:
         """The row of a label and arm, if any of its answers count."""
         return self.rows.get((label, arm))
 
@@ -63,7 +64,7 @@ def pooled_rows(run: Run) -> Pooled | None:
     summary = run.table("summary")
     if summary is None:
         return None
-    pooled = summary.filter((pl.col("dataset") == "(pooled)") & (pl.col("n") > 0) & pl.col("label").is_in(say.LABELS))
+    pooled = summary.filter((pl.col("dataset") == POOLED) & (pl.col("n") > 0) & pl.col("label").is_in(say.LABELS))
     failed = failures(summary)
     scorer = best_scorer(pooled, failed)
     if scorer is None:
@@ -104,7 +105,7 @@ def sentence(pooled: Pooled, arm: str, called: str) -> str:
     return f"With {called}, {'; '.join(parts)}."
 
 
-def finding(label: str, row: dict[str, Any], before: dict[str, Any] | None) -> str:
+def finding(label: str, row: Record, before: Record | None) -> str:
     """Whether a label's rate fell, rose or shows no change, with the difference and its interval."""
     what = say.REFUSED[label].lower()
     prompts = say.counted(row["n"], f"{label} prompt")
@@ -158,7 +159,7 @@ def beyond_the_papers(run: Run) -> str:
     if summary is None or not isinstance(run.records.get("paper", {}).get("missing"), dict):
         return ""
     theirs = {name for row in published.PUBLISHED for name in (row.source, row.source.partition("/")[0])}
-    here = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]) & (pl.col("n") > 0))
+    here = summary.filter(~pl.col("dataset").is_in([POOLED, MACRO]) & (pl.col("n") > 0))
     more = sorted(set(here["dataset"]) - theirs)
     if not more:
         return ""
@@ -221,11 +222,8 @@ def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
         benign, harmful = pooled.row("benign", arm), pooled.row("harmful", arm)
         if benign is None or harmful is None:
             continue
-        broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
         rows.append({"arm": shown.short, "group": shown.group, "order": shown.strength or 0.0, "mark": beside(shown),
-                     "broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": shown.strength is not None,
-                     **{f"{key}_x": benign[key] for key in ("rate", "low", "high", "n")},
-                     **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}})  # fmt: skip
+                     **point(benign, harmful, joined=shown.strength is not None)})  # fmt: skip
     if not rows:
         return []
     groups = list(dict.fromkeys(row["group"] for row in rows))
@@ -236,6 +234,17 @@ def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
         f"better. Bars are Wilson's 95 % intervals.{drawn_as(table)}"
     )
     return [Chart("trade-off", charts.trade_off(table, groups), caption)]
+
+
+def point(benign: Record, harmful: Record, *, joined: bool) -> Record:
+    """Where an arm stands in the chart: both rates with their intervals, and the share of broken answers."""
+    broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
+    sides = {
+        f"{key}_{side}": row[key]
+        for side, row in (("x", benign), ("y", harmful))
+        for key in ("rate", "low", "high", "n")
+    }
+    return {"broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": joined, **sides}
 
 
 def drawn_as(table: pl.DataFrame) -> str:
@@ -260,7 +269,7 @@ def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
     summary = run.table("summary")
     if summary is None:
         return {}
-    rows = summary.filter((pl.col("dataset") == "(macro)") & (pl.col("scorer") == scorer)).drop_nulls(["label", "rate"])
+    rows = summary.filter((pl.col("dataset") == MACRO) & (pl.col("scorer") == scorer)).drop_nulls(["label", "rate"])
     return {(label, arm): rate for label, arm, rate in rows.select("label", "arm", "rate").iter_rows()}
 
 

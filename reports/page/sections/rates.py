@@ -4,14 +4,15 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from data.contract import MACRO, POOLED
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm
 from reports.page.run import Run
-from reports.scoring.leading import best_scorer, failures, trust
+from reports.scoring.leading import leading_scorer, trust
 
-TOGETHER = ("(pooled)", "(macro)")
+TOGETHER = (POOLED, MACRO)
 DROPPED = {"failed": "n_failed", "fitted": "n_overlap"}  # columns that stand on the page if they count anything
 
 
@@ -22,7 +23,7 @@ def section(run: Run) -> Section | None:
         return None
     present = set(summary["arm"])
     arms = {arm: shown for arm, shown in run.named().items() if arm in present}
-    best = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
+    best = leading_scorer(summary)
     scorers = sorted(summary["scorer"].unique().to_list(), key=lambda scorer: (scorer != best, trust(scorer)))
     alone = summary.filter(~pl.col("dataset").is_in(TOGETHER)).group_by("label").agg(pl.col("dataset").n_unique() == 1)
     lonely = alone.filter("dataset")["label"].to_list()  # with one set of a label, the pooled rows would say the same
@@ -42,7 +43,7 @@ def section(run: Run) -> Section | None:
 
 def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping[str, Arm]) -> Chart:
     """One label's rates."""
-    rows = rows.filter(pl.col("dataset") != "(macro)")
+    rows = rows.filter(pl.col("dataset") != MACRO)
     data = pl.DataFrame(
         {
             "place": say.column(rows, lambda dataset: say.name(dataset, 40), "dataset"),
