@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from safetensors import SafetensorError, safe_open
 
+from data.contract import nearest_layer
 from data.store.rundir import Record, records
 from data.store.tables import required
 from reports.page.names import Arm, named
@@ -30,10 +31,6 @@ class Vectors:
     counts: dict[str, int]
     residual_norms: list[float]
     metadata: dict[str, str]
-
-    def default_layer(self) -> int:
-        """round(18/32 · layers), the depth the papers steer at."""
-        return self.layers[min(round(18 / 32 * len(self.layers)), len(self.layers) - 1)]
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,17 @@ class Run:
         return ""
 
     def steered_layer(self) -> int | None:
-        """The layer that most arms edit; else the default of the vectors; else None."""
+        """The layer that most arms edit; else of those with vectors the one nearest to the model's default; else None."""
         generations = self.table("generations")
         if generations is not None:
             layers = generations["layer"].drop_nulls()
             if layers.len():
                 return int(layers.mode().sort()[0])
-        return self.vectors.default_layer() if self.vectors else None
+        if self.vectors is None:
+            return None
+        noted = self.records.get("vectors", {}).get("n_layers")
+        n_layers = noted if isinstance(noted, int) and noted > 0 else max(self.vectors.layers) + 1
+        return nearest_layer(self.vectors.layers, n_layers)
 
 
 def open_run(folder: Path) -> Run:

@@ -20,7 +20,8 @@ def section(run: Run) -> Section | None:
     """Whatever the vectors and the logit lens hold."""
     blocks: list[Block] = []
     if run.vectors is not None:
-        layer = _nearest(run.vectors, run.steered_layer())
+        steered = run.steered_layer() or 0
+        layer = min(run.vectors.layers, key=lambda at: abs(at - steered))
         blocks += [
             fitted(run.vectors),
             Row([cosines(run.vectors, layer), *norms(run.vectors)]),
@@ -160,10 +161,6 @@ def lens(run: Run) -> list[Block]:
         f"Logit lens at layer {layer}: what each vector, read through the final norm and the output matrix, raises most"
     )
     return [Table("logit-lens", table, pl.DataFrame(rows), caption, ("tokens, largest first (logit)",))]
-
-
-def _nearest(vectors: Vectors, layer: int | None) -> int:
-    return min(vectors.layers, key=lambda at: abs(at - (layer if layer is not None else vectors.default_layer())))
 
 
 def _unit(vectors: Vectors, layer: int) -> np.ndarray:
