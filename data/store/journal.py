@@ -90,7 +90,7 @@ class Journal:
         self.jobs[name] = noted
         self._append({"job": name, "noted": noted})
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: Object) -> None:
         with self._lock, self._path.open("a") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

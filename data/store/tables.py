@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from data.store.rundir import replacing
 
+Values = dict[str, Any]  # of a row, by column
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 
 # Prompts as they are read, and `sweep_prompts`: what a setting was chosen on.

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from data.errors import UserError
-from data.store.rundir import Record
+from data.store.tables import Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Samples, Section, Table
@@ -101,12 +101,12 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
     return Section("trade-off", "Trade-off", blocks)
 
 
-def _point(name: str, pooled: Pooled, arm: str, shown: Arm) -> Record:
+def _point(name: str, pooled: Pooled, arm: str, shown: Arm) -> Values:
     return {"arm": f"{name}: {shown.short}", "group": name, "order": 0.0, "mark": shown.short,
             **point(pooled.rows["benign", arm], pooled.rows["harmful", arm], joined=False)}  # fmt: skip
 
 
-def differences(runs: dict[str, Run]) -> list[Record]:
+def differences(runs: dict[str, Run]) -> list[Values]:
     """Each run against the first, arm by arm and scorer by scorer, on the prompts that both answered."""
     names = list(runs)
     if runs[names[0]].table("scores") is None:
@@ -119,7 +119,7 @@ def differences(runs: dict[str, Run]) -> list[Record]:
     return sorted(rows, key=lambda row: trust(row["scorer"]))
 
 
-def answer(rows: list[Record]) -> str:
+def answer(rows: list[Values]) -> str:
     """Which differences are shown, by the best scorer, in one sentence."""
     first = [row for row in rows if row["scorer"] == rows[0]["scorer"]]
     shown = [row for row in first if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"])]
@@ -177,7 +177,7 @@ def _heading(run: str, against: str, scorer: str, label: str | None) -> str:
     return f"{run} against {against}, {say.PROMPTS.get(label, say.name(label))}, scored by {say.name(scorer)}"
 
 
-def _differences(against: str, first: Run, name: str, other: Run) -> list[Record]:
+def _differences(against: str, first: Run, name: str, other: Run) -> list[Values]:
     keys = ["dataset", "id", "arm", "scorer"]
     counted = [_counted(run, keys) for run in (first, other)]
     both = (
@@ -279,7 +279,7 @@ def settings(runs: dict[str, Run]) -> Section | None:
     rows = []
     for artefact in artefacts:
         entries = [run.records.get(artefact, {}) for run in runs.values()]
-        options: list[Record] = [told if isinstance(told := entry.get("options"), dict) else {} for entry in entries]
+        options: list[Values] = [told if isinstance(told := entry.get("options"), dict) else {} for entry in entries]
         fields = [(field, [entry.get(field) for entry in entries]) for field in SETTINGS]
         fields += [
             (f"--{key.replace('_', '-')}", [option.get(key) for option in options])

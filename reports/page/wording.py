@@ -46,6 +46,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
+def share(count: int | None, n: int | None) -> str:
+    """So many of n, in percent."""
+    return percent(count / n) if n and count is not None else "–"
+
+
 def points(value: float | None) -> str:
     """A difference of shares, in percentage points, with its sign."""
     return "–" if value is None or not math.isfinite(value) else signed(f"{100 * value:+.1f}")

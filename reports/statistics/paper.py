@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from data.contract import LABELS, MACRO, POOLED
-from data.store.rundir import Record
-from data.store.tables import PAPER_ARM, paper
+from data.store.tables import PAPER_ARM, Values, paper
 from reports.scoring.leading import leading_scorer
 from reports.statistics import published
 from reports.statistics.summary import summarise
@@ -34,7 +33,7 @@ class Row:
     label: str
     n: int | None
     percents: dict[str, float]
-    ours: dict[str, Record] = field(default_factory=dict)
+    ours: dict[str, Values] = field(default_factory=dict)
     missing: str | None = None
     sums: str | None = None
 

@@ -3,18 +3,15 @@
 Bootstraps and sample sizes have their own modules; what scipy and statsmodels have is taken from them.
 """
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 
 from data.contract import MACRO, POOLED
 from data.intervals import wilson
-from data.store.tables import SUMMARY
+from data.store.tables import SUMMARY, Values
 from reports.statistics.bootstrap import clustered_interval, macro_interval
 from reports.statistics.power import prompts_needed
 
-Row = dict[str, Any]
 WILSON, PROMPTS, THEMES = "wilson", "bootstrap of prompts", "bootstrap of themes"
 KEYS = ("dataset", "label", "arm", "kind", "scorer")
 COUNTS = ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")
@@ -151,7 +148,7 @@ def _compared(pairs: pl.DataFrame, difference: float) -> pl.DataFrame:
         (~after & ~before).sum().cast(pl.Int64).alias("neither"),
     )
     names = ("n_paired", "delta", "delta_low", "delta_high", "p", "n_needed")
-    rows: list[Row] = []
+    rows: list[Values] = []
     for cell in cells.to_dicts():
         both, arm_only, baseline_only, neither = (
             cell.pop(name) for name in ("both", "arm_only", "baseline_only", "neither")
@@ -177,11 +174,11 @@ def _adjusted(compared: pl.DataFrame) -> pl.DataFrame:
 
 def _clustered(valid: pl.DataFrame, pairs: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Bootstrap intervals over clusters of rate and difference, for groups where some cluster holds several rows."""
-    rows: list[Row] = []
+    rows: list[Values] = []
     compared = {key: group for key, group in pairs.group_by(KEYS)}
     for key, group in valid.group_by(KEYS, maintain_order=True):
         n_clusters = group["cluster"].n_unique()
-        entry: Row = dict(zip(KEYS, key, strict=True)) | {"n_clusters": n_clusters}
+        entry: Values = dict(zip(KEYS, key, strict=True)) | {"n_clusters": n_clusters}
         if n_clusters < group.height:
             entry["cluster_low"], entry["cluster_high"] = clustered_interval(group, "refused", seed, key)
             if key in compared:
@@ -196,9 +193,9 @@ def _macro(table: pl.DataFrame, valid: pl.DataFrame, pairs: pl.DataFrame, seed: 
     """Mean of the data sets' rates, and of their differences from the baseline; bootstrap intervals, no test."""
     singles = valid.filter(pl.col("dataset") != POOLED).partition_by(KEYS[1:], as_dict=True)
     changes = _with_change(pairs.filter(pl.col("dataset") != POOLED)).partition_by(KEYS[1:], as_dict=True)
-    rows: list[Row] = []
+    rows: list[Values] = []
     for key, group in table.filter(pl.col("dataset") != POOLED).group_by(KEYS[1:], maintain_order=True):
-        entry: Row = {"dataset": MACRO, **dict(zip(KEYS[1:], key, strict=True))}
+        entry: Values = {"dataset": MACRO, **dict(zip(KEYS[1:], key, strict=True))}
         entry |= {name: int(group[name].sum()) for name in (*COUNTS, "n_paired")}
         if key in singles:
             single = singles[key]

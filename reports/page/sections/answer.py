@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from data.contract import MACRO, POOLED, SCORERS
-from data.store.rundir import Record
+from data.store.tables import Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
@@ -28,10 +28,10 @@ class Pooled:
     """
 
     scorer: str
-    rows: dict[tuple[str, str], Record]
+    rows: dict[tuple[str, str], Values]
     failed: dict[str, float]
 
-    def row(self, label: str, arm: str) -> Record | None:
+    def row(self, label: str, arm: str) -> Values | None:
         """The row of a label and arm, if any of its answers count."""
         return self.rows.get((label, arm))
 
@@ -105,7 +105,7 @@ def sentence(pooled: Pooled, arm: str, called: str) -> str:
     return f"With {called}, {'; '.join(parts)}."
 
 
-def finding(label: str, row: Record, before: Record | None) -> str:
+def finding(label: str, row: Values, before: Values | None) -> str:
     """Whether a label's rate fell, rose or shows no change, with the difference and its interval."""
     what = say.REFUSED[label].lower()
     prompts = say.counted(row["n"], f"{label} prompt")
@@ -236,7 +236,7 @@ def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
     return [Chart("trade-off", charts.trade_off(table, groups), caption)]
 
 
-def point(benign: Record, harmful: Record, *, joined: bool) -> Record:
+def point(benign: Values, harmful: Values, *, joined: bool) -> Values:
     """Where an arm stands in the chart: both rates with their intervals, and the share of broken answers."""
     broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
     sides = {
@@ -281,19 +281,18 @@ def glance(pooled: Pooled, arms: Mapping[str, Arm], macro: dict[tuple[str, str],
     means = [macro.get((row["label"], row["arm"])) for row in rows]
     frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], infer_schema_length=None)
     frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
-    shown = pl.DataFrame(
-        {
-            "prompts": [say.PROMPTS[row["label"]] for row in rows],
-            "arm": [arms[row["arm"]].short for row in rows],
-            "n": [f"{row['n']:,}" for row in rows],
-            "refused": [say.percent(row["rate"]) for row in rows],
-            "95 % interval": [say.span(row["low"], row["high"]) for row in rows],
-            "mean of sets": [say.percent(mean) for mean in means],
-            "broken": [say.percent(row["broken"] / row["n"]) for row in rows],
-            "against baseline": [say.points(row["delta"]) for row in rows],
-            "95 % interval of it": [say.points_span(row["delta_low"], row["delta_high"]) for row in rows],
-            "p (Holm)": [say.p_value(row["p_holm"]) for row in rows],
-        }
+    shown = say.table_of(
+        frame,
+        ("prompts", say.PROMPTS.get, "label"),
+        ("arm", lambda arm: arms[arm].short, "arm"),
+        ("n", say.number, "n"),
+        ("refused", say.percent, "rate"),
+        ("95 % interval", say.span, "low", "high"),
+        ("mean of sets", say.percent, "macro_rate"),
+        ("broken", say.share, "broken", "n"),
+        ("against baseline", say.points, "delta"),
+        ("95 % interval of it", say.points_span, "delta_low", "delta_high"),
+        ("p (Holm)", say.p_value, "p_holm"),
     )
     caption = f"Every arm, all data sets pooled, scored by {pooled.scorer}"
     return Table("at-a-glance", frame, shown, caption, group="prompts", folded=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from data.contract import MACRO
-from data.store.rundir import Record
+from data.store.tables import Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
@@ -202,7 +202,7 @@ def _theirs(percent: float | None) -> str:
     return "–" if percent is None else f"{percent:.2f}"
 
 
-def _ours(row: Record | None) -> str:
+def _ours(row: Values | None) -> str:
     numbers = [] if row is None else [row[key] for key in ("rate", "low", "high")]
     if not numbers or not all(isinstance(number, float) for number in numbers):
         return "–"

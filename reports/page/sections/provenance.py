@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from data.store.rundir import Record
 from reports.page import wording as say
 from reports.page.blocks import Block, Code, Prose, Section, Table
 from reports.page.run import Run
@@ -67,30 +68,20 @@ def provenance(run: Run) -> Section | None:
     return Section("provenance", "How it was made", blocks)
 
 
-def artefacts(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+def artefacts(entries: list[tuple[str, Record]]) -> Table:
     """One row an artefact."""
-    frame = pl.DataFrame(
-        [
-            {
-                "artefact": name,
-                "model": _text(entry.get("model")),
-                "data": ", ".join(map(str, entry["data"]))
-                if isinstance(entry.get("data"), list)
-                else _text(entry.get("data")),
-                "options": _options(entry.get("options")),
-                "seed": _text(entry.get("seed")),
-                "where": _text(entry.get("backend")),
-                "made": _text(entry.get("end")),
-            }
-            for name, entry in entries
-        ],
-        schema=dict.fromkeys(("artefact", "model", "data", "options", "seed", "where", "made"), pl.String),
-    )
+    rows = [
+        (name, _text(entry.get("model")), ", ".join(map(str, data)) if isinstance(data := entry.get("data"), list) else _text(data),
+         _options(entry.get("options")), *(_text(entry.get(field)) for field in ("seed", "backend", "end")))
+        for name, entry in entries
+    ]  # fmt: skip
+    heads = ("artefact", "model", "data", "options", "seed", "where", "made")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(heads, pl.String), orient="row")
     shown = frame.with_columns(say.column(frame, _moment, "made").alias("made"))
     return Table("artefacts", frame, shown, "Artefacts", ("options",))
 
 
-def models(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+def models(entries: list[tuple[str, Record]]) -> Table:
     """Each model with its revision, type and template."""
     columns = ("model", "revision", "dtype", "template", "tokenizer")
     rows = {tuple(_text(entry.get(name)) for name in columns) for _, entry in entries if entry.get("model")}
@@ -100,7 +91,7 @@ def models(entries: list[tuple[str, dict[str, Any]]]) -> Table:
     return Table("models", frame, shown, "Models")
 
 
-def versions(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+def versions(entries: list[tuple[str, Record]]) -> Table:
     """Packages; a second column of numbers where artefacts were made with different ones."""
     found: dict[str, dict[str, None]] = {}
     for _, entry in entries:

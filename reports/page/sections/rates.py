@@ -90,7 +90,7 @@ def rate_table(
     )  # fmt: skip
     needed = [(f"n for {points}", say.number, "n_needed")] if "n_needed" in rows.columns else []
     themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
-    partial = [("partial", _share, "partial", "n")] if rows["partial"].sum() else []
+    partial = [("partial", say.share, "partial", "n")] if rows["partial"].sum() else []
     dropped = [(word, say.number, name) for word, name in DROPPED.items() if rows[name].sum()]
     shown = say.table_of(
         rows,
@@ -105,9 +105,9 @@ def rate_table(
         ("p", say.p_value, "p"),
         ("p\u00a0(Holm)", say.p_value, "p_holm"),
         ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
-        ("broken", _share, "broken", "n"),
+        ("broken", say.share, "broken", "n"),
         *partial,
-        ("answered", _share, "answered", "n"),
+        ("answered", say.share, "answered", "n"),
         *needed,
         *dropped,
     )
@@ -140,10 +140,6 @@ def notes(summary: pl.DataFrame, points: str = "5 points") -> str:
         f"n for {points}: the prompts that a difference of {points} needs to be found with 80 % power, at the "
         f"disagreement seen.{themes if has_themes(summary) else ''}"
     )
-
-
-def _share(count: int | None, n: int | None) -> str:
-    return say.percent(count / n) if n and count is not None else "–"
 
 
 def _verdict(dataset: str, low: float | None, high: float | None, p: float | None) -> str:

@@ -109,20 +109,18 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
         rows.append({"category": name, "rows": vectors.counts[name], "norm": float(np.linalg.norm(v)), "of_residual": float(np.linalg.norm(v)) / norm if norm else None, "top_share": energy,
                      "dimensions": [int(d) for d in top], "values": [float(v[d]) for d in top]})  # fmt: skip
     frame = pl.DataFrame(rows)
-    shown = pl.DataFrame(
-        {
-            "category": [say.name(row["category"]) for row in rows],
-            "rows": [f"{row['rows']:,}" for row in rows],
-            "norm": [say.number(row["norm"]) for row in rows],
-            "over the residual norm": [say.fixed(row["of_residual"], 3) for row in rows],
-            f"share in its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
-            "largest dimensions (value)": [
-                ", ".join(
-                    f"{d}\u00a0({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True)
-                )
-                for row in rows
-            ],
-        }
+
+    def largest(dimensions: list[int], values: list[float]) -> str:
+        return ", ".join(f"{d}\u00a0({say.number(x, 2)})" for d, x in zip(dimensions, values, strict=True))
+
+    shown = say.table_of(
+        frame,
+        ("category", say.name, "category"),
+        ("rows", say.number, "rows"),
+        ("norm", say.number, "norm"),
+        ("over the residual norm", lambda value: say.fixed(value, 3), "of_residual"),
+        (f"share in its {LARGEST} largest", say.percent, "top_share"),
+        ("largest dimensions (value)", largest, "dimensions", "values"),
     )
     unit = _unit(vectors, layer)
     matrix = unit @ unit.T
