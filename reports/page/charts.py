@@ -232,21 +232,19 @@ def lines(
     series: Sequence[str],
     *,
     y: str,
-    x: str = "layer",
-    format: str = ".2f",
     zero: bool = True,
     height: int = 200,
     domain: tuple[float, float] | None = None,
 ) -> Any:
-    """Lines over layers with a band where `low` and `high` are there; columns `x`, `series`, `value`, `n`.
+    """Lines over layers with a band where `low` and `high` are there; columns `layer`, `series`, `value`, `n`.
 
     A column `ceiling` is a dotted line a series, `floor_low` and `floor_high` a grey band behind. With `domain`, charts side by
     side share their y axis.
     """
-    axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x, scale=alt.Scale(nice=False))
+    axis = alt.X("layer:Q", axis=alt.Axis(tickMinStep=1, format="d"), title="layer", scale=alt.Scale(nice=False))
     base = alt.Chart(_data(table)).encode(x=axis, color=_colour("series", series, line=True))
-    tips = ["series:N", f"{x}:Q", alt.Tooltip("value:Q", title=y, format=format)]
-    tips += [alt.Tooltip(f"{name}:Q", format=format) for name in ("low", "high") if name in table.columns]
+    tips = ["series:N", "layer:Q", alt.Tooltip("value:Q", title=y, format=".2f")]
+    tips += [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("low", "high") if name in table.columns]
     tips += ["n:Q"] if "n" in table.columns else []
     scale = alt.Scale(zero=zero, nice=True) if domain is None else alt.Scale(domain=list(domain), nice=True)
     drawn = base.mark_line(point=alt.OverlayMarkDef(size=30, filled=True)).encode(
@@ -298,11 +296,11 @@ def roc(table: pl.DataFrame, marks: pl.DataFrame, splits: Sequence[str]) -> Any:
     return _sized(alt.layer(diagonal.encode(x=x, y=y), curves, dots), 300, splits)
 
 
-def intervals(table: pl.DataFrame, rows: Sequence[str], *, x: str, format: str = ".3~g") -> Any:
+def intervals(table: pl.DataFrame, rows: Sequence[str], *, x: str) -> Any:
     """A point with its interval a row; columns `row`, `value`, `low`, `high`, `n`."""
     base = alt.Chart(_data(table)).encode(y=alt.Y("row:N", title=None, sort=list(rows)), color=alt.value(COLOURS[0]))
-    tips = ["row:N", alt.Tooltip("value:Q", title=x, format=format), alt.Tooltip("low:Q", format=format),
-            alt.Tooltip("high:Q", format=format), "n:Q"]  # fmt: skip
+    tips = ["row:N", alt.Tooltip("value:Q", title=x, format=".3~g"),
+            *(alt.Tooltip(f"{end}:Q", format=".3~g") for end in ("low", "high")), "n:Q"]  # fmt: skip
     scale = alt.Scale(zero=False, nice=True)
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x, scale=scale), x2="high:Q")
     points = base.mark_point(filled=True, size=70, opacity=1).encode(

@@ -34,23 +34,18 @@ def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None
         raise UserError("--compare takes two run directories or more: --compare runs/a runs/b")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--compare names one run directory twice")
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such run directory")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such run directory")
     runs = dict(zip(run_names(folders), map(open_run, folders), strict=True))
     makers = (trade_off, paired, vectors, answers, settings)
     sections = [section for make in makers if (section := make(runs)) is not None]
     if not any(section.name != "settings" for section in sections):
         raise UserError("nothing to compare: run `python cli.py evaluate` in each of the run directories")
-    top = [
-        Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta")
-        for name, run in runs.items()
-    ]
-    top += [
-        Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
-        for name, run in runs.items()
-        for fault in run.faults
-    ]
+    top = [Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta")
+           for name, run in runs.items()]  # fmt: skip
+    top += [Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
+            for name, run in runs.items() for fault in run.faults]  # fmt: skip
     write_page(path, f"Refusal compared: {say.listed(runs)}", top, sections)
     if assets is not None:
         from reports.page.assets import write_assets
@@ -77,11 +72,8 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
             continue
         scorers.add(pooled.scorer)
         named = run.named()
-        rows += [
-            _point(name, pooled, arm, named[arm])
-            for arm in run.arms()
-            if all(pooled.row(label, arm) for label in say.LABELS)
-        ]
+        both = [arm for arm in run.arms() if all(pooled.row(label, arm) for label in say.LABELS)]
+        rows += [_point(name, pooled, arm, named[arm]) for arm in both]
     if not rows:
         return None
     table = pl.DataFrame(rows)
@@ -95,9 +87,8 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
     blocks: list[Block] = [Prose(answer(told), "lead")] if told else []
     blocks.append(Chart("compare-trade-off", charts.trade_off(table, list(runs)), caption))
     if len(scorers) > 1:
-        blocks.insert(
-            0, Prose("The runs are scored by different scorers: part of any difference is theirs.", "warning")
-        )
+        told_apart = "The runs are scored by different scorers: part of any difference is theirs."
+        blocks.insert(0, Prose(told_apart, "warning"))
     return Section("trade-off", "Trade-off", blocks)
 
 
@@ -143,9 +134,8 @@ def paired(runs: dict[str, Run]) -> Section | None:
         return None
     rows = differences(runs)
     if not rows:
-        return Section(
-            "paired", "Paired differences", [Prose("No arm of these runs has the same name and the same prompts.")]
-        )
+        none = Prose("No arm of these runs has the same name and the same prompts.")
+        return Section("paired", "Paired differences", [none])
     frame = pl.DataFrame(rows)
     shown = say.table_of(
         frame,
@@ -157,13 +147,7 @@ def paired(runs: dict[str, Run]) -> Section | None:
         ("Δ points", say.points, "delta"),
         ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
         ("p (Holm)", say.p_value, "p_holm"),
-        (
-            "difference",
-            lambda *row: "shown" if say.is_shown(*row) else "not shown",
-            "delta_low",
-            "delta_high",
-            "p_holm",
-        ),
+        ("difference", say.verdict, "delta_low", "delta_high", "p_holm"),
     )
     note = (
         "Arms of the same name on prompts that both runs answered (by data set, id and text); Δ is a run minus "
@@ -226,10 +210,7 @@ def vectors(runs: dict[str, Run]) -> Section | None:
             continue
         for category in [category for category in first.tensors if category in other.tensors]:
             for layer in sorted(set(first.layers) & set(other.layers)):
-                a, b = (
-                    first.tensors[category][first.layers.index(layer)],
-                    other.tensors[category][other.layers.index(layer)],
-                )
+                a, b = (of.tensors[category][of.layers.index(layer)] for of in (first, other))
                 length = float(np.linalg.norm(a) * np.linalg.norm(b))
                 series = say.name(category, 40) if len(names) == 2 else f"{name}: {say.name(category, 30)}"
                 if length:
@@ -263,12 +244,8 @@ def answers(runs: dict[str, Run]) -> Section | None:
     if len(generations) < 2:
         return None
     together = pl.concat(generations, how="diagonal_relaxed")
-    packed = pack(
-        together,
-        pl.concat(scores, how="diagonal_relaxed") if scores else None,
-        arms,
-        next((arm for arm in arms if arm != "baseline"), None),
-    )
+    verdicts = pl.concat(scores, how="diagonal_relaxed") if scores else None
+    packed = pack(together, verdicts, arms, next((arm for arm in arms if arm != "baseline"), None))
     note = f"“baseline” is that of {next(iter(runs))}. Answers are matched by data set and id."
     return Section("samples", "Answers", [Prose(note, "note"), Samples(packed)])
 
@@ -281,10 +258,8 @@ def settings(runs: dict[str, Run]) -> Section | None:
         entries = [run.records.get(artefact, {}) for run in runs.values()]
         options: list[Values] = [told if isinstance(told := entry.get("options"), dict) else {} for entry in entries]
         fields = [(field, [entry.get(field) for entry in entries]) for field in SETTINGS]
-        fields += [
-            (f"--{key.replace('_', '-')}", [option.get(key) for option in options])
-            for key in dict.fromkeys(k for o in options for k in o)
-        ]
+        keys = dict.fromkeys(key for option in options for key in option)
+        fields += [(f"--{key.replace('_', '-')}", [option.get(key) for option in options]) for key in keys]
         rows += [
             {"artefact": artefact, "setting": field}
             | {name: _text(value) for name, value in zip(runs, values, strict=True)}

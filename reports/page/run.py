@@ -13,6 +13,8 @@ import polars as pl
 from safetensors import SafetensorError, safe_open
 
 from data.contract import nearest_layer
+from data.errors import UserError
+from data.store.activations import Activations
 from data.store.rundir import Record, records
 from data.store.tables import required
 from reports.page.names import Arm, named
@@ -165,25 +167,17 @@ def read_vectors(path: Path) -> Vectors:
 
 
 def read_activations(folder: Path, layer: int, most: int, seed: int = 0) -> tuple[np.ndarray, pl.DataFrame] | None:
-    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none.
-
-    Rows are read one by one: the file may be larger than memory.
-    """
-    path = folder / "activations" / "prompts.safetensors"
-    if not path.exists() or not path.with_suffix(".parquet").exists():
+    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none."""
+    try:
+        file = Activations.open(folder / "activations" / "prompts.safetensors")
+    except UserError:
         return None
-    rows = pl.read_parquet(path.with_suffix(".parquet"))
-    with safe_open(path, "np") as file:
-        layers = json.loads((file.metadata() or {}).get("layers", "[]"))
-        view = file.get_slice("activations")
-        if layer not in layers or view.get_shape()[0] != rows.height:
-            return None
-        at = layers.index(layer)
-        chosen = np.arange(rows.height)
-        if rows.height > most:
-            chosen = np.sort(np.random.default_rng(seed).choice(rows.height, most, replace=False))
-        values = np.stack([view[int(row), at] for row in chosen]) if len(chosen) else np.zeros((0, 1))
-    return values.reshape(len(chosen), -1).astype(np.float64), rows[chosen]
+    if layer not in file.layers:
+        return None
+    chosen = np.arange(file.rows.height)
+    if file.rows.height > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(file.rows.height, most, replace=False))
+    return file.layer(layer, chosen).astype(np.float64), file.rows[chosen]
 
 
 def _first_line(error: Exception) -> str:

@@ -139,6 +139,11 @@ def is_shown(low: float | None, high: float | None, p: float | None) -> bool:
     return low is not None and high is not None and (low > 0 or high < 0) and p is not None and p < 0.05
 
 
+def verdict(low: float | None, high: float | None, p: float | None) -> str:
+    """The same in words."""
+    return "shown" if is_shown(low, high, p) else "not shown"
+
+
 def column(frame: pl.DataFrame, write: Any, *names: str) -> pl.Series:
     """A column of text, made row by row from some columns."""
     return pl.Series([write(*row) for row in frame.select(names).iter_rows()], dtype=pl.String)

@@ -292,12 +292,8 @@ def _client(judge: Judge, secret: str) -> "openai.OpenAI":
             f"the judge needs a key: set {' or '.join(KEY_VARIABLES)}, or pass --judge-url of a server of your own"
         )
     host = urlsplit(judge.url or "https:").hostname or ""
-    if (
-        secret
-        and (judge.url or "").startswith("http:")
-        and host not in ("localhost", "::1")
-        and not host.startswith("127.")
-    ):
+    here = host in ("localhost", "::1") or host.startswith("127.")
+    if secret and (judge.url or "").startswith("http:") and not here:
         log.warning("the judge's key goes to %s unencrypted", shown(judge.url))
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):  # their debug logs hold prompts and headers
         logging.getLogger(name).setLevel(logging.WARNING)

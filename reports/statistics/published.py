@@ -15,21 +15,13 @@ ARMS = ("base", "categorical", "low-rank")
 
 
 class Published(NamedTuple):
-    """Published rates of one data set and label.
+    """Published rates of one data set and label."""
 
-    Attributes:
-        title: The data set's name in the papers.
-        source: As `--data` takes it, or `(pooled)` over the prompts of all sets of one label.
-        label: `benign` or `harmful`.
-        n: Prompts.
-        percents: Of them refused, to two places, in each of `ARMS`.
-    """
-
-    title: str
-    source: str
+    title: str  # the data set's name in the papers
+    source: str  # as `--data` takes it, or `(pooled)` over the prompts of all sets of one label
     label: str
-    n: int
-    percents: tuple[float, float, float]
+    n: int  # prompts
+    percents: tuple[float, float, float]  # of them refused, to two places, in each of `ARMS`
 
     def refused(self, arm: str) -> int:
         """How many prompts that is."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from data.contract import MACRO, POOLED, SCORERS
-from data.store.tables import Values
+from data.store.tables import SUMMARY, Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
@@ -279,7 +279,7 @@ def glance(pooled: Pooled, arms: Mapping[str, Arm], macro: dict[tuple[str, str],
     keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
             "p_holm")  # fmt: skip
     means = [macro.get((row["label"], row["arm"])) for row in rows]
-    frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], infer_schema_length=None)
+    frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], {key: SUMMARY[key] for key in keep})
     frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
     shown = say.table_of(
         frame,

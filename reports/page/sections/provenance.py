@@ -48,9 +48,8 @@ def left_out(run: Run) -> Section | None:
         "fit vectors, to train a probe or to choose a strength is answered but not counted. No verdict: the "
         "scorer failed, or does not apply to the answer (a token scorer, where an answer opens with no control token)."
     )
-    return Section(
-        "left-out", "What was left out", [Prose(text), Table("left-out", counts, shown, COUNTS, folded=not dropped)]
-    )
+    table = Table("left-out", counts, shown, COUNTS, folded=not dropped)
+    return Section("left-out", "What was left out", [Prose(text), table])
 
 
 def provenance(run: Run) -> Section | None:
@@ -59,11 +58,8 @@ def provenance(run: Run) -> Section | None:
         return None
     entries = sorted(run.records.items(), key=lambda item: str(item[1].get("start")))
     commands = list(dict.fromkeys(str(entry["command"]) for _, entry in entries if entry.get("command")))
-    blocks: list[Block] = (
-        [Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))]
-        if commands
-        else []
-    )
+    again = Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))
+    blocks: list[Block] = [*again] if commands else []
     blocks += [artefacts(entries), models(entries), versions(entries)]
     return Section("provenance", "How it was made", blocks)
 

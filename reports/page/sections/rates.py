@@ -44,17 +44,11 @@ def section(run: Run) -> Section | None:
 def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping[str, Arm]) -> Chart:
     """One label's rates."""
     rows = rows.filter(pl.col("dataset") != MACRO)
-    data = pl.DataFrame(
-        {
-            "place": say.column(rows, lambda dataset: say.name(dataset, 40), "dataset"),
-            "arm": say.column(rows, lambda arm: arms[arm].short, "arm"),
-            "rate": rows["rate"],
-            "low": rows["low"],
-            "high": rows["high"],
-            "n": rows["n"],
-            "broken": rows["broken"] / rows["n"],
-        }
-    )
+    data = rows.select(
+        say.column(rows, lambda dataset: say.name(dataset, 40), "dataset").alias("place"),
+        say.column(rows, lambda arm: arms[arm].short, "arm").alias("arm"),
+        "rate", "low", "high", "n", pl.col("broken") / pl.col("n"),
+    )  # fmt: skip
     titles = {
         place[0]: f"{place[0]}\nn = {say.count_range(part['n'])}"
         for place, part in data.group_by("place", maintain_order=True)
@@ -143,8 +137,4 @@ def notes(summary: pl.DataFrame, points: str = "5 points") -> str:
 
 
 def _verdict(dataset: str, low: float | None, high: float | None, p: float | None) -> str:
-    if low is None:
-        return "–"
-    if dataset in TOGETHER:
-        return "see Δ"
-    return "shown" if say.is_shown(low, high, p) else "not shown"
+    return "–" if low is None else "see Δ" if dataset in TOGETHER else say.verdict(low, high, p)
