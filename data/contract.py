@@ -1,9 +1,14 @@
-"""The contract's own words: labels, splits, units, scopes, operations and kinds of arms, as files and options spell them."""
+"""The contract's own words, as files and options spell them; and the layer that is steered where none is named."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from typing import NamedTuple
 
 LABELS = ("harmful", "benign")
+VERDICTS = ("comply", "partial", "refuse", "broken")
 SPLITS = ("train", "validation", "test")
+POOLED, MACRO = "(pooled)", "(macro)"  # what a summary calls all prompts, and the mean of the data sets
 UNITS = ("raw", "unit", "residual")
 MEAN = "mean"
 SCOPES = {
@@ -75,6 +80,31 @@ INSTRUCTION = (
 RESPOND = "respond"
 REFUSE = "refuse"
 SITE = "resid_post"
+
+
+class Scorer(NamedTuple):
+    """What gives answers their verdicts; the code is `reports/scoring/NAME.py`.
+
+    Attributes:
+        what: In a few words.
+        row: Where its rows stand among those of the other scorers in `scores.parquet`.
+        partly: Whether it is given a sample: an answer without a verdict is then no failure, and has no row.
+    """
+
+    what: str
+    row: int
+    partly: bool = False
+
+
+# In order of trust: the first that gave a verdict on all answers but a few heads the report.
+SCORERS = {
+    "judge": Scorer("a language model that is asked about one answer at a time", 2),
+    "classifier": Scorer("a text classifier, or the embedded one for models taught by the embedded answers", 3),
+    "phrases": Scorer("published phrases at an answer's start", 1),
+    "token": Scorer("the first generated control token", 0),
+    "hand": Scorer("verdicts that a person put into a file", 4, partly=True),
+}
+SCORED = sorted(SCORERS, key=lambda name: SCORERS[name].row)  # in the order of their rows
 METHODS = {
     "mean": "mean of a category's rows minus mean of all benign rows",
     "contrastive": "the same prompt followed by its category's token minus followed by [respond], averaged",
@@ -84,3 +114,13 @@ METHODS = {
     "random": "a random direction as long as the mean's: a control",
     "shuffled": "mean under permuted labels: a control",
 }
+
+
+def default_layer(n_layers: int) -> int:
+    """round(18/32 · n_layers), at most n_layers − 1: the depth the papers steer at, in any model."""
+    return min(round(18 / 32 * n_layers), n_layers - 1)
+
+
+def nearest_layer(layers: Iterable[int], n_layers: int) -> int:
+    """Of some layers, the one nearest to the default layer of a model of `n_layers`."""
+    return min(layers, key=lambda layer: abs(layer - default_layer(n_layers)))

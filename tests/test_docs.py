@@ -5,8 +5,7 @@ import re
 import polars as pl
 import pytest
 
-from data.store.tables import DIFF, GENERATIONS, SCORES, SUMMARY, SWEEP, TRACES
-from reports.page.run import CONTRACT
+from data.store.tables import DIFF, GENERATIONS, SCORES, SUMMARY, SWEEP, TABLES, TRACES
 from tests import ROOT
 
 FILES = (ROOT / "docs" / "files.md").read_text()
@@ -34,6 +33,6 @@ def test_every_column_of_a_table_is_documented_with_its_type(name, schema):
 def test_columns_that_a_report_reads_are_documented(name):
     names = {pl.String: "String", pl.Int64: "Int64", pl.Float64: "Float64", pl.Boolean: "Boolean"}
     told = documented(name)
-    assert {column: told.get(column) for column in CONTRACT[name]} == {
-        column: names[kind] for column, kind in CONTRACT[name].items()
+    assert {column: told.get(column) for column in TABLES[name]} == {
+        column: names[kind] for column, kind in TABLES[name].items()
     }

@@ -220,18 +220,15 @@ def table() -> pl.DataFrame:
     `rows` counts what is read of the hub's set; a mirror may hold less. `parts` are the splits that can be named after a
     `/`, beside `harmful` and `benign`.
     """
+    text = ("name", "hub", "config", "licence", "revision", "origin")
     rows = [
         {"name": name, "parts": sorted(own["split"].unique()), "rows": own.height, "licence": "Apache-2.0",
          "gated": False, "origin": "this project"}
         for name, own in ((name, embedded.read(name)) for name in embedded.FILES)
     ]  # fmt: skip
     for known in CATALOGUE:
-        rows.append(
-            {"name": known.name, "hub": known.hub, "config": known.config, "parts": [*known.splits, *known.parts],
-             "rows": known.rows, "licence": known.licence, "gated": known.gated, "revision": known.revision,
-             "origin": known.origin}
-        )  # fmt: skip
-    text = ("name", "hub", "config", "licence", "revision", "origin")
+        own = {name: getattr(known, name) for name in (*text, "rows", "gated")}
+        rows.append(own | {"parts": [*known.splits, *known.parts]})
     schema = dict.fromkeys(text, pl.String) | {"parts": pl.List(pl.String), "rows": pl.Int64, "gated": pl.Boolean}
     order = ("name", "hub", "config", "parts", "rows", "licence", "gated", "revision", "origin")
     return pl.DataFrame(rows, schema={column: schema[column] for column in order})

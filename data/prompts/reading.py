@@ -17,8 +17,9 @@ from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
 from data.prompts.hub import fetch
+from data.store.tables import PROMPTS
 
-PROMPT_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split")
+PROMPT_COLUMNS = tuple(PROMPTS)
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 
@@ -55,8 +56,9 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
     """Load one source of prompts.
 
     Args:
-        source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`, `NAME[:CONFIG][/PART]`; the id of any hub data
-            set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or a .jsonl, .csv or .parquet file.
+        source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`,
+            `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
+            a .jsonl, .csv or .parquet file.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
 
     Raises:
@@ -174,7 +176,7 @@ def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
                     f"{name}, line {number}: field {column!r} holds half a character, a \\ud800 without its pair"
                 )
         rows.append(texts)
-    return pl.DataFrame(rows, schema=dict.fromkeys(PROMPT_COLUMNS, pl.String))
+    return pl.DataFrame(rows, schema=PROMPTS)
 
 
 def _text(value: object) -> str:

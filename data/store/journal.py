@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+Object = dict[str, Any]  # of JSON
+
 
 class Journal:
     """A file of one line for the key and the plan, then one line for each thing that happened.
@@ -20,7 +22,7 @@ class Journal:
         resumed: Whether an earlier run's plan was taken up.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], plan: list[list[int]], results: Path | None = None) -> None:
+    def __init__(self, path: Path, key: Object, plan: list[list[int]], results: Path | None = None) -> None:
         """Open or begin the journal; `key` must be JSON.
 
         `results` is the file that batches are written into: one that stands there goes before a new journal comes, so
@@ -30,7 +32,7 @@ class Journal:
         self._lock = threading.Lock()
         self.plan = plan
         self.done: dict[int, Any] = {}
-        self.jobs: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, Object] = {}
         lines = self._whole_lines()
         self.resumed = bool(lines) and lines[0].get("key") == json.loads(json.dumps(key))
         if self.resumed:
@@ -46,7 +48,7 @@ class Journal:
                 results.unlink(missing_ok=True)
             path.write_text(json.dumps({"key": key, "plan": plan}) + "\n")
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
+    def _whole_lines(self) -> list[Object]:
         if not self._path.exists():
             return []
         raw = self._path.read_bytes()
@@ -83,12 +85,12 @@ class Journal:
         self.done |= noted
         self._append({"done": noted})
 
-    def note_job(self, name: str, noted: dict[str, Any]) -> None:
+    def note_job(self, name: str, noted: Object) -> None:
         """Note what is known of a job on a server; `name` is the group's batch numbers, `#`, its number in there."""
         self.jobs[name] = noted
         self._append({"job": name, "noted": noted})
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: Object) -> None:
         with self._lock, self._path.open("a") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 from data.errors import UserError
 
 DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
+Record = dict[str, Any]  # what `run.json` says of one artefact
 PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
 
 
@@ -68,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
         Path(unfinished).unlink(missing_ok=True)
 
 
-def records(folder: Path) -> dict[str, dict[str, Any]]:
+def records(folder: Path) -> dict[str, Record]:
     """What `run.json` says, artefact by artefact.
 
     Raises:
@@ -83,7 +84,7 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path} is damaged; delete it, or pass another --run") from None
 
 
-def record(folder: Path, artefact: str, entry: dict[str, Any]) -> None:
+def record(folder: Path, artefact: str, entry: Record) -> None:
     """Write an artefact's record, with versions and the end time."""
     kept = records(folder)
     kept[artefact] = {**entry, "versions": versions(), "end": now()}

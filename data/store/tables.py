@@ -1,7 +1,18 @@
-"""The tables of a run directory: every column and its type, in one place."""
+"""The tables of a run directory: every column and its type, in one place; and how a table is written."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from data.store.rundir import replacing
+
+Values = dict[str, Any]  # of a row, by column
+Schema = dict[str, pl.DataType | type[pl.DataType]]
+
+# Prompts as they are read, and `sweep_prompts`: what a setting was chosen on.
+PROMPTS: Schema = {name: pl.String for name in ("id", "prompt", "category", "label", "dataset", "split")}
 TOKENS = pl.List(pl.Struct({"token": pl.String, "probability": pl.Float64}))
 TRACES = {
     "dataset": pl.String, "id": pl.String, "prompt": pl.String, "prompt_category": pl.String, "label": pl.String,
@@ -28,8 +39,8 @@ SUMMARY = {
     "low": pl.Float64, "high": pl.Float64, "partial": pl.Int64, "broken": pl.Int64, "answered": pl.Int64,
     "n_paired": pl.Int64, "delta": pl.Float64, "delta_low": pl.Float64, "delta_high": pl.Float64,
     "p": pl.Float64, "p_holm": pl.Float64,
-    # Beyond the contract: bootstrap over clusters, where there are any; the sample size for a named difference; and what
-    # `low` and `high` are: `wilson`, or `bootstrap` of prompts or of themes.
+    # Bootstrap over clusters, where there are any; the sample size for a named difference; and what `low` and `high` are:
+    # `wilson`, or `bootstrap` of prompts or of themes.
     "n_clusters": pl.Int64, "cluster_low": pl.Float64, "cluster_high": pl.Float64, "delta_cluster_low": pl.Float64,
     "delta_cluster_high": pl.Float64, "n_needed": pl.Int64, "interval": pl.String,
 }  # fmt: skip
@@ -53,7 +64,47 @@ CAPABILITY = {
 }  # fmt: skip
 LOGIT_LENS = {"category": pl.String, "layer": pl.Int64, "token": pl.String, "logit": pl.Float64}
 PROBE_ROC = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
+PROBE_LAYERS = {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64, "chosen": pl.Boolean}
+PROBE_QUALITY = {
+    "split": pl.String, "against": pl.String, "n_harmful": pl.Int64, "n_benign": pl.Int64, "auc": pl.Float64,
+    "tpr_at_1_fpr": pl.Float64, "tpr": pl.Float64, "tpr_low": pl.Float64, "tpr_high": pl.Float64, "fpr": pl.Float64,
+    "fpr_low": pl.Float64, "fpr_high": pl.Float64,
+}  # fmt: skip
 LOWRANK_TRAINING = {
     "epoch": pl.Int64, "split": pl.String, "label": pl.String, "n": pl.Int64, "loss": pl.Float64,
     "refusal_probability": pl.Float64, "kept": pl.Boolean,
 }  # fmt: skip
+PAPER_ARM = {name: SUMMARY[name] for name in ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")}
+
+TABLES: dict[str, Schema] = {
+    "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "diff": DIFF,
+    "effects": EFFECTS, "capability": CAPABILITY, "logit_lens": LOGIT_LENS, "probe_roc": PROBE_ROC,
+    "probe_layers": PROBE_LAYERS, "probe_quality": PROBE_QUALITY, "lowrank_training": LOWRANK_TRAINING,
+    "sweep_prompts": PROMPTS,
+}  # fmt: skip
+# Columns beyond the contract, which the file of another version may lack.
+BEYOND = {
+    "traces": ("prompt_category", "label"),
+    "summary": ("n_clusters", "cluster_low", "cluster_high", "delta_cluster_low", "delta_cluster_high", "n_needed",
+                "interval"),
+    "sweep": ("kind", "category", "scope", "harmful"),
+    "diff": ("halves",),
+}  # fmt: skip
+
+
+def required(name: str) -> Schema:
+    """The columns that the contract asks of a table, each with its type."""
+    return {column: kind for column, kind in TABLES[name].items() if column not in BEYOND.get(name, ())}
+
+
+def paper(published: Iterable[str], arms: Iterable[str]) -> Schema:
+    """The columns of `paper`: a rate for each of the papers' arms, and for each arm of the run those of `PAPER_ARM`."""
+    theirs = {f"published {arm}": pl.Float64 for arm in published}
+    ours = {f"{arm} {name}": kind for arm in arms for name, kind in PAPER_ARM.items()}
+    return {"dataset": pl.String, "label": pl.String, "n_published": pl.Int64, **theirs, **ours, "missing": pl.String}
+
+
+def write_table(path: Path, frame: pl.DataFrame) -> None:
+    """Write a table as parquet; the file appears whole."""
+    with replacing(path) as unfinished:
+        frame.write_parquet(unfinished)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,9 +10,6 @@ from safetensors.torch import save_file
 
 from data.errors import UserError
 from data.store.rundir import replacing
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 
+from data.intervals import wilson
 from data.store.tables import PROBE_ROC
 
 
@@ -54,7 +55,6 @@ def quality_table(
     split: str, harmful: np.ndarray, near_miss: np.ndarray, score: np.ndarray, threshold: float
 ) -> pl.DataFrame:
     """How well the probe tells harmful rows from all benign rows, and from near-misses alone."""
-    from scipy.stats import binomtest
     from sklearn.metrics import roc_auc_score
 
     found = []
@@ -66,8 +66,8 @@ def quality_table(
         row["auc"] = float(roc_auc_score(harmful[used], score[used]))
         row["tpr_at_1_fpr"] = tpr_at(harmful[used], score[used], 0.01)
         for name, group in (("tpr", harmful), ("fpr", benign)):
-            fired = binomtest(int((score[group] >= np.float32(threshold)).sum()), int(group.sum()))
-            low, high = fired.proportion_ci(method="wilson")
-            row |= {name: fired.statistic, f"{name}_low": float(low), f"{name}_high": float(high)}
+            fired, n = int((score[group] >= np.float32(threshold)).sum()), int(group.sum())
+            low, high = wilson(fired, n)
+            row |= {name: fired / n, f"{name}_low": low, f"{name}_high": high}
         found.append(row)
     return pl.DataFrame(found)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from data.contract import default_layer
 from interventions.backends.backend import LOCAL, Backend
 
 
@@ -73,4 +74,4 @@ class Model:
 
     def default_layer(self) -> int:
         """round(18/32 · n_layers), at most n_layers − 1: the depth the papers steer at, in any model."""
-        return min(round(18 / 32 * self.n_layers), self.n_layers - 1)
+        return default_layer(self.n_layers)

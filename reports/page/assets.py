@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -45,9 +44,9 @@ def write_chart(chart: Chart, folder: Path, width: int) -> list[Path]:
     return paths
 
 
-def on_paper(chart: Chart, width: int) -> dict[str, Any]:
+def on_paper(chart: Chart, width: int) -> charts.Spec:
     """A chart's specification with a width and colours of its own."""
-    spec: dict[str, Any] = json.loads(json.dumps(chart.chart.to_dict()))
+    spec: charts.Spec = json.loads(json.dumps(chart.chart.to_dict()))
     room = spec.pop("usermeta", {}).get("legend", WIDTH)
     title = {"title": {"text": chart.title, "anchor": "start"}} if chart.title else {}
     spec = charts.on_paper(spec | title | {"width": width})

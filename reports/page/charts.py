@@ -27,7 +27,8 @@ TRADE_OFF = 340  # pixels high
 WIDTHS = {"phone": (480, 270), "tablet": (800, 560), "page": (math.inf, 1000)}
 
 INK = "currentColor"
-PAGE: dict[str, Any] = {
+Spec = dict[str, Any]  # of Vega-Lite
+PAGE: Spec = {
     "background": None,
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -45,7 +46,7 @@ PAGE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def on_paper(spec: dict[str, Any]) -> dict[str, Any]:
+def on_paper(spec: Spec) -> Spec:
     """A chart's specification and the configuration for pictures: dark ink on white, as no page lends its colour."""
 
     def inked(value: Any) -> Any:
@@ -78,24 +79,16 @@ def trade_off(table: pl.DataFrame, groups: Sequence[str]) -> Any:
             alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
     base = alt.Chart(data).encode(x=x, y=y, color=colour)
     lines = base.transform_filter("datum.line").mark_line(opacity=0.6).encode(order="order:Q", detail="group:N")
-    across = (
-        alt.Chart(data)
-        .mark_rule(opacity=0.5, strokeWidth=1.5)
-        .encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y, color=colour)
-    )
-    down = (
-        alt.Chart(data)
-        .mark_rule(opacity=0.5, strokeWidth=1.5)
-        .encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x, color=colour)
+    rules = alt.Chart(data).mark_rule(opacity=0.5, strokeWidth=1.5).encode(color=colour)
+    across, down = (
+        rules.encode(x=alt.X("low_x:Q"), x2="high_x:Q", y=y),
+        rules.encode(y=alt.Y("low_y:Q"), y2="high_y:Q", x=x),
     )
     # What others are held against is larger, so that it is seen behind a point that lies on it.
     size = alt.condition(f"indexof({json.dumps(NEUTRAL)}, datum.group) >= 0", alt.value(260), alt.value(90))
     dots = base.mark_point(filled=False, strokeWidth=2.5).encode(shape=shape, size=size, tooltip=tips)
-    full = (
-        base.transform_filter("!datum.hollow")
-        .mark_point(filled=True, opacity=1)
-        .encode(shape=shape, size=size, tooltip=tips)
-    )
+    full = base.transform_filter("!datum.hollow").mark_point(filled=True, opacity=1)
+    full = full.encode(shape=shape, size=size, tooltip=tips)
     return _sized(alt.layer(lines, across, down, dots, full, *_labels(base)), TRADE_OFF, groups)
 
 
@@ -156,11 +149,7 @@ def rates(table: pl.DataFrame, kinds: dict[str, str], places: Sequence[str]) -> 
         alt.Tooltip("broken:Q", format=".1%"),
     ]
     x = alt.X("rate:Q", title="refused, with 95 % interval (✕: broken)", axis=axis, scale=alt.Scale(domain=[0, 1]))
-    bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
-    broken = (
-        base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
-    )
+    bars, points, broken = _rate_marks(base, x, arms, tips)
     return _sized(alt.layer(bars, points, broken), len(places) * (13 * len(arms) + 16), arms)
 
 
@@ -179,15 +168,19 @@ def beside(table: pl.DataFrame, arms: Sequence[str], places: Sequence[str]) -> A
             alt.Tooltip("published:Q", title="papers", format=".1%"), alt.Tooltip("broken:Q", format=".1%")]  # fmt: skip
     x = alt.X("rate:Q", title="refused; hollow: the papers; ✕: broken", axis=alt.Axis(format="%", tickCount=5),
               scale=alt.Scale(domain=[0, 1]))  # fmt: skip
-    bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
-    ours = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
+    bars, ours, broken = _rate_marks(base, x, arms, tips)
     theirs = base.mark_point(filled=False, size=80, strokeWidth=1.5).encode(
         x="published:Q", shape=_shape("arm", arms), tooltip=tips
     )
-    broken = (
-        base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10).encode(x="broken:Q", tooltip=tips)
-    )
     return _sized(alt.layer(bars, theirs, ours, broken), len(places) * (13 * len(arms) + 16), arms)
+
+
+def _rate_marks(base: Any, x: alt.X, arms: Sequence[str], tips: list[alt.Tooltip]) -> tuple[Any, Any, Any]:
+    """Intervals, points and crosses for broken shares."""
+    bars = base.mark_rule(strokeWidth=2, opacity=0.7).encode(x=alt.X("low:Q", title=""), x2="high:Q")
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, shape=_shape("arm", arms), tooltip=tips)
+    crosses = base.transform_filter("datum.broken > 0").mark_text(text="✕", fontSize=10)
+    return bars, points, crosses.encode(x="broken:Q", tooltip=tips)
 
 
 def matrix(table: pl.DataFrame, names: Sequence[str]) -> Any:
@@ -239,21 +232,19 @@ def lines(
     series: Sequence[str],
     *,
     y: str,
-    x: str = "layer",
-    format: str = ".2f",
     zero: bool = True,
     height: int = 200,
     domain: tuple[float, float] | None = None,
 ) -> Any:
-    """Lines over layers with a band where `low` and `high` are there; columns `x`, `series`, `value`, `n`.
+    """Lines over layers with a band where `low` and `high` are there; columns `layer`, `series`, `value`, `n`.
 
     A column `ceiling` is a dotted line a series, `floor_low` and `floor_high` a grey band behind. With `domain`, charts side by
     side share their y axis.
     """
-    axis = alt.X(f"{x}:Q", axis=alt.Axis(tickMinStep=1, format="d"), title=x, scale=alt.Scale(nice=False))
+    axis = alt.X("layer:Q", axis=alt.Axis(tickMinStep=1, format="d"), title="layer", scale=alt.Scale(nice=False))
     base = alt.Chart(_data(table)).encode(x=axis, color=_colour("series", series, line=True))
-    tips = ["series:N", f"{x}:Q", alt.Tooltip("value:Q", title=y, format=format)]
-    tips += [alt.Tooltip(f"{name}:Q", format=format) for name in ("low", "high") if name in table.columns]
+    tips = ["series:N", "layer:Q", alt.Tooltip("value:Q", title=y, format=".2f")]
+    tips += [alt.Tooltip(f"{name}:Q", format=".2f") for name in ("low", "high") if name in table.columns]
     tips += ["n:Q"] if "n" in table.columns else []
     scale = alt.Scale(zero=zero, nice=True) if domain is None else alt.Scale(domain=list(domain), nice=True)
     drawn = base.mark_line(point=alt.OverlayMarkDef(size=30, filled=True)).encode(
@@ -305,11 +296,11 @@ def roc(table: pl.DataFrame, marks: pl.DataFrame, splits: Sequence[str]) -> Any:
     return _sized(alt.layer(diagonal.encode(x=x, y=y), curves, dots), 300, splits)
 
 
-def intervals(table: pl.DataFrame, rows: Sequence[str], *, x: str, format: str = ".3~g") -> Any:
+def intervals(table: pl.DataFrame, rows: Sequence[str], *, x: str) -> Any:
     """A point with its interval a row; columns `row`, `value`, `low`, `high`, `n`."""
     base = alt.Chart(_data(table)).encode(y=alt.Y("row:N", title=None, sort=list(rows)), color=alt.value(COLOURS[0]))
-    tips = ["row:N", alt.Tooltip("value:Q", title=x, format=format), alt.Tooltip("low:Q", format=format),
-            alt.Tooltip("high:Q", format=format), "n:Q"]  # fmt: skip
+    tips = ["row:N", alt.Tooltip("value:Q", title=x, format=".3~g"),
+            *(alt.Tooltip(f"{end}:Q", format=".3~g") for end in ("low", "high")), "n:Q"]  # fmt: skip
     scale = alt.Scale(zero=False, nice=True)
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=x, scale=scale), x2="high:Q")
     points = base.mark_point(filled=True, size=70, opacity=1).encode(

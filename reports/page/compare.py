@@ -8,15 +8,16 @@ import numpy as np
 import polars as pl
 
 from data.errors import UserError
+from data.store.tables import Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Samples, Section, Table
 from reports.page.names import Arm, alone, kind_of
 from reports.page.run import Run, open_run
-from reports.page.sections.answer import LABELS, Pooled, pooled_rows
+from reports.page.sections.answer import Pooled, point, pooled_rows
 from reports.page.sections.samples import pack
 from reports.page.write import write_page
-from reports.scoring.leading import SCORERS
+from reports.scoring.leading import trust
 from reports.statistics.summary import holm, mcnemar, newcombe
 
 MOST_TOLD = 3
@@ -33,23 +34,18 @@ def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None
         raise UserError("--compare takes two run directories or more: --compare runs/a runs/b")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--compare names one run directory twice")
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such run directory")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such run directory")
     runs = dict(zip(run_names(folders), map(open_run, folders), strict=True))
     makers = (trade_off, paired, vectors, answers, settings)
     sections = [section for make in makers if (section := make(runs)) is not None]
     if not any(section.name != "settings" for section in sections):
         raise UserError("nothing to compare: run `python cli.py evaluate` in each of the run directories")
-    top = [
-        Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta")
-        for name, run in runs.items()
-    ]
-    top += [
-        Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
-        for name, run in runs.items()
-        for fault in run.faults
-    ]
+    top = [Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta")
+           for name, run in runs.items()]  # fmt: skip
+    top += [Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
+            for name, run in runs.items() for fault in run.faults]  # fmt: skip
     write_page(path, f"Refusal compared: {say.listed(runs)}", top, sections)
     if assets is not None:
         from reports.page.assets import write_assets
@@ -76,11 +72,8 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
             continue
         scorers.add(pooled.scorer)
         named = run.named()
-        rows += [
-            _point(name, pooled, arm, named[arm])
-            for arm in run.arms()
-            if all(pooled.row(label, arm) for label in LABELS)
-        ]
+        both = [arm for arm in run.arms() if all(pooled.row(label, arm) for label in say.LABELS)]
+        rows += [_point(name, pooled, arm, named[arm]) for arm in both]
     if not rows:
         return None
     table = pl.DataFrame(rows)
@@ -94,22 +87,17 @@ def trade_off(runs: dict[str, Run]) -> Section | None:
     blocks: list[Block] = [Prose(answer(told), "lead")] if told else []
     blocks.append(Chart("compare-trade-off", charts.trade_off(table, list(runs)), caption))
     if len(scorers) > 1:
-        blocks.insert(
-            0, Prose("The runs are scored by different scorers: part of any difference is theirs.", "warning")
-        )
+        told_apart = "The runs are scored by different scorers: part of any difference is theirs."
+        blocks.insert(0, Prose(told_apart, "warning"))
     return Section("trade-off", "Trade-off", blocks)
 
 
-def _point(name: str, pooled: Pooled, arm: str, shown: Arm) -> dict[str, Any]:
-    benign, harmful = pooled.rows["benign", arm], pooled.rows["harmful", arm]
-    broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
-    return {"arm": f"{name}: {shown.short}", "group": name, "order": 0.0, "mark": shown.short, "broken": broken,
-            "hollow": broken > charts.HOLLOW_FROM, "line": False,
-            **{f"{key}_x": benign[key] for key in ("rate", "low", "high", "n")},
-            **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}}  # fmt: skip
+def _point(name: str, pooled: Pooled, arm: str, shown: Arm) -> Values:
+    return {"arm": f"{name}: {shown.short}", "group": name, "order": 0.0, "mark": shown.short,
+            **point(pooled.rows["benign", arm], pooled.rows["harmful", arm], joined=False)}  # fmt: skip
 
 
-def differences(runs: dict[str, Run]) -> list[dict[str, Any]]:
+def differences(runs: dict[str, Run]) -> list[Values]:
     """Each run against the first, arm by arm and scorer by scorer, on the prompts that both answered."""
     names = list(runs)
     if runs[names[0]].table("scores") is None:
@@ -119,10 +107,10 @@ def differences(runs: dict[str, Run]) -> list[dict[str, Any]]:
         family = [row for row in rows if row["scorer"] == scorer]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = p
-    return sorted(rows, key=lambda row: SCORERS.index(row["scorer"]) if row["scorer"] in SCORERS else len(SCORERS))
+    return sorted(rows, key=lambda row: trust(row["scorer"]))
 
 
-def answer(rows: list[dict[str, Any]]) -> str:
+def answer(rows: list[Values]) -> str:
     """Which differences are shown, by the best scorer, in one sentence."""
     first = [row for row in rows if row["scorer"] == rows[0]["scorer"]]
     shown = [row for row in first if say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"])]
@@ -131,7 +119,7 @@ def answer(rows: list[dict[str, Any]]) -> str:
         return f"{of} none shows a difference."
     told = [
         f"{row['run']}, {alone(row['arm'])}: {say.points(row['delta'])} points of {row['n']:,} "
-        f"{say.LABELS.get(row['label'], row['label'])} refused "
+        f"{say.PROMPTS.get(row['label'], row['label'])} refused "
         f"(95\u00a0% interval {say.points_span(row['delta_low'], row['delta_high'])})"
         for row in shown[:MOST_TOLD]
     ]
@@ -146,9 +134,8 @@ def paired(runs: dict[str, Run]) -> Section | None:
         return None
     rows = differences(runs)
     if not rows:
-        return Section(
-            "paired", "Paired differences", [Prose("No arm of these runs has the same name and the same prompts.")]
-        )
+        none = Prose("No arm of these runs has the same name and the same prompts.")
+        return Section("paired", "Paired differences", [none])
     frame = pl.DataFrame(rows)
     shown = say.table_of(
         frame,
@@ -160,13 +147,7 @@ def paired(runs: dict[str, Run]) -> Section | None:
         ("Δ points", say.points, "delta"),
         ("95 % interval of Δ", say.points_span, "delta_low", "delta_high"),
         ("p (Holm)", say.p_value, "p_holm"),
-        (
-            "difference",
-            lambda *row: "shown" if say.is_shown(*row) else "not shown",
-            "delta_low",
-            "delta_high",
-            "p_holm",
-        ),
+        ("difference", say.verdict, "delta_low", "delta_high", "p_holm"),
     )
     note = (
         "Arms of the same name on prompts that both runs answered (by data set, id and text); Δ is a run minus "
@@ -177,10 +158,10 @@ def paired(runs: dict[str, Run]) -> Section | None:
 
 
 def _heading(run: str, against: str, scorer: str, label: str | None) -> str:
-    return f"{run} against {against}, {say.LABELS.get(label, say.name(label))}, scored by {say.name(scorer)}"
+    return f"{run} against {against}, {say.PROMPTS.get(label, say.name(label))}, scored by {say.name(scorer)}"
 
 
-def _differences(against: str, first: Run, name: str, other: Run) -> list[dict[str, Any]]:
+def _differences(against: str, first: Run, name: str, other: Run) -> list[Values]:
     keys = ["dataset", "id", "arm", "scorer"]
     counted = [_counted(run, keys) for run in (first, other)]
     both = (
@@ -229,10 +210,7 @@ def vectors(runs: dict[str, Run]) -> Section | None:
             continue
         for category in [category for category in first.tensors if category in other.tensors]:
             for layer in sorted(set(first.layers) & set(other.layers)):
-                a, b = (
-                    first.tensors[category][first.layers.index(layer)],
-                    other.tensors[category][other.layers.index(layer)],
-                )
+                a, b = (of.tensors[category][of.layers.index(layer)] for of in (first, other))
                 length = float(np.linalg.norm(a) * np.linalg.norm(b))
                 series = say.name(category, 40) if len(names) == 2 else f"{name}: {say.name(category, 30)}"
                 if length:
@@ -266,12 +244,8 @@ def answers(runs: dict[str, Run]) -> Section | None:
     if len(generations) < 2:
         return None
     together = pl.concat(generations, how="diagonal_relaxed")
-    packed = pack(
-        together,
-        pl.concat(scores, how="diagonal_relaxed") if scores else None,
-        arms,
-        next((arm for arm in arms if arm != "baseline"), None),
-    )
+    verdicts = pl.concat(scores, how="diagonal_relaxed") if scores else None
+    packed = pack(together, verdicts, arms, next((arm for arm in arms if arm != "baseline"), None))
     note = f"“baseline” is that of {next(iter(runs))}. Answers are matched by data set and id."
     return Section("samples", "Answers", [Prose(note, "note"), Samples(packed)])
 
@@ -282,14 +256,10 @@ def settings(runs: dict[str, Run]) -> Section | None:
     rows = []
     for artefact in artefacts:
         entries = [run.records.get(artefact, {}) for run in runs.values()]
-        options: list[dict[str, Any]] = [
-            told if isinstance(told := entry.get("options"), dict) else {} for entry in entries
-        ]
+        options: list[Values] = [told if isinstance(told := entry.get("options"), dict) else {} for entry in entries]
         fields = [(field, [entry.get(field) for entry in entries]) for field in SETTINGS]
-        fields += [
-            (f"--{key.replace('_', '-')}", [option.get(key) for option in options])
-            for key in dict.fromkeys(k for o in options for k in o)
-        ]
+        keys = dict.fromkeys(key for option in options for key in option)
+        fields += [(f"--{key.replace('_', '-')}", [option.get(key) for option in options]) for key in keys]
         rows += [
             {"artefact": artefact, "setting": field}
             | {name: _text(value) for name, value in zip(runs, values, strict=True)}

@@ -59,14 +59,9 @@ def shared(names: Iterable[str]) -> dict[str, dict[str, str]]:
     by_kind: dict[str, list[dict[str, str]]] = {}
     for name in dict.fromkeys(names):
         by_kind.setdefault(kind_of(name), []).append(_settings(name))
-    return {
-        kind: {
-            key: value
-            for key, value in arms[0].items()
-            if key != STRENGTH and all(other.get(key) == value for other in arms)
-        }
-        for kind, arms in by_kind.items()
-    }
+    return {kind: {key: value for key, value in arms[0].items()
+                   if key != STRENGTH and all(other.get(key) == value for other in arms)}
+            for kind, arms in by_kind.items()}  # fmt: skip
 
 
 def unsaid(names: Iterable[str]) -> str:

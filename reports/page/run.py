@@ -7,41 +7,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from safetensors import SafetensorError, safe_open
 
-from data.store.rundir import records
+from data.contract import nearest_layer
+from data.errors import UserError
+from data.store.activations import Activations
+from data.store.rundir import Record, records
+from data.store.tables import required
 from reports.page.names import Arm, named
 
-S, F, N, B = pl.String, pl.Float64, pl.Int64, pl.Boolean
-CONTRACT: dict[str, dict[str, Any]] = {
-    "traces": {"dataset": S, "id": S, "prompt": S, "category": S, "layer": N, "strength": F, "strength_unit": S,
-               "scope": S, "kl": F, "text_unsteered": S, "text_steered": S},
-    "generations": {"dataset": S, "id": S, "category": S, "label": S, "prompt": S, "arm": S, "kind": S, "layer": N,
-                    "strength": F, "strength_unit": S, "scope": S, "operation": S, "vector": S, "gate": F,
-                    "control_token": S, "refusal_token": S, "refusal_probability": F, "response": S, "new_tokens": N,
-                    "finish": S, "model": S, "backend": S, "seed": N},
-    "scores": {"dataset": S, "id": S, "arm": S, "kind": S, "category": S, "label": S, "scorer": S, "verdict": S,
-               "refused": B, "fitted": B},
-    "summary": {"dataset": S, "label": S, "arm": S, "kind": S, "scorer": S, "n": N, "n_failed": N, "n_overlap": N,
-                "refused": N, "rate": F, "low": F, "high": F, "partial": N, "broken": N, "answered": N, "n_paired": N,
-                "delta": F, "delta_low": F, "delta_high": F, "p": F, "p_holm": F},
-    "sweep": {"layer": N, "strength": F, "strength_unit": S, "arm": S, "label": S, "n": N, "refusal_probability": F,
-              "refused": F, "broken": F, "chosen": B},
-    "diff": {"category": S, "layer": N, "text": S, "cosine": F, "low": F, "high": F, "ceiling": F, "floor_low": F,
-             "floor_high": F, "n": N},
-    "effects": {"dataset": S, "arm": S, "measure": S, "value": F, "low": F, "high": F, "n": N},
-    "capability": {"task": S, "arm": S, "metric": S, "value": F, "stderr": F, "n": N, "scored_logits_changed": B},
-    "logit_lens": {"category": S, "layer": N, "token": S, "logit": F},
-    "probe_roc": {"fpr": F, "tpr": F, "threshold": F, "split": S},
-    "probe_layers": {"layer": N, "auc": F, "tpr_at_1_fpr": F, "chosen": B},
-    "probe_quality": {"split": S, "against": S, "n_harmful": N, "n_benign": N, "auc": F, "tpr_at_1_fpr": F, "tpr": F,
-                      "tpr_low": F, "tpr_high": F, "fpr": F, "fpr_low": F, "fpr_high": F},
-}  # fmt: skip
-NESTED = {"traces": ("top_unsteered", "top_steered", "projections")}
+# Tables that a report reads.
+READ = ("traces", "generations", "scores", "summary", "sweep", "diff", "effects", "capability", "logit_lens", "probe_roc",
+        "probe_layers", "probe_quality")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,10 +33,6 @@ class Vectors:
     counts: dict[str, int]
     residual_norms: list[float]
     metadata: dict[str, str]
-
-    def default_layer(self) -> int:
-        """round(18/32 · layers), the depth the papers steer at."""
-        return self.layers[min(round(18 / 32 * len(self.layers)), len(self.layers) - 1)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,7 @@ class Run:
     """
 
     folder: Path
-    records: dict[str, dict[str, Any]]
+    records: dict[str, Record]
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     vectors: Vectors | None = None
     faults: Sequence[str] = ()
@@ -106,13 +82,17 @@ class Run:
         return ""
 
     def steered_layer(self) -> int | None:
-        """The layer that most arms edit; else the default of the vectors; else None."""
+        """The layer that most arms edit; else of those with vectors the one nearest to the model's default; else None."""
         generations = self.table("generations")
         if generations is not None:
             layers = generations["layer"].drop_nulls()
             if layers.len():
                 return int(layers.mode().sort()[0])
-        return self.vectors.default_layer() if self.vectors else None
+        if self.vectors is None:
+            return None
+        noted = self.records.get("vectors", {}).get("n_layers")
+        n_layers = noted if isinstance(noted, int) and noted > 0 else max(self.vectors.layers) + 1
+        return nearest_layer(self.vectors.layers, n_layers)
 
 
 def open_run(folder: Path) -> Run:
@@ -123,7 +103,7 @@ def open_run(folder: Path) -> Run:
     """
     faults: list[str] = []
     tables = {}
-    for name in CONTRACT:
+    for name in READ:
         path = folder / f"{name}.parquet"
         if path.exists():
             try:
@@ -141,7 +121,7 @@ def open_run(folder: Path) -> Run:
     return Run(folder, _records(folder), tables, vectors, faults)
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
+def _records(folder: Path) -> dict[str, Record]:
     """Records that are objects; half of a surrogate pair, which JSON may hold and no file can, becomes a mark."""
     kept = {name: entry for name, entry in records(folder).items() if isinstance(entry, dict)}
     return json.loads(json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace"))
@@ -155,13 +135,14 @@ def read_table(path: Path) -> pl.DataFrame:
         PolarsError: The file is damaged, or a column can't be of its type.
     """
     frame = pl.read_parquet(path)
-    wanted = CONTRACT[path.stem]
-    missing = [name for name in (*wanted, *NESTED.get(path.stem, ())) if name not in frame.columns]
+    wanted = required(path.stem)
+    missing = [name for name in wanted if name not in frame.columns]
     if missing:
         raise ValueError(f"no column {missing[0]}")
-    typed = frame.with_columns([pl.col(name).cast(kind) for name, kind in wanted.items()])
+    typed = frame.with_columns([pl.col(name).cast(kind) for name, kind in wanted.items() if not kind.is_nested()])
     # What is no number is nothing: it must neither be drawn nor compared.
-    finite = [pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name, kind in wanted.items() if kind == F]
+    floats = [pl.col(name) for name, kind in wanted.items() if kind == pl.Float64]
+    finite = [pl.when(column.is_finite()).then(column) for column in floats]
     return typed.with_columns(finite)
 
 
@@ -186,25 +167,17 @@ def read_vectors(path: Path) -> Vectors:
 
 
 def read_activations(folder: Path, layer: int, most: int, seed: int = 0) -> tuple[np.ndarray, pl.DataFrame] | None:
-    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none.
-
-    Rows are read one by one: the file may be larger than memory.
-    """
-    path = folder / "activations" / "prompts.safetensors"
-    if not path.exists() or not path.with_suffix(".parquet").exists():
+    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none."""
+    try:
+        file = Activations.open(folder / "activations" / "prompts.safetensors")
+    except UserError:
         return None
-    rows = pl.read_parquet(path.with_suffix(".parquet"))
-    with safe_open(path, "np") as file:
-        layers = json.loads((file.metadata() or {}).get("layers", "[]"))
-        view = file.get_slice("activations")
-        if layer not in layers or view.get_shape()[0] != rows.height:
-            return None
-        at = layers.index(layer)
-        chosen = np.arange(rows.height)
-        if rows.height > most:
-            chosen = np.sort(np.random.default_rng(seed).choice(rows.height, most, replace=False))
-        values = np.stack([view[int(row), at] for row in chosen]) if len(chosen) else np.zeros((0, 1))
-    return values.reshape(len(chosen), -1).astype(np.float64), rows[chosen]
+    if layer not in file.layers:
+        return None
+    chosen = np.arange(file.rows.height)
+    if file.rows.height > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(file.rows.height, most, replace=False))
+    return file.layer(layer, chosen).astype(np.float64), file.rows[chosen]
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,11 @@ from typing import Any
 
 import polars as pl
 
-LABELS = {"benign": "benign prompts", "harmful": "harmful prompts", None: "prompts without a label"}
+from data import contract
+
+LABELS = tuple(sorted(contract.LABELS))  # benign first: over-refusal is what steering is meant to mend
+PROMPTS = {**{label: f"{label} prompts" for label in LABELS}, None: "prompts without a label"}
+REFUSED = {"benign": "Over-refusal", "harmful": "Refusal"}  # what it is called when prompts of a label are refused
 UNITS = {
     "residual": "mean lengths of the residual stream",
     "unit": "lengths of a unit vector",
@@ -40,6 +44,11 @@ def units(unit: str | None) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """12.3 %, with a blank that doesn't break."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}\u00a0%"
+
+
+def share(count: int | None, n: int | None) -> str:
+    """So many of n, in percent."""
+    return percent(count / n) if n and count is not None else "–"
 
 
 def points(value: float | None) -> str:
@@ -128,6 +137,11 @@ def count_range(values: pl.Series) -> str:
 def is_shown(low: float | None, high: float | None, p: float | None) -> bool:
     """Whether a difference may be called one: its interval leaves 0 out, and so does its (adjusted) test."""
     return low is not None and high is not None and (low > 0 or high < 0) and p is not None and p < 0.05
+
+
+def verdict(low: float | None, high: float | None, p: float | None) -> str:
+    """The same in words."""
+    return "shown" if is_shown(low, high, p) else "not shown"
 
 
 def column(frame: pl.DataFrame, write: Any, *names: str) -> pl.Series:

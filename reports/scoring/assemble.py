@@ -1,55 +1,44 @@
-"""Which scorers run: those that were asked for, or all that have what they need."""
+"""Which scorers run: those that were asked for, or all that have what they need.
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
+A scorer is a line of `data.contract.SCORERS` and a file `reports/scoring/NAME.py`, which has
+- `scorer(generations, given)`: with the table of `generate` and what was given, how answers get their verdicts; None
+  where that is not enough;
+- `NEEDS`: what it takes, to be said where it was asked for all the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 import polars as pl
 
+from data.contract import SCORED
 from data.errors import UserError
-from reports.scoring.classifier import classifier_verdicts
-from reports.scoring.hand import hand_verdicts
-from reports.scoring.judge import Judge, judge_verdicts
-from reports.scoring.scores import SCORERS, Scorer, default_scorers
 
-NEEDS = {"judge": "--judge-model", "classifier": "--classifier", "hand": "--hand"}
+# The table of `generate` with a column `broken` -> a verdict a row, null where the scorer failed or does not apply.
+Verdicts = Callable[[pl.DataFrame], pl.Series]
+Given = Mapping[str, Any]
 
 
-def assemble(
-    generations: pl.DataFrame,
-    names: Sequence[str] = (),
-    *,
-    cache: Path,
-    judge: Judge | None = None,
-    classifier: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    device: str | None = None,
-    hand: Path | None = None,
-) -> dict[str, Scorer]:
-    """Scorers by name, in the order of `SCORERS`, as `scoring.score` takes them.
+def assemble(generations: pl.DataFrame, names: Sequence[str] = (), **given: Any) -> dict[str, Verdicts]:
+    """Scorers by name, in the order of their rows, as `scoring.score` takes them.
 
     Args:
         generations: The table of `generate`.
         names: Some of `SCORERS`; without any, all that have what they need.
-        cache: Where the judge's verdicts are kept.
-        judge: Whom to ask.
-        classifier: A model folder or hub id.
-        labels: The classifier's class -> verdict, where its names don't say it.
-        device: The classifier's.
-        hand: A file of labels.
+        given: What scorers may need: `judge` (a `Judge`) and `cache` (the file of its verdicts); `classifier` (a model
+            folder or hub id), `labels` (class -> verdict, where the classes' names don't say it) and `device`; `hand`
+            (a file of labels). None is as good as nothing.
 
     Raises:
         UserError: A scorer was asked for that lacks what it needs, or whose tokens the model lacks.
     """
-    there = default_scorers(generations)
-    if judge is not None:
-        there["judge"] = partial(judge_verdicts, judge=judge, cache=cache)
-    if classifier is not None:
-        there["classifier"] = partial(classifier_verdicts, name=classifier, labels=labels, device=device)
-    if hand is not None:
-        there["hand"] = partial(hand_verdicts, path=hand)
-    for name in names:
-        if name not in there:
-            reason = f"pass {NEEDS[name]}" if name in NEEDS else "no answer opens with a control token"
-            raise UserError(f"--scorer {name} can't run: {reason}")
-    return {name: there[name] for name in SCORERS if name in there and (not names or name in names)}
+    found = {}
+    for name in SCORED:
+        module = import_module(f"reports.scoring.{name}")
+        verdicts = module.scorer(generations, given)
+        if verdicts is not None:
+            found[name] = verdicts
+        elif name in names:
+            raise UserError(f"--scorer {name} can't run: {module.NEEDS}")
+    return {name: verdicts for name, verdicts in found.items() if not names or name in names}

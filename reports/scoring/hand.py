@@ -8,15 +8,18 @@ import csv
 import hashlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from data.contract import VERDICTS
 from data.errors import UserError
-from reports.scoring.scores import VERDICTS
+from reports.scoring.assemble import Given, Verdicts
 
+NEEDS = "pass --hand"
 COLUMNS = ("key", "prompt", "response", "verdict")
 SHORT = {verdict[0]: verdict for verdict in VERDICTS}
 SAMPLES = 100
@@ -47,6 +50,11 @@ def write_sample(generations: pl.DataFrame, path: Path, *, n: int = SAMPLES, see
     else:
         path.write_text(_as_jsonl(rows), encoding="utf-8")
     return len(rows)
+
+
+def scorer(_generations: pl.DataFrame, given: Given) -> Verdicts | None:
+    """`hand_verdicts`, where there is a file of labels."""
+    return partial(hand_verdicts, path=given["hand"]) if given.get("hand") is not None else None
 
 
 def hand_verdicts(answers: pl.DataFrame, path: Path) -> pl.Series:
@@ -123,7 +131,7 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> str:
+def _as_csv(rows: list[dict[str, str]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(COLUMNS)
@@ -134,7 +142,7 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _as_jsonl(rows: list[dict[str, Any]]) -> str:
+def _as_jsonl(rows: list[dict[str, str]]) -> str:
     return "".join(json.dumps({name: row[name] for name in COLUMNS}, ensure_ascii=False) + "\n" for row in rows)
 
 

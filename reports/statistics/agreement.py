@@ -6,7 +6,7 @@ from math import isfinite
 import numpy as np
 import polars as pl
 
-from reports.scoring.scores import SCORERS
+from data.contract import SCORED
 
 KEY = ("dataset", "id", "arm")
 SCHEMA = {
@@ -22,7 +22,7 @@ def agreement(scores: pl.DataFrame) -> pl.DataFrame:
     Kappa (Cohen 1960) with its 95 % interval (Fleiss, Cohen and Everitt 1969), both from statsmodels; null where it does
     not exist, because both scorers gave one and the same verdict throughout.
     """
-    present = [name for name in SCORERS if name in set(scores["scorer"])]
+    present = [name for name in SCORED if name in set(scores["scorer"])]
     refused = {
         name: scores.filter((pl.col("scorer") == name) & pl.col("refused").is_not_null()).select(*KEY, "refused")
         for name in present

@@ -25,7 +25,7 @@ def clustered_interval(rows: pl.DataFrame, column: str, seed: int, key: Sequence
         seed: Together with `key` the seed of the draws.
         key: Names the group, so that its interval does not depend on which other groups there are.
     """
-    low, high = np.quantile(_means(rows, column, _generator(seed, column, key)), LEVEL)
+    low, high = np.quantile(_means(rows, column, draws_of(json.dumps([column, *key]), seed)), LEVEL)
     return float(low), float(high)
 
 
@@ -33,7 +33,7 @@ def macro_interval(rows: pl.DataFrame, column: str, seed: int, key: Sequence[obj
     """Mean over data sets of the mean of `column`, and its 95 % interval: clusters are drawn within each data set."""
     parts = [part for _, part in rows.sort("dataset").group_by("dataset", maintain_order=True)]
     means = [float(part[column].cast(pl.Float64).to_numpy().mean()) for part in parts]
-    random = _generator(seed, column, key)
+    random = draws_of(json.dumps([column, *key]), seed)
     draws = np.mean([_means(part, column, random) for part in parts], axis=0)
     low, high = np.quantile(draws, LEVEL)
     return float(np.mean(means)), float(low), float(high)
@@ -48,5 +48,6 @@ def _means(rows: pl.DataFrame, column: str, random: np.random.Generator) -> np.n
     return drawn @ kinds["sum"].to_numpy() / (drawn @ kinds["size"].to_numpy())
 
 
-def _generator(seed: int, column: str, key: Sequence[object]) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(json.dumps([column, *key]).encode())])
+def draws_of(name: str, seed: int) -> np.random.Generator:
+    """The random numbers that go by a name: the same ones whatever else is drawn for."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])

@@ -5,17 +5,18 @@ are percentile bootstraps over the clusters. A percentile's interval is the dist
 few prompts bound the 95th percentile from below alone, and the upper end is null.
 """
 
-import zlib
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
+from data.intervals import wilson
 from data.store.measured import Measured
 from data.store.tables import EFFECTS
+from reports.statistics.bootstrap import DRAWS, draws_of
 
-DRAWS, DRAWS_AT_ONCE = 10_000, 500
+DRAWS_AT_ONCE = 500
 Figure = tuple[float | None, float | None, float | None]
 NOTHING: Figure = (None, None, None)
 
@@ -43,13 +44,13 @@ def figures(
         for at, arm in enumerate(measured.arms):
             for name, values in (("first", measured.first), (str(measured.most), measured.answer)):
                 kl = values[chosen, at]
-                mean = ratio(kl, np.ones(len(kl)), clusters, _random(seed, dataset))
+                mean = ratio(kl, np.ones(len(kl)), clusters, draws_of(dataset, seed))
                 rows.append((dataset, arm, f"kl_{name}_mean", *mean, len(kl)))
                 rows.append((dataset, arm, f"kl_{name}_p95", *percentile(kl, 0.95), len(kl)))
             rows.append((dataset, arm, "broken", *share(measured.broken[chosen, at]), int(chosen.sum())))
     passages, n = measured.passage.tolist(), len(set(measured.passage.tolist()))
     for at, arm in enumerate(measured.arms):
-        nll, own, random = measured.nll[:, at], measured.nll[:, 0], lambda: _random(seed, text_name)
+        nll, own, random = measured.nll[:, at], measured.nll[:, 0], lambda: draws_of(text_name, seed)
         perplexity = ratio(nll, measured.tokens, passages, random(), np.exp)
         rows.append((text_name, arm, "perplexity", *perplexity, n))
         against = ratio(nll - own, measured.tokens, passages, random(), np.exp)
@@ -91,13 +92,7 @@ def percentile(values: np.ndarray, p: float) -> Figure:
 
 
 def share(flags: np.ndarray) -> Figure:
-    """A share and Wilson's interval (scipy)."""
+    """A share and Wilson's interval."""
     if not len(flags):
         return NOTHING
-    found = stats.binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
-    return float(flags.mean()), float(found.low), float(found.high)
-
-
-def _random(seed: int, name: str) -> np.random.Generator:
-    """The same draws for every arm and measure of a data set, whatever other sets there are."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return float(flags.mean()), *wilson(int(flags.sum()), len(flags))

@@ -3,30 +3,18 @@
 Bootstraps and sample sizes have their own modules; what scipy and statsmodels have is taken from them.
 """
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 
-from data.store.tables import SUMMARY
+from data.contract import MACRO, POOLED
+from data.intervals import wilson
+from data.store.tables import SUMMARY, Values
 from reports.statistics.bootstrap import clustered_interval, macro_interval
 from reports.statistics.power import prompts_needed
 
-POOLED, MACRO = "(pooled)", "(macro)"
 WILSON, PROMPTS, THEMES = "wilson", "bootstrap of prompts", "bootstrap of themes"
 KEYS = ("dataset", "label", "arm", "kind", "scorer")
 COUNTS = ("n", "n_failed", "n_overlap", "refused", "partial", "broken", "answered")
-
-
-def wilson(successes: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % score interval of proportions (Wilson 1927), from statsmodels; NaN where n is 0."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    successes, n = np.asarray(successes, float), np.asarray(n, float)
-    low, high = proportion_confint(successes, np.maximum(n, 1), method="wilson")
-    low = np.where(successes == 0, 0.0, low)  # exact, where rounding leaves 1e-17
-    high = np.where(successes == n, 1.0, high)
-    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
 def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float, float]:
@@ -42,7 +30,7 @@ def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, f
     """
     n = both + first + second + neither
     p1, p2 = (both + first) / n, (both + second) / n
-    (l1, l2), (u1, u2) = wilson(np.array([both + first, both + second]), np.array([n, n]))
+    (l1, u1), (l2, u2) = wilson(both + first, n), wilson(both + second, n)
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
     cross = both * neither - first * second
     if cross > 0:
@@ -136,12 +124,10 @@ def _rates(rows: pl.DataFrame, used: pl.Expr) -> pl.DataFrame:
         ],
         pl.lit(WILSON).alias("interval"),
     )
-    low, high = wilson(counts["refused"].to_numpy(), counts["n"].to_numpy())
-    return counts.with_columns(
-        pl.when(pl.col("n") > 0).then(pl.col("refused") / pl.col("n")).alias("rate"),
-        pl.Series("low", low).fill_nan(None),
-        pl.Series("high", high).fill_nan(None),
-    )
+    bounds = [wilson(refused, n) for refused, n in counts.select("refused", "n").iter_rows()]
+    ends = pl.DataFrame(bounds, {"low": pl.Float64, "high": pl.Float64}, orient="row").fill_nan(None)
+    rate = pl.when(pl.col("n") > 0).then(pl.col("refused") / pl.col("n"))
+    return counts.with_columns(rate.alias("rate"), *ends)
 
 
 def _pairs(valid: pl.DataFrame) -> pl.DataFrame:
@@ -162,7 +148,7 @@ def _compared(pairs: pl.DataFrame, difference: float) -> pl.DataFrame:
         (~after & ~before).sum().cast(pl.Int64).alias("neither"),
     )
     names = ("n_paired", "delta", "delta_low", "delta_high", "p", "n_needed")
-    rows: list[dict[str, Any]] = []
+    rows: list[Values] = []
     for cell in cells.to_dicts():
         both, arm_only, baseline_only, neither = (
             cell.pop(name) for name in ("both", "arm_only", "baseline_only", "neither")
@@ -188,11 +174,11 @@ def _adjusted(compared: pl.DataFrame) -> pl.DataFrame:
 
 def _clustered(valid: pl.DataFrame, pairs: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Bootstrap intervals over clusters of rate and difference, for groups where some cluster holds several rows."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Values] = []
     compared = {key: group for key, group in pairs.group_by(KEYS)}
     for key, group in valid.group_by(KEYS, maintain_order=True):
         n_clusters = group["cluster"].n_unique()
-        entry: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"n_clusters": n_clusters}
+        entry: Values = dict(zip(KEYS, key, strict=True)) | {"n_clusters": n_clusters}
         if n_clusters < group.height:
             entry["cluster_low"], entry["cluster_high"] = clustered_interval(group, "refused", seed, key)
             if key in compared:
@@ -207,9 +193,9 @@ def _macro(table: pl.DataFrame, valid: pl.DataFrame, pairs: pl.DataFrame, seed: 
     """Mean of the data sets' rates, and of their differences from the baseline; bootstrap intervals, no test."""
     singles = valid.filter(pl.col("dataset") != POOLED).partition_by(KEYS[1:], as_dict=True)
     changes = _with_change(pairs.filter(pl.col("dataset") != POOLED)).partition_by(KEYS[1:], as_dict=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Values] = []
     for key, group in table.filter(pl.col("dataset") != POOLED).group_by(KEYS[1:], maintain_order=True):
-        entry: dict[str, Any] = {"dataset": MACRO, **dict(zip(KEYS[1:], key, strict=True))}
+        entry: Values = {"dataset": MACRO, **dict(zip(KEYS[1:], key, strict=True))}
         entry |= {name: int(group[name].sum()) for name in (*COUNTS, "n_paired")}
         if key in singles:
             single = singles[key]

@@ -35,11 +35,8 @@ def section(run: Run, how: str = "pca") -> Section | None:
     )
     chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
     total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
-    drawn = (
-        [Prose(f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0).", "note")]
-        if total > len(values)
-        else []
-    )
+    some = f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0)."
+    drawn = [Prose(some, "note")] if total > len(values) else []
     shown = say.table_of(
         told,
         ("group", say.name, "group"),

@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
-from reports.page import charts, published
+from data.contract import MACRO, POOLED, SCORERS
+from data.store.tables import SUMMARY, Values
+from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm, kind_of, mark, unsaid
 from reports.page.run import Run
-from reports.scoring.leading import FEW, SCORERS, best_scorer, failures
+from reports.scoring.leading import FEW, best_scorer, failures, trust
+from reports.statistics import published
 from reports.statistics.summary import holm
 
 CONTROLS = ("baseline", "random", "wrong-category", "prompt-only", "logit-bias", "oracle")
-LABELS = ("benign", "harmful")
 LONGEST_MARK = 20
 
 
@@ -27,10 +28,10 @@ class Pooled:
     """
 
     scorer: str
-    rows: dict[tuple[str, str], dict[str, Any]]
+    rows: dict[tuple[str, str], Values]
     failed: dict[str, float]
 
-    def row(self, label: str, arm: str) -> dict[str, Any] | None:
+    def row(self, label: str, arm: str) -> Values | None:
         """The row of a label and arm, if any of its answers count."""
         return self.rows.get((label, arm))
 
@@ -63,7 +64,7 @@ def pooled_rows(run: Run) -> Pooled | None:
     summary = run.table("summary")
     if summary is None:
         return None
-    pooled = summary.filter((pl.col("dataset") == "(pooled)") & (pl.col("n") > 0) & pl.col("label").is_in(LABELS))
+    pooled = summary.filter((pl.col("dataset") == POOLED) & (pl.col("n") > 0) & pl.col("label").is_in(say.LABELS))
     failed = failures(summary)
     scorer = best_scorer(pooled, failed)
     if scorer is None:
@@ -96,15 +97,17 @@ def chosen_arms(run: Run) -> set[str]:
 
 def sentence(pooled: Pooled, arm: str, called: str) -> str:
     """One sentence with both rates, both differences and their intervals."""
-    parts = [finding(label, row, pooled.row(label, "baseline")) for label in LABELS if (row := pooled.row(label, arm))]
+    parts = [
+        finding(label, row, pooled.row(label, "baseline")) for label in say.LABELS if (row := pooled.row(label, arm))
+    ]
     if not parts:
         return f"Nothing is left to say of {called}: no answer of it counts."
     return f"With {called}, {'; '.join(parts)}."
 
 
-def finding(label: str, row: dict[str, Any], before: dict[str, Any] | None) -> str:
+def finding(label: str, row: Values, before: Values | None) -> str:
     """Whether a label's rate fell, rose or shows no change, with the difference and its interval."""
-    what = "over-refusal" if label == "benign" else "refusal"
+    what = say.REFUSED[label].lower()
     prompts = say.counted(row["n"], f"{label} prompt")
     if row["delta"] is None or row["delta_low"] is None or row["delta_high"] is None:
         return f"the model refuses {say.percent(row['rate'])} of {prompts}"
@@ -130,7 +133,7 @@ def footing(run: Run, pooled: Pooled, arm: str, arms: list[str]) -> str:
         if len(steered) > 1
         else ""
     )
-    broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in LABELS
+    broken = [f"{say.percent(row['broken'] / row['n'])} of the {label}" for label in say.LABELS
               if (row := pooled.row(label, arm)) and row["broken"]]  # fmt: skip
     answers = f"Broken answers: {' and '.join(broken)}." if broken else "None of its answers is broken."
     others = len([other for other in arms if other not in (arm, "baseline")])
@@ -144,7 +147,7 @@ def scored(pooled: Pooled) -> str:
     def left(scorer: str) -> str:
         return f"gave no verdict on {'up to ' if pooled.failed[scorer] < 1 else ''}{say.percent(pooled.failed[scorer])}"
 
-    better = [name for name in SCORERS[: SCORERS.index(pooled.scorer)] if pooled.failed.get(name, 0.0) > FEW]
+    better = [name for name in list(SCORERS)[: trust(pooled.scorer)] if pooled.failed.get(name, 0.0) > FEW]
     own = f", which {left(pooled.scorer)} of an arm’s answers" if pooled.failed.get(pooled.scorer) else ""
     instead = "".join(f" Not by {name}, which {left(name)} of an arm’s answers." for name in better)
     return f"Scored by {pooled.scorer}{own}.{instead}"
@@ -156,7 +159,7 @@ def beyond_the_papers(run: Run) -> str:
     if summary is None or not isinstance(run.records.get("paper", {}).get("missing"), dict):
         return ""
     theirs = {name for row in published.PUBLISHED for name in (row.source, row.source.partition("/")[0])}
-    here = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"]) & (pl.col("n") > 0))
+    here = summary.filter(~pl.col("dataset").is_in([POOLED, MACRO]) & (pl.col("n") > 0))
     more = sorted(set(here["dataset"]) - theirs)
     if not more:
         return ""
@@ -197,7 +200,7 @@ def overview(pooled: Pooled, arms: Mapping[str, Arm]) -> str:
 def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
     """What a reader must know before believing a fall in refusals."""
     found = []
-    for label in LABELS:
+    for label in say.LABELS:
         before = pooled.row(label, "baseline")
         for arm, shown in arms.items():
             row = pooled.row(label, arm)
@@ -207,7 +210,7 @@ def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
                     f"{shown.short}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
                     "unsteered). A broken answer is neither a refusal nor a cure."
                 )
-    if not any(pooled.row(label, "baseline") for label in LABELS):
+    if not any(pooled.row(label, "baseline") for label in say.LABELS):
         found.append("There is no baseline: run it too, or no difference can be told from chance.")
     return found
 
@@ -219,11 +222,8 @@ def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
         benign, harmful = pooled.row("benign", arm), pooled.row("harmful", arm)
         if benign is None or harmful is None:
             continue
-        broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
         rows.append({"arm": shown.short, "group": shown.group, "order": shown.strength or 0.0, "mark": beside(shown),
-                     "broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": shown.strength is not None,
-                     **{f"{key}_x": benign[key] for key in ("rate", "low", "high", "n")},
-                     **{f"{key}_y": harmful[key] for key in ("rate", "low", "high", "n")}})  # fmt: skip
+                     **point(benign, harmful, joined=shown.strength is not None)})  # fmt: skip
     if not rows:
         return []
     groups = list(dict.fromkeys(row["group"] for row in rows))
@@ -234,6 +234,17 @@ def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
         f"better. Bars are Wilson's 95 % intervals.{drawn_as(table)}"
     )
     return [Chart("trade-off", charts.trade_off(table, groups), caption)]
+
+
+def point(benign: Values, harmful: Values, *, joined: bool) -> Values:
+    """Where an arm stands in the chart: both rates with their intervals, and the share of broken answers."""
+    broken = (benign["broken"] + harmful["broken"]) / (benign["n"] + harmful["n"])
+    sides = {
+        f"{key}_{side}": row[key]
+        for side, row in (("x", benign), ("y", harmful))
+        for key in ("rate", "low", "high", "n")
+    }
+    return {"broken": broken, "hollow": broken > charts.HOLLOW_FROM, "line": joined, **sides}
 
 
 def drawn_as(table: pl.DataFrame) -> str:
@@ -258,31 +269,30 @@ def macro_rates(run: Run, scorer: str) -> dict[tuple[str, str], float]:
     summary = run.table("summary")
     if summary is None:
         return {}
-    rows = summary.filter((pl.col("dataset") == "(macro)") & (pl.col("scorer") == scorer)).drop_nulls(["label", "rate"])
+    rows = summary.filter((pl.col("dataset") == MACRO) & (pl.col("scorer") == scorer)).drop_nulls(["label", "rate"])
     return {(label, arm): rate for label, arm, rate in rows.select("label", "arm", "rate").iter_rows()}
 
 
 def glance(pooled: Pooled, arms: Mapping[str, Arm], macro: dict[tuple[str, str], float]) -> Table:
     """Every arm's pooled rates in one table, and the mean of the data sets' rates."""
-    rows = [row for label in LABELS for arm in arms if (row := pooled.row(label, arm))]
+    rows = [row for label in say.LABELS for arm in arms if (row := pooled.row(label, arm))]
     keep = ("arm", "label", "n", "rate", "low", "high", "broken", "answered", "n_paired", "delta", "delta_low", "delta_high", "p",
             "p_holm")  # fmt: skip
     means = [macro.get((row["label"], row["arm"])) for row in rows]
-    frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], infer_schema_length=None)
+    frame = pl.DataFrame([{key: row[key] for key in keep} for row in rows], {key: SUMMARY[key] for key in keep})
     frame = frame.with_columns(pl.Series("macro_rate", means, pl.Float64))
-    shown = pl.DataFrame(
-        {
-            "prompts": [say.LABELS[row["label"]] for row in rows],
-            "arm": [arms[row["arm"]].short for row in rows],
-            "n": [f"{row['n']:,}" for row in rows],
-            "refused": [say.percent(row["rate"]) for row in rows],
-            "95 % interval": [say.span(row["low"], row["high"]) for row in rows],
-            "mean of sets": [say.percent(mean) for mean in means],
-            "broken": [say.percent(row["broken"] / row["n"]) for row in rows],
-            "against baseline": [say.points(row["delta"]) for row in rows],
-            "95 % interval of it": [say.points_span(row["delta_low"], row["delta_high"]) for row in rows],
-            "p (Holm)": [say.p_value(row["p_holm"]) for row in rows],
-        }
+    shown = say.table_of(
+        frame,
+        ("prompts", say.PROMPTS.get, "label"),
+        ("arm", lambda arm: arms[arm].short, "arm"),
+        ("n", say.number, "n"),
+        ("refused", say.percent, "rate"),
+        ("95 % interval", say.span, "low", "high"),
+        ("mean of sets", say.percent, "macro_rate"),
+        ("broken", say.share, "broken", "n"),
+        ("against baseline", say.points, "delta"),
+        ("95 % interval of it", say.points_span, "delta_low", "delta_high"),
+        ("p (Holm)", say.p_value, "p_holm"),
     )
     caption = f"Every arm, all data sets pooled, scored by {pooled.scorer}"
     return Table("at-a-glance", frame, shown, caption, group="prompts", folded=True)

@@ -54,9 +54,8 @@ def effects(run: Run) -> Section | None:
         ("n", say.number, "n"),
     )
     blocks: list[Block] = [Row(panels[:MOST_PANELS], EFFECTS)] if panels else []
-    return Section(
-        "effects", "Side effects", [*blocks, Table("effects", table, shown, "The numbers", folded=bool(panels))]
-    )
+    blocks.append(Table("effects", table, shown, "The numbers", folded=bool(panels)))
+    return Section("effects", "Side effects", blocks)
 
 
 def measured(name: str | None) -> str:
@@ -111,6 +110,5 @@ def capability(run: Run) -> Section | None:
         ("n", say.number, "n"),
         ("scored logits changed", say.number, "scored_logits_changed"),
     )
-    return Section(
-        "capability", "Capability", [*blocks, Table("capability", table, shown, "The numbers", folded=bool(panels))]
-    )
+    blocks.append(Table("capability", table, shown, "The numbers", folded=bool(panels)))
+    return Section("capability", "Capability", blocks)

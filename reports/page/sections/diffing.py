@@ -57,14 +57,11 @@ def finding(diff: pl.DataFrame) -> str:
         rows = judged.filter(pl.col("text") == text)
         above = rows.filter(pl.col("low") > pl.col("floor_high")).height
         below = rows.filter(pl.col("high") < pl.col("ceiling")).height
-        parts.append(
-            f"{say.name(text)}: {above} of {rows.height} values lie above the floor, {below} below the ceiling"
-        )
-    return (
-        ("; ".join(parts) + " (each by its own 95 % interval, not corrected for how many there are).")
-        if parts
-        else "No value has an interval."
-    )
+        counted = f"{above} of {rows.height} values lie above the floor, {below} below the ceiling"
+        parts.append(f"{say.name(text)}: {counted}")
+    if not parts:
+        return "No value has an interval."
+    return "; ".join(parts) + " (each by its own 95 % interval, not corrected for how many there are)."
 
 
 def table(diff: pl.DataFrame) -> Table:
@@ -74,9 +71,9 @@ def table(diff: pl.DataFrame) -> Table:
         ("category", say.name, "category"),
         ("layer", say.number, "layer"),
         ("text", say.name, "text"),
-        ("cosine", _short, "cosine"),
+        ("cosine", say.number, "cosine"),
         ("95 % interval", say.number_span, "low", "high"),
-        ("ceiling", _short, "ceiling"),
+        ("ceiling", say.number, "ceiling"),
         ("floor", say.number_span, "floor_low", "floor_high"),
         ("n", say.number, "n"),
     )
@@ -100,7 +97,3 @@ def _domain(diff: pl.DataFrame) -> tuple[float, float] | None:
                                              pl.max_horizontal("cosine", *BOUNDS).max().alias("high"))  # fmt: skip
     low, high = drawn.row(0)
     return None if low is None or high is None else (min(low, 0.0), max(high, 1.0))
-
-
-def _short(value: float | None) -> str:
-    return say.number(value, 3)

@@ -1,50 +1,25 @@
 """The papers' figures beside this run's, where the data set is theirs; after `reproduce` their whole table."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
-from reports.page import charts, published
+from data.contract import MACRO
+from data.store.tables import Values
+from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm, kind_of
 from reports.page.run import Run
-from reports.scoring.leading import best_scorer, failures
-from reports.statistics.summary import MACRO, POOLED, summarise
+from reports.scoring.leading import leading_scorer
+from reports.statistics import paper, published
+from reports.statistics.paper import Row, frame_of
 
 MOST_ARMS = 6
 # Kinds of arm that do what the papers' arms do.
 ALIKE = {"base": ("baseline",), "categorical": ("gated", "routed"), "low-rank": ("lowrank",)}
-HALVES = {"benign": "Over-refusal", "harmful": "Refusal"}
-SUMS = {POOLED: ("All prompts", "Prompts of "), MACRO: ("Mean of sets", "Mean of ")}  # of all sets, of some
-TITLES = {"jbb": "JailbreakBench"}
 THEIRS = "papers’ "
 CAPTION = "percent refused; base, categorical and low-rank are the papers’, here is this run, with 95 % intervals; broken: in the order of the arms"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One data set and label, or several of them together.
-
-    Attributes:
-        title: The data set's name in the papers.
-        label: `benign` or `harmful`.
-        n: Prompts in the papers; None where they don't have the set.
-        percents: The papers' rates by arm, in percent.
-        ours: This run's rows of the summary by arm.
-        missing: How to get the set, where it was to be run and was not there.
-        sums: A key of `SUMS`, if it is several sets together.
-    """
-
-    title: str
-    label: str
-    n: int | None
-    percents: dict[str, float]
-    ours: dict[str, dict[str, Any]] = field(default_factory=dict)
-    missing: str | None = None
-    sums: str | None = None
 
 
 def section(run: Run) -> Section | None:
@@ -53,16 +28,14 @@ def section(run: Run) -> Section | None:
     if missing is not None:
         return whole_section(run, missing)
     summary = run.table("summary")
-    if summary is None:
-        return None
-    scorer = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
-    if scorer is None:
+    scorer = None if summary is None else leading_scorer(summary)
+    if summary is None or scorer is None:
         return None
     arms = shown_arms(run)
-    rows = matched(summary.filter((pl.col("scorer") == scorer) & (pl.col("n") > 0)))
+    rows = [row for row in paper.every(summary.filter(pl.col("n") > 0, scorer=scorer)) if row.ours]
     if not rows:
         return None
-    blocks = [Prose(introduction(run, scorer)), Table("paper", frame_of(rows, arms), shown_of(rows, arms))]
+    blocks = [Prose(introduction(run, scorer)), Table("paper", frame_of(rows, list(arms)), shown_of(rows, arms))]
     return Section("paper", "Beside the papers", blocks)
 
 
@@ -96,11 +69,11 @@ def whole_section(run: Run, missing: Mapping[str, str]) -> Section | None:
     if scorer is None:
         return None
     blocks: list[Block] = [Prose(f"{introduction(run, scorer)} {settings(run)}")]
-    for label, title in HALVES.items():
+    for label, title in say.REFUSED.items():
         half, arms = [row for row in rows if row.label == label], shown_arms(run)
         if drawn := chart(half, arms):
             name, shown = f"paper-{label}-rates", narrow_of(half, arms)
-            blocks += [drawn, Table(name, frame_of(half, arms), shown, f"{title}: {CAPTION}")]
+            blocks += [drawn, Table(name, frame_of(half, list(arms)), shown, f"{title}: {CAPTION}")]
     lacking = [row for row in rows if row.missing]
     if lacking:
         frame = pl.DataFrame({"data set": [f"{row.title}, {row.label}" for row in lacking],
@@ -116,109 +89,17 @@ def whole(run: Run, missing: Mapping[str, str]) -> tuple[Table, list[Row], str |
         run: A run of `reproduce`.
         missing: Sets that were to be run and were not there, as `--data` takes them -> how to get them.
     """
-    summary = run.table("summary")
-    counted = None if summary is None else summary.filter(pl.col("n") > 0)
-    scorer = None if summary is None or counted is None else best_scorer(counted, failures(summary))
-    sets = None if counted is None or scorer is None else counted.filter(scorer=scorer)
-    theirs = every(sets, missing)
-    together = None if scorer is None else summed_scores(run, scorer, theirs)
-    rows: list[Row] = []
-    for label in HALVES:
-        half = [row for row in theirs if row.label == label]
-        rows += [*half, *sums(half, together)]
-    rows += others(sets, theirs, missing)
+    seed = run.records.get("summary", {}).get("seed")
+    seed = seed if isinstance(seed, int) and seed >= 0 else 0
+    rows, scorer = paper.whole(run.table("summary"), run.table("scores"), missing, seed)
     arms = shown_arms(run)
-    return Table("paper", frame_of(rows, arms), narrow_of(rows, arms), CAPTION), rows, scorer
+    return Table("paper", frame_of(rows, list(arms)), narrow_of(rows, arms), CAPTION), rows, scorer
 
 
 def shown_arms(run: Run) -> dict[str, Arm]:
     """Arms that have columns."""
     named = run.named()
     return {arm: named[arm] for arm in [arm for arm in run.arms() if kind_of(arm) != "random"][:MOST_ARMS]}
-
-
-def matched(summary: pl.DataFrame) -> list[Row]:
-    """Data sets of this run that the papers report, in the papers' order."""
-    return [row for row in every(summary) if row.ours]
-
-
-def every(summary: pl.DataFrame | None, missing: Mapping[str, str] | None = None) -> list[Row]:
-    """All data sets that the papers report, in their order; this run's may be named with or without their split."""
-    theirs = published.table().filter(pl.col("source") != published.POOLED)
-    rows = []
-    for (title, source, label), part in theirs.group_by("title", "source", "label", maintain_order=True):
-        names = [source, str(source).partition("/")[0]]
-        here = None if summary is None else summary.filter(pl.col("dataset").is_in(names) & (pl.col("label") == label))
-        ours = {} if here is None else {row["arm"]: row for row in here.to_dicts()}
-        percents = {arm: percent for arm, percent in part.select("arm", "percent").iter_rows()}
-        why = None if ours else (missing or {}).get(str(source))
-        rows.append(Row(str(title), str(label), int(part["n"][0]), percents, ours, why))
-    return rows
-
-
-def others(summary: pl.DataFrame | None, theirs: Sequence[Row], missing: Mapping[str, str]) -> list[Row]:
-    """Rows of their own for data sets that the papers don't report."""
-    known = {(ours["dataset"], ours["label"]) for row in theirs for ours in row.ours.values()}
-    rows = []
-    if summary is not None:
-        alone = summary.filter(~pl.col("dataset").is_in([POOLED, MACRO]) & pl.col("label").is_in(list(HALVES)))
-        for (dataset, label), part in alone.group_by("dataset", "label", maintain_order=True):
-            if (dataset, label) not in known:
-                ours = {row["arm"]: row for row in part.to_dicts()}
-                rows.append(Row(TITLES.get(str(dataset), str(dataset)), str(label), None, {}, ours))
-    sources = {row.source for row in published.PUBLISHED}
-    return rows + [Row(source, "–", None, {}, {}, how) for source, how in missing.items() if source not in sources]
-
-
-def summed_scores(run: Run, scorer: str, rows: Iterable[Row]) -> pl.DataFrame | None:
-    """The summary over these rows' data sets alone: what else was run stays out of the sums."""
-    scores = run.table("scores")
-    keys = {(ours["dataset"], ours["label"]) for row in rows for ours in row.ours.values()}
-    if scores is None or not keys:
-        return None
-    wanted = pl.DataFrame(sorted(keys), {"dataset": pl.String, "label": pl.String}, orient="row")
-    part = scores.filter(scorer=scorer).join(wanted, on=["dataset", "label"], how="semi", maintain_order="left")
-    seed = run.records.get("summary", {}).get("seed")
-    themes = part.select("dataset", "id", "theme") if "theme" in part.columns else None
-    counted = part.with_columns(pl.col("fitted").fill_null(False))
-    return summarise(counted, seed if isinstance(seed, int) and seed >= 0 else 0, themes)
-
-
-def sums(half: Sequence[Row], together: pl.DataFrame | None) -> list[Row]:
-    """All prompts of one label, and the mean of its sets; the papers' figures are summed over the same sets."""
-    there = [row for row in half if row.ours]
-    if not there or together is None:
-        return []
-    label, short = there[0].label, f"{len(there)} of {len(half)} sets" if len(there) < len(half) else ""
-    n = sum(row.n or 0 for row in there)
-    refused = {arm: sum(round((row.n or 0) * row.percents[arm] / 100) for row in there) for arm in published.ARMS}
-    percents = {
-        POOLED: {arm: 100 * count / n for arm, count in refused.items()},
-        MACRO: {arm: sum(row.percents[arm] for row in there) / len(there) for arm in published.ARMS},
-    }
-    rows = []
-    for name, title in SUMS.items():
-        ours = {row["arm"]: row for row in together.filter(dataset=name, label=label).to_dicts()}
-        rows.append(Row(f"{title[bool(short)]}{short}", label, n, percents[name], ours, sums=name))
-    return rows
-
-
-def frame_of(rows: list[Row], arms: Iterable[str]) -> pl.DataFrame:
-    """The numbers."""
-    keys = ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")
-    kinds = {key: pl.Int64 if key in ("n", "broken") else pl.Float64 for key in keys}
-    schema: dict[str, Any] = {"dataset": pl.String, "label": pl.String, "n_published": pl.Int64}
-    schema |= {f"published {arm}": pl.Float64 for arm in published.ARMS}
-    schema |= {f"{arm} {key}": kind for arm in arms for key, kind in kinds.items()} | {"missing": pl.String}
-    return pl.DataFrame(
-        [
-            {"dataset": row.title, "label": row.label, "n_published": row.n, "missing": row.missing}
-            | {f"published {arm}": percent / 100 for arm, percent in row.percents.items()}
-            | {f"{arm} {key}": row.ours.get(arm, {}).get(key) for arm in arms for key in keys}
-            for row in rows
-        ],
-        schema=schema,
-    )
 
 
 def shown_of(rows: list[Row], arms: Mapping[str, Arm]) -> pl.DataFrame:
@@ -281,7 +162,7 @@ def chart(rows: Sequence[Row], arms: Mapping[str, Arm]) -> Chart | None:
         f"of the arm that does the same ({listed}). ✕: broken answers here."
     )
     drawn = charts.beside(data, names, list(dict.fromkeys(data["place"])))
-    return Chart(f"paper-{label}", drawn, caption, f"{HALVES[label]} beside the papers'")
+    return Chart(f"paper-{label}", drawn, caption, f"{say.REFUSED[label]} beside the papers'")
 
 
 def settings(run: Run) -> str:
@@ -321,7 +202,7 @@ def _theirs(percent: float | None) -> str:
     return "–" if percent is None else f"{percent:.2f}"
 
 
-def _ours(row: Mapping[str, Any] | None) -> str:
+def _ours(row: Values | None) -> str:
     numbers = [] if row is None else [row[key] for key in ("rate", "low", "high")]
     if not numbers or not all(isinstance(number, float) for number in numbers):
         return "–"

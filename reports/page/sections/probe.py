@@ -23,18 +23,14 @@ def section(run: Run) -> Section | None:
     shown = pl.DataFrame(
         {"split": [say.name(split) for (split,), _ in areas], "area": [say.fixed(area(part), 4) for _, part in areas]}
     )
-    return Section(
-        "probe",
-        "Probe of harmful and benign prompts",
-        [*blocks, Table("probe-roc", table, shown, "Areas under the curves", folded=True)],
-    )
+    blocks.append(Table("probe-roc", table, shown, "Areas under the curves", folded=True))
+    return Section("probe", "Probe of harmful and benign prompts", blocks)
 
 
 def curves(run: Run, table: pl.DataFrame) -> Chart:
     """The receiver operating characteristic, a curve a split; rows that the probe was fitted on come last."""
-    splits = sorted(
-        table["split"].drop_nulls().unique().to_list(), key=lambda split: (split == "train", split == "test")
-    )
+    there = table["split"].drop_nulls().unique().to_list()
+    splits = sorted(there, key=lambda split: (split == "train", split == "test"))
     threshold, told_of = chosen_threshold(run), sizes(run)
     names = {
         split: f"{say.name(split)} (AUC {say.fixed(area(table.filter(pl.col('split') == split)), 3)})"
@@ -93,11 +89,8 @@ def quality(run: Run) -> list[Table]:
         ("benign called harmful", say.percent, "fpr"),
         ("95 % interval of it", say.span, "fpr_low", "fpr_high"),
     )
-    return [
-        Table(
-            "probe-quality", table, shown, "At the threshold; near-misses are benign prompts that resemble a category"
-        )
-    ]
+    caption = "At the threshold; near-misses are benign prompts that resemble a category"
+    return [Table("probe-quality", table, shown, caption)]
 
 
 def sizes(run: Run) -> dict[str, str]:

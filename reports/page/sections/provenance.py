@@ -5,10 +5,11 @@ from typing import Any
 
 import polars as pl
 
+from data.store.rundir import Record
 from reports.page import wording as say
 from reports.page.blocks import Block, Code, Prose, Section, Table
 from reports.page.run import Run
-from reports.scoring.leading import SCORERS
+from reports.scoring.leading import trust
 
 COUNTS = "Verdicts by scorer and data set"
 
@@ -19,8 +20,7 @@ def left_out(run: Run) -> Section | None:
     if scores is None:
         return None
     fitted, given = pl.col("fitted").fill_null(False), pl.col("verdict").is_not_null()
-    order = {scorer: at for at, scorer in enumerate(SCORERS)}
-    ranked = scores.sort(pl.col("scorer").replace_strict(order, default=len(order)), maintain_order=True)
+    ranked = scores.sort(pl.Series(map(trust, scores["scorer"])), maintain_order=True)
     counts = ranked.group_by("dataset", "scorer", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("answers"),
         (~fitted & given).sum().cast(pl.Int64).alias("counted"),
@@ -48,9 +48,8 @@ def left_out(run: Run) -> Section | None:
         "fit vectors, to train a probe or to choose a strength is answered but not counted. No verdict: the "
         "scorer failed, or does not apply to the answer (a token scorer, where an answer opens with no control token)."
     )
-    return Section(
-        "left-out", "What was left out", [Prose(text), Table("left-out", counts, shown, COUNTS, folded=not dropped)]
-    )
+    table = Table("left-out", counts, shown, COUNTS, folded=not dropped)
+    return Section("left-out", "What was left out", [Prose(text), table])
 
 
 def provenance(run: Run) -> Section | None:
@@ -59,39 +58,26 @@ def provenance(run: Run) -> Section | None:
         return None
     entries = sorted(run.records.items(), key=lambda item: str(item[1].get("start")))
     commands = list(dict.fromkeys(str(entry["command"]) for _, entry in entries if entry.get("command")))
-    blocks: list[Block] = (
-        [Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))]
-        if commands
-        else []
-    )
+    again = Prose("To make it again, from the project's folder:"), Code("\n".join(map(say.visible, commands)))
+    blocks: list[Block] = [*again] if commands else []
     blocks += [artefacts(entries), models(entries), versions(entries)]
     return Section("provenance", "How it was made", blocks)
 
 
-def artefacts(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+def artefacts(entries: list[tuple[str, Record]]) -> Table:
     """One row an artefact."""
-    frame = pl.DataFrame(
-        [
-            {
-                "artefact": name,
-                "model": _text(entry.get("model")),
-                "data": ", ".join(map(str, entry["data"]))
-                if isinstance(entry.get("data"), list)
-                else _text(entry.get("data")),
-                "options": _options(entry.get("options")),
-                "seed": _text(entry.get("seed")),
-                "where": _text(entry.get("backend")),
-                "made": _text(entry.get("end")),
-            }
-            for name, entry in entries
-        ],
-        schema=dict.fromkeys(("artefact", "model", "data", "options", "seed", "where", "made"), pl.String),
-    )
+    rows = [
+        (name, _text(entry.get("model")), ", ".join(map(str, data)) if isinstance(data := entry.get("data"), list) else _text(data),
+         _options(entry.get("options")), *(_text(entry.get(field)) for field in ("seed", "backend", "end")))
+        for name, entry in entries
+    ]  # fmt: skip
+    heads = ("artefact", "model", "data", "options", "seed", "where", "made")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(heads, pl.String), orient="row")
     shown = frame.with_columns(say.column(frame, _moment, "made").alias("made"))
     return Table("artefacts", frame, shown, "Artefacts", ("options",))
 
 
-def models(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+def models(entries: list[tuple[str, Record]]) -> Table:
     """Each model with its revision, type and template."""
     columns = ("model", "revision", "dtype", "template", "tokenizer")
     rows = {tuple(_text(entry.get(name)) for name in columns) for _, entry in entries if entry.get("model")}
@@ -101,7 +87,7 @@ def models(entries: list[tuple[str, dict[str, Any]]]) -> Table:
     return Table("models", frame, shown, "Models")
 
 
-def versions(entries: list[tuple[str, dict[str, Any]]]) -> Table:
+def versions(entries: list[tuple[str, Record]]) -> Table:
     """Packages; a second column of numbers where artefacts were made with different ones."""
     found: dict[str, dict[str, None]] = {}
     for _, entry in entries:

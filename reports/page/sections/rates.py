@@ -4,14 +4,15 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from data.contract import MACRO, POOLED
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
 from reports.page.names import Arm
 from reports.page.run import Run
-from reports.scoring.leading import SCORERS, best_scorer, failures
+from reports.scoring.leading import leading_scorer, trust
 
-TOGETHER = ("(pooled)", "(macro)")
+TOGETHER = (POOLED, MACRO)
 DROPPED = {"failed": "n_failed", "fitted": "n_overlap"}  # columns that stand on the page if they count anything
 
 
@@ -22,16 +23,13 @@ def section(run: Run) -> Section | None:
         return None
     present = set(summary["arm"])
     arms = {arm: shown for arm, shown in run.named().items() if arm in present}
-    best = best_scorer(summary.filter(pl.col("n") > 0), failures(summary))
-    scorers = sorted(
-        summary["scorer"].unique().to_list(),
-        key=lambda s: (s != best, SCORERS.index(s) if s in SCORERS else len(SCORERS)),
-    )
+    best = leading_scorer(summary)
+    scorers = sorted(summary["scorer"].unique().to_list(), key=lambda scorer: (scorer != best, trust(scorer)))
     alone = summary.filter(~pl.col("dataset").is_in(TOGETHER)).group_by("label").agg(pl.col("dataset").n_unique() == 1)
     lonely = alone.filter("dataset")["label"].to_list()  # with one set of a label, the pooled rows would say the same
     listed = summary.filter(~(pl.col("dataset").is_in(TOGETHER) & pl.col("label").is_in(lonely, nulls_equal=True)))
     blocks: list[Block] = []
-    for label in [label for label in ("benign", "harmful", None) if label in summary["label"]]:
+    for label in [label for label in say.PROMPTS if label in summary["label"]]:
         rows = listed.filter((pl.col("scorer") == scorers[0]) & pl.col("label").eq_missing(label) & (pl.col("n") > 0))
         if rows.height:
             blocks.append(rate_chart(rows, label, scorers[0], arms))
@@ -45,25 +43,19 @@ def section(run: Run) -> Section | None:
 
 def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping[str, Arm]) -> Chart:
     """One label's rates."""
-    rows = rows.filter(pl.col("dataset") != "(macro)")
-    data = pl.DataFrame(
-        {
-            "place": say.column(rows, lambda dataset: say.name(dataset, 40), "dataset"),
-            "arm": say.column(rows, lambda arm: arms[arm].short, "arm"),
-            "rate": rows["rate"],
-            "low": rows["low"],
-            "high": rows["high"],
-            "n": rows["n"],
-            "broken": rows["broken"] / rows["n"],
-        }
-    )
+    rows = rows.filter(pl.col("dataset") != MACRO)
+    data = rows.select(
+        say.column(rows, lambda dataset: say.name(dataset, 40), "dataset").alias("place"),
+        say.column(rows, lambda arm: arms[arm].short, "arm").alias("arm"),
+        "rate", "low", "high", "n", pl.col("broken") / pl.col("n"),
+    )  # fmt: skip
     titles = {
         place[0]: f"{place[0]}\nn = {say.count_range(part['n'])}"
         for place, part in data.group_by("place", maintain_order=True)
     }
     data = data.with_columns(pl.col("place").replace_strict(titles))
-    meaning = {"benign": "Over-refusal: benign prompts refused", "harmful": "Refusal: harmful prompts refused"}
-    title = meaning.get(label or "", "Prompts without a label: refused")
+    named = f"{say.REFUSED[label]}: {say.PROMPTS[label]} refused" if label in say.REFUSED else None
+    title = named or f"{say.PROMPTS[None].capitalize()}: refused"
     caption = (
         f"By data set and arm, scored by {scorer}; n = {say.count_range(data['n'])}. Bars: Wilson's 95 % intervals. ✕: "
         "broken answers."
@@ -92,11 +84,11 @@ def rate_table(
     )  # fmt: skip
     needed = [(f"n for {points}", say.number, "n_needed")] if "n_needed" in rows.columns else []
     themes = [("by themes", say.span, "cluster_low", "cluster_high")] if has_themes(rows) else []
-    partial = [("partial", _share, "partial", "n")] if rows["partial"].sum() else []
+    partial = [("partial", say.share, "partial", "n")] if rows["partial"].sum() else []
     dropped = [(word, say.number, name) for word, name in DROPPED.items() if rows[name].sum()]
     shown = say.table_of(
         rows,
-        ("group", lambda dataset, label: f"{say.name(dataset)}: {say.LABELS.get(label, label)}", "dataset", "label"),
+        ("group", lambda dataset, label: f"{say.name(dataset)}: {say.PROMPTS.get(label, label)}", "dataset", "label"),
         ("arm", lambda arm: arms[arm].short, "arm"),
         ("n", say.number, "n"),
         ("refused", say.percent, "rate"),
@@ -107,9 +99,9 @@ def rate_table(
         ("p", say.p_value, "p"),
         ("p\u00a0(Holm)", say.p_value, "p_holm"),
         ("difference", _verdict, "dataset", "delta_low", "delta_high", "p_holm"),
-        ("broken", _share, "broken", "n"),
+        ("broken", say.share, "broken", "n"),
         *partial,
-        ("answered", _share, "answered", "n"),
+        ("answered", say.share, "answered", "n"),
         *needed,
         *dropped,
     )
@@ -144,13 +136,5 @@ def notes(summary: pl.DataFrame, points: str = "5 points") -> str:
     )
 
 
-def _share(count: int | None, n: int | None) -> str:
-    return say.percent(count / n) if n and count is not None else "–"
-
-
 def _verdict(dataset: str, low: float | None, high: float | None, p: float | None) -> str:
-    if low is None:
-        return "–"
-    if dataset in TOGETHER:
-        return "see Δ"
-    return "shown" if say.is_shown(low, high, p) else "not shown"
+    return "–" if low is None else "see Δ" if dataset in TOGETHER else say.verdict(low, high, p)

@@ -7,7 +7,7 @@ import polars as pl
 from reports.page.blocks import Samples, Section
 from reports.page.run import Run
 from reports.page.sections.answer import leading_arm
-from reports.scoring.leading import SCORERS
+from reports.scoring.leading import trust
 
 LONGEST = 20_000  # characters of one text
 BUDGET = 60_000_000  # characters of all texts
@@ -34,7 +34,7 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
     """
     generations = generations.unique([*KEY, "arm"], keep="first", maintain_order=True)
     scorers = [] if scores is None else scores["scorer"].drop_nulls().unique().to_list()
-    scorers.sort(key=lambda scorer: (SCORERS.index(scorer) if scorer in SCORERS else len(SCORERS), scorer))
+    scorers.sort(key=lambda scorer: (trust(scorer), scorer))
     table = _with_verdicts(generations, scores, scorers)
     lists: dict[str, dict[Any, int]] = {name: {} for name in ("sets", "categories", "labels", "verdicts")}
 
@@ -67,9 +67,8 @@ def pack(generations: pl.DataFrame, scores: pl.DataFrame | None, arms: list[str]
 
 def text_limit(generations: pl.DataFrame) -> int:
     """Characters that each text may keep, so that all together stay under the budget."""
-    lengths = pl.concat(
-        [generations["response"].str.len_chars(), generations.unique(KEY)["prompt"].str.len_chars()]
-    ).fill_null(0)
+    texts = pl.concat([generations["response"], generations.unique(KEY)["prompt"]])
+    lengths = texts.str.len_chars().fill_null(0)
     limit = LONGEST
     while limit > 500 and int(lengths.clip(upper_bound=limit).sum()) > BUDGET:
         limit //= 2
@@ -86,11 +85,7 @@ def _with_verdicts(generations: pl.DataFrame, scores: pl.DataFrame | None, score
     fitted = scores.group_by(keys).agg(pl.col("fitted").any())
     table = table.join(fitted, on=keys, how="left", maintain_order="left")
     for scorer in scorers:
-        own = (
-            scores.filter(pl.col("scorer") == scorer)
-            .unique(keys)
-            .select(*keys, pl.col("verdict").alias(f"verdict {scorer}"))
-        )
+        own = scores.filter(scorer=scorer).unique(keys).select(*keys, pl.col("verdict").alias(f"verdict {scorer}"))
         table = table.join(own, on=keys, how="left", maintain_order="left")
     return table
 

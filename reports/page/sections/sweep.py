@@ -46,7 +46,7 @@ def heat_map(at: int, called: str | None, key: tuple[Any, ...], rows: pl.DataFra
         return None
     title = "refused" if value == "refused" else "probability of a refusal token"
     caption = f"{title.capitalize()}, strength in {say.units(unit)}; n = {say.count_range(drawn['n'])} a cell."
-    heading = f"{say.name(called, 40)}: {say.LABELS.get(label, say.name(label))}"
+    heading = f"{say.name(called, 40)}: {say.PROMPTS.get(label, say.name(label))}"
     return Chart(f"sweep-{at}", charts.heat(drawn, title), caption, heading)
 
 
@@ -60,7 +60,7 @@ def answered(sweep: pl.DataFrame) -> list[Table]:
         tried.filter(pl.col("label") == label).select(
             *keys, *(pl.col(name).alias(f"{name} {label}") for name in ("n", "refused", "broken", "chosen"))
         )
-        for label in ("benign", "harmful")
+        for label in say.LABELS
     ]
     frame = sides[0].join(sides[1], on=keys, how="full", coalesce=True, nulls_equal=True, maintain_order="left_right")
     shown = say.table_of(

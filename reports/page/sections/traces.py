@@ -1,9 +1,8 @@
 """What `trace` saw: projections by layer, and prompts unsteered and steered side by side."""
 
-from typing import Any
-
 import polars as pl
 
+from data.store.tables import Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Row, Section, Table
@@ -82,7 +81,7 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
     return [Prose(how(first) + rest), Table("traces", frame, shown, "Unsteered and steered, side by side", texts)]
 
 
-def how(row: dict[str, Any]) -> str:
+def how(row: Values) -> str:
     """What was done to the prompts, in a sentence; arms that edit no layer have none in their rows."""
     if row["layer"] is not None:
         return (

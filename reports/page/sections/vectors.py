@@ -20,7 +20,8 @@ def section(run: Run) -> Section | None:
     """Whatever the vectors and the logit lens hold."""
     blocks: list[Block] = []
     if run.vectors is not None:
-        layer = _nearest(run.vectors, run.steered_layer())
+        steered = run.steered_layer() or 0
+        layer = min(run.vectors.layers, key=lambda at: abs(at - steered))
         blocks += [
             fitted(run.vectors),
             Row([cosines(run.vectors, layer), *norms(run.vectors)]),
@@ -108,20 +109,18 @@ def numbers(vectors: Vectors, layer: int) -> list[Block]:
         rows.append({"category": name, "rows": vectors.counts[name], "norm": float(np.linalg.norm(v)), "of_residual": float(np.linalg.norm(v)) / norm if norm else None, "top_share": energy,
                      "dimensions": [int(d) for d in top], "values": [float(v[d]) for d in top]})  # fmt: skip
     frame = pl.DataFrame(rows)
-    shown = pl.DataFrame(
-        {
-            "category": [say.name(row["category"]) for row in rows],
-            "rows": [f"{row['rows']:,}" for row in rows],
-            "norm": [say.number(row["norm"]) for row in rows],
-            "over the residual norm": [say.fixed(row["of_residual"], 3) for row in rows],
-            f"share in its {LARGEST} largest": [say.percent(row["top_share"]) for row in rows],
-            "largest dimensions (value)": [
-                ", ".join(
-                    f"{d}\u00a0({say.number(x, 2)})" for d, x in zip(row["dimensions"], row["values"], strict=True)
-                )
-                for row in rows
-            ],
-        }
+
+    def largest(dimensions: list[int], values: list[float]) -> str:
+        return ", ".join(f"{d}\u00a0({say.number(x, 2)})" for d, x in zip(dimensions, values, strict=True))
+
+    shown = say.table_of(
+        frame,
+        ("category", say.name, "category"),
+        ("rows", say.number, "rows"),
+        ("norm", say.number, "norm"),
+        ("over the residual norm", lambda value: say.fixed(value, 3), "of_residual"),
+        (f"share in its {LARGEST} largest", say.percent, "top_share"),
+        ("largest dimensions (value)", largest, "dimensions", "values"),
     )
     unit = _unit(vectors, layer)
     matrix = unit @ unit.T
@@ -160,10 +159,6 @@ def lens(run: Run) -> list[Block]:
         f"Logit lens at layer {layer}: what each vector, read through the final norm and the output matrix, raises most"
     )
     return [Table("logit-lens", table, pl.DataFrame(rows), caption, ("tokens, largest first (logit)",))]
-
-
-def _nearest(vectors: Vectors, layer: int | None) -> int:
-    return min(vectors.layers, key=lambda at: abs(at - (layer if layer is not None else vectors.default_layer())))
 
 
 def _unit(vectors: Vectors, layer: int) -> np.ndarray:

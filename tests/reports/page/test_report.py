@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from data.errors import UserError
+from data.store.rundir import record
 from reports.page import charts, labels, markup
 from reports.page import wording as say
 from reports.page.assets import write_assets, write_table
@@ -507,6 +508,15 @@ def test_cosines_and_norms_are_numpys(run):
     dimensions = next(t for t in there(vectors.section(run)).tables() if t.name == "vector-dimensions").frame
     assert dimensions["norm"][0] == pytest.approx(np.linalg.norm(a))
     assert dimensions["dimensions"][0][0] == int(np.abs(a).argmax())
+
+
+@pytest.mark.parametrize(("n_layers", "layer"), [(32, 18), (16, 10), (None, 18), ("many", 18)])
+def test_without_arms_the_layer_nearest_to_the_models_default_is_shown(tmp_path, n_layers, layer):
+    layers = [10, 17, 18, 31]
+    metadata = {"layers": json.dumps(layers), "counts": json.dumps({"a": 3}), "residual_norms": json.dumps([1.0] * 4)}
+    save_file({"a": np.ones((4, 3), np.float32)}, tmp_path / "vectors.safetensors", metadata)
+    record(tmp_path, "vectors", {} if n_layers is None else {"n_layers": n_layers})
+    assert open_run(tmp_path).steered_layer() == layer
 
 
 def test_the_map_of_activations_is_a_pca_of_the_steered_layer(run, folder):

@@ -337,7 +337,7 @@ def test_a_key_that_travels_unencrypted_is_warned_of(caplog):
 
 KILLED = """
 import sys, polars as pl
-from reports.judge import Judge, judge_verdicts
+from reports.scoring.judge import Judge, judge_verdicts
 from pathlib import Path
 n = 30
 answers = pl.DataFrame({"prompt": [f"question {at}" for at in range(n)], "response": [f"No, {at}" for at in range(n)], "broken": [False] * n})

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
+from importlib import import_module
 
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.contract import SCORED, SCORERS
 from data.errors import UserError
 from data.store.tables import GENERATIONS
 from reports.scoring.assemble import assemble
@@ -211,6 +213,13 @@ def test_labels_are_parsed_or_refused():
     for text in ("", "refuse", "=refuse", "A=no"):
         with pytest.raises(UserError, match="write CLASS=VERDICT"):
             parse_labels(text)
+
+
+def test_every_scorer_of_the_contract_is_a_file_that_says_what_it_needs():
+    assert sorted(SCORED) == sorted(SCORERS) and len({scorer.row for scorer in SCORERS.values()}) == len(SCORERS)
+    for name in SCORERS:
+        module = import_module(f"reports.scoring.{name}")
+        assert callable(module.scorer) and (module.scorer(generations(2), {}) is not None or module.NEEDS)
 
 
 def test_scorers_run_if_they_have_what_they_need(tmp_path):

@@ -4,12 +4,12 @@ import polars as pl
 import pytest
 from sklearn.metrics import precision_score, recall_score
 
+from data.contract import SCORED
 from data.prompts import sample as embedded
 from data.store.tables import GENERATIONS
 from reports.scoring.classifier import classifier_verdicts
 from reports.scoring.lexical import lexical_verdict, refuses, text_verdict
 from reports.scoring.phrases import phrase_verdict
-from reports.scoring.scores import SCORERS
 from tests import ROOT
 
 LABELLED = ROOT / "tests" / "made" / "answers.jsonl"
@@ -58,4 +58,4 @@ def test_evaluate_asks_it_for_the_model_that_was_taught(run, tmp_path, model, th
 
     scorers, asked = assembled(Given(), pl.DataFrame(rows, schema=GENERATIONS))  # pyright: ignore[reportArgumentType]
     assert ("classifier" in scorers) is there and (asked["classifier"][0] == "embedded") is there
-    assert list(scorers) == [name for name in SCORERS if name in scorers]
+    assert list(scorers) == [name for name in SCORED if name in scorers]

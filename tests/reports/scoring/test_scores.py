@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.store.tables import GENERATIONS
+from data.store.tables import GENERATIONS, SCORES
 from reports.scoring.broken import broken, is_broken
 from reports.scoring.phrases import phrase_verdict, phrase_verdicts
 from reports.scoring.scores import score
@@ -246,10 +246,10 @@ def test_scores_keep_to_the_contract_and_mark_what_was_fitted():
         "hand": lambda _: pl.Series(["partial", None]),
     }
     scores = score(table, {"how old is oslo?"}, own)
-    assert dict(scores.schema) == GENERATIONS
+    assert dict(scores.schema) == SCORES
     assert scores["fitted"].to_list() == [True, False, True, False, True]
     assert scores.filter(pl.col("scorer") == "judge")["refused"].to_list() == [None, None]
     hand = scores.filter(pl.col("scorer") == "hand")  # only what was labelled
     assert (hand["verdict"].to_list(), hand["refused"].to_list()) == (["partial"], [False])
-    assert dict(score(table.clear(), set()).schema) == GENERATIONS
-    assert dict(score(table, set(), {}).schema) == GENERATIONS
+    assert dict(score(table.clear(), set()).schema) == SCORES
+    assert dict(score(table, set(), {}).schema) == SCORES
