@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from typing import NamedTuple
-
 LABELS = ("harmful", "benign")
 VERDICTS = ("comply", "partial", "refuse", "broken")
 SPLITS = ("train", "validation", "test")
