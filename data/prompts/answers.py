@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from data.errors import UserError
 from data.prompts import sample as embedded
 from data.prompts.reading import READERS, load_all
 
@@ -36,7 +37,11 @@ def load_training(sources: Iterable[str], mirror: Path | None = None) -> pl.Data
 def _with_responses(source: str, mirror: Path | None) -> pl.DataFrame:
     frame = load_all([source], mirror)
     if own := embedded.named(source)[0]:
-        answers = embedded.read(own).select("id", "response")
+        if "response" not in (rows := embedded.read(own)).columns:
+            raise UserError(
+                f"{own} teaches nothing: no model is taught it, so that gates can be fitted and tried on it"
+            )
+        answers = rows.select("id", "response")
         return frame.join(answers, on="id", how="left", maintain_order="left").select(TRAINING_COLUMNS)
     path = Path(source).expanduser()
     answers = _responses(path) if path.is_file() else [None] * frame.height  # loading keeps each row of a file

@@ -1,7 +1,9 @@
-"""The project's own prompts: the sample that every command falls back on, and further lessons for fine-tuning.
+"""The project's own prompts: the sample that every command falls back on, further lessons for fine-tuning, and traffic.
 
-Both are JSON lines with the fields `id`, `prompt`, `category`, `label`, `split`, `theme` and `response`. Siblings share
-a theme, and no theme straddles two splits. The lessons are training rows alone.
+All are JSON lines with the fields `id`, `prompt`, `category`, `label`, `split`, `theme` and `response`. Siblings share
+a theme, and no theme straddles two splits. The lessons are training rows alone. The traffic is taught to no model of ours:
+what people ask of an assistant, in many styles, beside requests that should be declined. It has no `response`; the two rows
+of a `pair` differ in what matters alone.
 """
 
 from pathlib import Path
@@ -9,14 +11,15 @@ from pathlib import Path
 import polars as pl
 
 FOLDER = Path(__file__).parents[1]
-FILES = {"embedded": FOLDER / "embedded.jsonl", "embedded:lessons": FOLDER / "lessons.jsonl"}
+FILES = {"embedded": FOLDER / "embedded.jsonl", "embedded:lessons": FOLDER / "lessons.jsonl",
+         "embedded:traffic": FOLDER / "traffic.jsonl"}  # fmt: skip
 
 
 def named(source: str) -> tuple[str, str]:
     """`embedded:lessons/train` as name and split; ("", "") for any other source.
 
     Args:
-        source: `embedded` or `embedded:lessons`, with `/SPLIT` or without.
+        source: `embedded` or `embedded:lessons` or `embedded:traffic`, with `/SPLIT` or without.
     """
     name, _, split = source.partition("/")
     return (name, split) if name in FILES else ("", "")

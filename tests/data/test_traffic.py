@@ -1,0 +1,50 @@
+"""The traffic: no theme in two splits, pairs that differ in their label, and nothing that a model of ours was taught."""
+
+import polars as pl
+import pytest
+
+from data import UserError, load_all
+from data.prompts.answers import load_training
+from data.prompts.sample import read
+
+
+def plain(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def test_it_is_large_mixed_and_split_by_theme():
+    rows = read("embedded:traffic")
+    assert rows.height >= 1600 and rows["prompt"].map_elements(plain, pl.String).is_unique().all()
+    assert rows.group_by("theme").agg(pl.col("split").n_unique())["split"].max() == 1
+    counts = rows.group_by("split").agg(harmful=(pl.col("label") == "harmful").sum(), all=pl.len())
+    assert set(counts["split"]) == {"train", "validation", "test"}
+    assert ((counts["harmful"] / counts["all"]).is_between(0.35, 0.45)).all()
+    assert rows.filter(pl.col("label") == "harmful")["category"].null_count() == 0
+
+
+def test_a_pair_is_a_harmful_and_a_benign_prompt_of_one_theme_and_category():
+    pairs = read("embedded:traffic").filter(pl.col("pair").is_not_null()).group_by("pair")
+    each = pairs.agg(pl.len(), pl.col("label").sort(), pl.col("theme").n_unique(), pl.col("category").n_unique())
+    assert (
+        each.height > 500 and (each["len"] == 2).all() and (each["theme"] == 1).all() and (each["category"] == 1).all()
+    )
+    assert each["label"].to_list() == [["benign", "harmful"]] * each.height
+
+
+def test_lengths_and_openings_do_not_give_the_label_away():
+    rows = read("embedded:traffic").with_columns(words=pl.col("prompt").str.split(" ").list.len())
+    medians = [rows.filter(label=label).select(pl.col("words").median()).item() for label in ("harmful", "benign")]
+    assert abs(medians[0] - medians[1]) <= 2
+
+
+def test_no_model_of_ours_is_taught_it():
+    traffic = set(read("embedded:traffic")["prompt"].map_elements(plain, pl.String))
+    for name in ("embedded", "embedded:lessons"):
+        assert not traffic & set(read(name)["prompt"].map_elements(plain, pl.String))
+    with pytest.raises(UserError, match="teaches nothing"):
+        load_training(["embedded:traffic"])
+
+
+def test_it_loads_as_any_data_set():
+    test = load_all(["embedded:traffic/test"])
+    assert set(test["dataset"]) == {"embedded:traffic"} and set(test["split"]) == {"test"} and test.height > 400
