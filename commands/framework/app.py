@@ -27,8 +27,9 @@ class Session:
 
     def backend(self, s: Settings) -> "Backend":
         """Where traces run; a server is asked once whether it is there."""
+        from data.contract import IN_FLIGHT, TIMEOUT
         from data.store.progress import Watch
-        from interventions.backends.backend import IN_FLIGHT, TIMEOUT, open_backend
+        from interventions.backends.backend import open_backend
 
         key = (s.get("where", "local"), s.get("host"), s.get("timeout", TIMEOUT), s.get("in_flight", IN_FLIGHT))
         if key not in self.backends:

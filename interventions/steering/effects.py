@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from data import fingerprint
+from data.contract import BATCH_TOKENS, MAX_NEW_TOKENS
 from data.store.journal import Journal
 from data.store.measured import Measured
 from data.store.progress import progress
@@ -23,7 +24,7 @@ from interventions.backends.backend import JOB_BYTES
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget
 from interventions.steering.arms import Arm
 from interventions.steering.batches import answer_rows, variants_of
@@ -46,7 +47,7 @@ def side_effects(
     arms: Sequence[Arm],
     broken: Callable[[str], bool],
     figures: Callable[[Measured], pl.DataFrame],
-    max_new_tokens: int = 32,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_tokens: int = BATCH_TOKENS,
 ) -> pl.DataFrame:
     """Measure the unsteered model and every arm, and write the table; a killed run's finished batches are kept.

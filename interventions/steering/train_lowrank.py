@@ -19,6 +19,7 @@ import torch
 from transformers import DynamicCache
 
 from data import fingerprint, for_split
+from data.contract import BATCH_TOKENS, LOWRANK_EPOCHS, LOWRANK_RATE
 from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import progress
@@ -30,7 +31,7 @@ from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.traced.lowrank import added, kept, losses, optimizing, stepped
 
 STATE_FORMAT = "refusal-steering/lowrank-training/1"
@@ -80,8 +81,8 @@ def train_lowrank(
     prompts: pl.DataFrame,
     folder: Path,
     *,
-    epochs: int = 3,
-    rate: float = 0.03,
+    epochs: int = LOWRANK_EPOCHS,
+    rate: float = LOWRANK_RATE,
     batch_tokens: int = BATCH_TOKENS,
     split: str = "train",
     held_out: str = "validation",

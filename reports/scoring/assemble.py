@@ -6,11 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
+from data.contract import SCORERS
 from data.errors import UserError
 from reports.scoring.classifier import classifier_verdicts
 from reports.scoring.hand import hand_verdicts
 from reports.scoring.judge import Judge, judge_verdicts
-from reports.scoring.scores import SCORERS, Scorer, default_scorers
+from reports.scoring.scores import Scorer, default_scorers
 
 NEEDS = {"judge": "--judge-model", "classifier": "--classifier", "hand": "--hand"}
 

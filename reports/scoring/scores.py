@@ -15,7 +15,6 @@ from reports.scoring.phrases import phrase_verdicts
 
 Scorer = Callable[[pl.DataFrame], pl.Series]
 
-SCORERS = ("token", "phrases", "judge", "classifier", "hand")
 VERDICTS = ("comply", "partial", "refuse", "broken")
 
 

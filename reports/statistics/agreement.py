@@ -6,7 +6,7 @@ from math import isfinite
 import numpy as np
 import polars as pl
 
-from reports.scoring.scores import SCORERS
+from data.contract import SCORERS
 
 KEY = ("dataset", "id", "arm")
 SCHEMA = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data.contract import DIFFERENCE
 from data.store.tables import SUMMARY
 from reports.statistics.bootstrap import clustered_interval, macro_interval
 from reports.statistics.power import prompts_needed
@@ -69,7 +70,7 @@ def holm(p: list[float]) -> list[float]:
 
 
 def summarise(
-    scores: pl.DataFrame, seed: int = 0, clusters: pl.DataFrame | None = None, difference: float = 0.05
+    scores: pl.DataFrame, seed: int = 0, clusters: pl.DataFrame | None = None, difference: float = DIFFERENCE / 100
 ) -> pl.DataFrame:
     """Rates by data set, label, arm and scorer; `(pooled)` over data sets, `(macro)` their mean.
 

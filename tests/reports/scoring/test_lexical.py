@@ -4,12 +4,12 @@ import polars as pl
 import pytest
 from sklearn.metrics import precision_score, recall_score
 
+from data.contract import SCORERS
 from data.prompts import sample as embedded
 from data.store.tables import GENERATIONS
 from reports.scoring.classifier import classifier_verdicts
 from reports.scoring.lexical import lexical_verdict, refuses, text_verdict
 from reports.scoring.phrases import phrase_verdict
-from reports.scoring.scores import SCORERS
 from tests import ROOT
 
 LABELLED = ROOT / "tests" / "made" / "answers.jsonl"
