@@ -31,7 +31,8 @@ MODEL, VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS, PAPER_TABLE = (
 )
 EFFECTS, CAPABILITY = "effects", "capability"
 ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
-LOGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"']*@")
+# A scheme is tried at its first character alone and never given back in part: texts may be long.
+LOGIN = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+[A-Za-z][A-Za-z0-9+.-]*+://)[^\s/?#\"']*@")
 
 
 def missing(s: Settings, name: str, what: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import cli
-from commands.framework.records import command_line
+from commands.framework.records import command_line, without_secrets
 from commands.framework.settings import spread
 from tests import ROOT
 
@@ -365,3 +366,11 @@ def test_values_after_one_option_end_at_an_option_or_a_command(typed, meant):
 )
 def test_what_is_secret_in_addresses_is_not_recorded(words, kept):
     assert command_line(words) == kept
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "a-1" * 100_000, "1" * 100_000, "a://" * 50_000, "a://b" * 50_000])
+def test_a_long_text_is_looked_through_once(text):
+    start = time.monotonic()
+    assert without_secrets(text) == text
+    assert without_secrets(f"{text} http://me:pw@host") == f"{text} http://host"
+    assert time.monotonic() - start < 2
