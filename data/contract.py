@@ -30,6 +30,19 @@ ROUTES = {
     "gated": "by the most probable refusal token, with the strength the probe asks for",
 }
 OPERATIONS = ("add", "ablate", "clamp")
+ARM_KEYS = {
+    "benign": float,
+    "category": str,
+    "harmful": float,
+    "layer": int,
+    "operation": str,
+    "route": str,
+    "scope": str,
+    "seed": int,
+    "strength": float,
+    "text": str,
+    "unit": str,
+}
 TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
 BIAS = -5.0  # logits
 INSTRUCTION = (

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from commands.framework.app import cli
+from commands.framework.settings import Values
 from data.errors import UserError
 
 PAPER = Path(__file__).parents[1] / "paper.toml"
@@ -34,9 +35,9 @@ class Recipe:
     """
 
     layer: int | None
-    tables: dict[str, dict[str, Any]]
+    tables: dict[str, Values]
 
-    def of(self, command: str) -> dict[str, Any]:
+    def of(self, command: str) -> Values:
         """A command's options; what the file leaves open is left out."""
         return self.tables.get(command, {})
 
@@ -68,11 +69,11 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def _options(path: Path, command: str, table: dict[str, Any]) -> dict[str, Any]:
+def _options(path: Path, command: str, table: Values) -> Values:
     known = {_word(param): param for param in cli.commands[command].params if isinstance(param, click.Option)}
     others = {_word(param) for param in cli.params if isinstance(param, click.Option)} - set(TABLES[command])
     known = {word: param for word, param in known.items() if word not in (*others, *LAYER, *NOT_HERE)}
-    values: dict[str, Any] = {}
+    values: Values = {}
     for word, value in table.items():
         if word in LAYER:
             raise UserError(f"{path}: [{command}] {word}: one layer is read and steered; write `layer = N` at the top")
