@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from commands.framework.app import Session, command
 from commands.framework.arms import chosen_arms
 from commands.framework.artefacts import CAPABILITY
-from commands.framework.options import BATCH_SIZE, CHAT, FEWSHOT, INCLUDE, NEW_TOKENS, STEERING, TASK
-from commands.framework.output import Summary
+from commands.framework.options import BATCH_SIZE, BATCH_TOKENS, CHAT, FEWSHOT, INCLUDE, NEW_TOKENS, STEERING, TASK
+from commands.framework.output import Summary, warn
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.settings import Settings
 from data.errors import UserError
@@ -23,6 +23,7 @@ from data.errors import UserError
     NEW_TOKENS.but(help="Tokens an answer, in tasks that generate.", default=None, shown="the task's"),
     CHAT,
     BATCH_SIZE,
+    BATCH_TOKENS.but(help="Padded tokens a batch of what is made on the way; lm-eval's batches are --batch-size rows."),
 )
 def capability(session: Session, s: Settings) -> Summary:
     """Run lm-eval's tasks on every arm, steered wherever a logit is scored; --limit takes each task's first items."""
@@ -37,10 +38,12 @@ def capability(session: Session, s: Settings) -> Summary:
         lm_eval = version("lm-eval")
     except PackageNotFoundError:
         raise UserError(INSTALL) from None
+    if s.given("batch_tokens") is not None:
+        warn("capability: --batch-tokens does not size lm-eval's batches, --batch-size does")
     model, arms, tools, rests_on = chosen_arms(session, s)
     tasks, include = s.get("task"), s.get("include_path")
     options = {"limit": s.get("limit"), "num_fewshot": s.get("num_fewshot"), "max_new_tokens": s.get("max_new_tokens"),
-               "chat": s.get("chat_template"), "seed": s.given("seed")}  # fmt: skip
+               "chat": s.get("chat_template"), "seed": s.get("seed")}  # fmt: skip
     key = model_key(model) | rests_on | options | {
         "arms": [asdict(arm) for arm in arms],
         "tasks": list(tasks),

@@ -54,7 +54,7 @@ def effects(session: Session, s: Settings) -> Summary:
         counted = partial(figures, datasets=prompts["dataset"].to_list(), themes=themes["theme"].to_list(),
                           text_name=text_name, seed=options["seed"])  # fmt: skip
         table = side_effects(model, prompts, texts, tools, path, arms=arms, broken=is_broken, figures=counted,
-                             max_new_tokens=options["max_new_tokens"], batch_tokens=s.get("batch_tokens") or 2048)  # fmt: skip
+                             max_new_tokens=options["max_new_tokens"], batch_tokens=s.get("batch_tokens"))  # fmt: skip
         note(s, EFFECTS, key, model, start, data=s.get("data"))
     return {"prompts": prompts.height, "passages": len(texts), "table": table, "wrote": str(path)}
 

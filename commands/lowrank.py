@@ -3,13 +3,17 @@
 from commands.framework.activations import default_layer
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, LOWRANK, VECTORS, need
-from commands.framework.options import BASIS, EPOCHS, LAYER, MODE, RATE, TRAIN
+from commands.framework.options import BASIS, BATCH_TOKENS, EPOCHS, LAYER, MODE, RATE, TRAIN
 from commands.framework.output import Summary
 from commands.framework.records import note, unchanged
 from commands.framework.settings import Settings
+from data import contract
+
+# A step's rows are part of what is learned, and the same on every machine.
+STEP = BATCH_TOKENS.but(help="Padded tokens a step, of at most 32 rows.", default=contract.BATCH_TOKENS, shown=None)
 
 
-@command(LAYER, MODE, BASIS, EPOCHS, RATE, TRAIN)
+@command(LAYER, MODE, BASIS, EPOCHS, RATE, STEP, TRAIN)
 def lowrank(session: Session, s: Settings) -> Summary:
     """Train a low-rank combination of the vectors; at strength 1 it steers towards refusal."""
     import polars as pl
@@ -35,7 +39,7 @@ def lowrank(session: Session, s: Settings) -> Summary:
         begun = start_lowrank(file, steering, layer, published=published, **options)
         rows = pl.read_parquet(file.with_suffix(".parquet"))
         trained, history = train_lowrank(model, begun, steering, rows, s.run, split=options["split"], seed=options["seed"],
-                                         batch_tokens=s.get("batch_tokens") or 2048, **training)  # fmt: skip
+                                         batch_tokens=s.get("batch_tokens"), **training)  # fmt: skip
         with replacing(history_path) as unfinished:
             history.write_parquet(unfinished)
         trained.save(path)
