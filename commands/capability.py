@@ -16,15 +16,11 @@ from data.errors import UserError
 
 
 @command(
-    *STEERING,
-    TASK,
-    INCLUDE,
-    FEWSHOT,
-    NEW_TOKENS.but(help="Tokens an answer, in tasks that generate.", default=None, shown="the task's"),
-    CHAT,
+    *STEERING, TASK, INCLUDE, FEWSHOT,
+    NEW_TOKENS.but(help="Tokens an answer, in tasks that generate.", default=None, shown="the task's"), CHAT,
     BATCH_SIZE,
     BATCH_TOKENS.but(help="Padded tokens a batch of what is made on the way; lm-eval's batches are --batch-size rows."),
-)
+)  # fmt: skip
 def capability(session: Session, s: Settings) -> Summary:
     """Run lm-eval's tasks on every arm, steered wherever a logit is scored; --limit takes each task's first items."""
     from data.store.rundir import now

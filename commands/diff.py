@@ -43,12 +43,10 @@ def diff(session: Session, s: Settings) -> Summary:
     if unchanged(s, DIFF, key):
         table = DIFF.load(path)
     else:
-        tables = []
+        tables, pair = [], {"base": reader, "tuned": tuned}
         for prompts, suffixes in kinds.values():
-            files = [
-                read(s, model, name, prompts, layers, suffixes) for name, model in (("base", reader), ("tuned", tuned))
-            ]
-            tables.append(compare(files[0], files[1], split=split, seed=key["seed"], same_tokens=not own))
+            files = [read(s, model, name, prompts, layers, suffixes) for name, model in pair.items()]
+            tables.append(compare(*files, split=split, seed=key["seed"], same_tokens=not own))
         table = pl.concat(tables)
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)

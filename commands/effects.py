@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 
 
 @command(
-    *STEERING,
-    NEW_TOKENS.but(help="Tokens an answer, and of the unsteered answer that every arm reads."),
-    PLAIN_TEXT,
-    BENIGN,
-    TEST,
-)
+    *STEERING, NEW_TOKENS.but(help="Tokens an answer, and of the unsteered answer that every arm reads."),
+    PLAIN_TEXT, BENIGN, TEST,
+)  # fmt: skip
 def effects(session: Session, s: Settings) -> Summary:
     """Measure what every arm does to harmless prompts and plain text: KL, perplexity, broken answers."""
     from data.prompts.passages import passages

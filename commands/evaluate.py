@@ -86,12 +86,10 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
 
 def failed(s: Settings) -> bool:
     """Whether a judge failed on some answers last time: those are asked for again."""
-    import polars as pl
-
     path = SCORES.path(s.run)
     if not path.exists() or not s.get("judge_model"):
         return False
-    return not pl.read_parquet(path).filter((pl.col("scorer") == "judge") & pl.col("verdict").is_null()).is_empty()
+    return SCORES.load(path).filter(scorer="judge")["verdict"].has_nulls()
 
 
 def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":

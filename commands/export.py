@@ -10,13 +10,11 @@ from data.contract import FORMATS, ONE_VECTOR
 
 
 @command(
-    FORMAT,
-    OUT.but(shown="RUN/export/FORMAT with the format's ending"),
+    FORMAT, OUT.but(shown="RUN/export/FORMAT with the format's ending"),
     LAYERS.but(help="Blocks.", shown=f"the one nearest to {DEPTH} for gguf and lm-eval, else all"),
     CATEGORY.but(help="Whose vector.", default=None, shown="the mean of all for gguf and lm-eval, else each"),
-    STRENGTH.but(default=1.0),
-    UNIT.but(help="Of the strength.", default="raw"),
-)
+    STRENGTH.but(default=1.0), UNIT.but(help="Of the strength.", default="raw"),
+)  # fmt: skip
 def export(session: Session, s: Settings) -> Summary:
     """Write the vectors for llama.cpp, lm-eval or plain PyTorch."""
     from interventions.carried.export import export as write

@@ -2,22 +2,9 @@
 
 import hashlib
 
+from commands.framework import options as o
 from commands.framework.app import Session, command
 from commands.framework.artefacts import MODEL_FOLDER
-from commands.framework.options import (
-    ANSWER_TOKENS,
-    BALANCE,
-    BATCH_TOKENS,
-    DATA,
-    EPOCHS,
-    LEARNING_RATE,
-    MODEL,
-    OUT,
-    RANK,
-    SPLIT,
-    TEMPLATE,
-    TOKEN_WEIGHT,
-)
 from commands.framework.output import Summary
 from commands.framework.prompts import fingerprint_of
 from commands.framework.records import note, unchanged
@@ -28,19 +15,12 @@ from data.errors import UserError
 
 
 @command(
-    OUT.but(help="The model folder.", type=FOLDER, shown="RUN/model"),
-    RANK,
-    LEARNING_RATE,
-    EPOCHS.but(help="Passes over the training rows; the best on the validation rows is kept.", default=contract.EPOCHS),
-    ANSWER_TOKENS,
-    TOKEN_WEIGHT,
-    BALANCE,
-    TEMPLATE,
-    MODEL.but(default=contract.BASE_MODEL, shown=None),
-    DATA.but(default=("embedded", "embedded:lessons")),
-    BATCH_TOKENS.but(default=contract.STEP_TOKENS, shown=None),
-    SPLIT.but(shown="train and validation"),
-)
+    o.OUT.but(help="The model folder.", type=FOLDER, shown="RUN/model"), o.RANK, o.LEARNING_RATE,
+    o.EPOCHS.but(help="Passes over the training rows; the best on the validation rows is kept.", default=contract.EPOCHS),
+    o.ANSWER_TOKENS, o.TOKEN_WEIGHT, o.BALANCE, o.TEMPLATE, o.MODEL.but(default=contract.BASE_MODEL, shown=None),
+    o.DATA.but(default=("embedded", "embedded:lessons")),
+    o.BATCH_TOKENS.but(default=contract.STEP_TOKENS, shown=None), o.SPLIT.but(shown="train and validation"),
+)  # fmt: skip
 def finetune(_session: Session, s: Settings) -> Summary:
     """Teach a model refusal tokens: a model folder that --model opens, and a LoRA adapter.
 
@@ -78,23 +58,15 @@ def finetune(_session: Session, s: Settings) -> Summary:
         "seed",
         "dtype",
     )
-    options: Values = {name: s.get(name) for name in names} | {
-        "template": template.read_text("utf-8") if template else None
-    }
+    options: Values = {"template": template.read_text("utf-8") if template else None}
+    options |= {name: s.get(name) for name in names}
     answers = hashlib.sha256(rows.select("response").write_json().encode()).hexdigest()[:16]
     key = {"base": base, "fingerprint": fingerprint_of(rows), "answers": answers, "out": str(out), **options}
     if not unchanged(s, MODEL_FOLDER, key, out / "config.json"):
         report = train(base, rows, out, device=s.get("device"), **options)
         note(s, MODEL_FOLDER, key, {"model": base}, start, data=sources)
         best = report.epochs[report.kept - 1]
-        accuracy = {"right token": f"{best.category_accuracy:.3f}", "refuse or comply": f"{best.refusal_accuracy:.3f}"}
-        return {
-            "tokens": [slot.token for slot in report.slots],
-            "rows": report.train_rows,
-            "kept epoch": report.kept,
-            "on validation rows": report.validation_rows,
-            **accuracy,
-            "seconds": round(report.seconds),
-            "wrote": str(out),
-        }
+        return {"tokens": [slot.token for slot in report.slots], "rows": report.train_rows, "kept epoch": report.kept,
+                "on validation rows": report.validation_rows, "right token": f"{best.category_accuracy:.3f}",
+                "refuse or comply": f"{best.refusal_accuracy:.3f}", "seconds": round(report.seconds), "wrote": str(out)}  # fmt: skip
     return {"made already": True, "wrote": str(out)}

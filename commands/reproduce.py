@@ -16,7 +16,7 @@ from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, Arte
 from commands.framework.options import DEPTH, LAYER, NEW_TOKENS, SCORING, TEST, Declared
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import load_prompts, spread
-from commands.framework.recipe import PAPER, Recipe, RecipeFile, read_recipe
+from commands.framework.recipe import PAPER, RECIPE, Recipe, read_recipe
 from commands.framework.records import identity, note, unchanged, without_secrets
 from commands.framework.settings import Command, Settings, Values
 from data.errors import UserError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PAPERS = ("paper",)
 CONFIG = Declared(
-    "--config", "TOML file of what to run.", RecipeFile(), PAPER, "commands/paper.toml, which says what may stand in it"
+    "--config", "TOML file of what to run.", RECIPE, PAPER, "commands/paper.toml, which says what may stand in it"
 )
 LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself is 0.3
 
@@ -63,14 +63,10 @@ class Set:
 
 
 @command(
-    click.argument("what", type=click.Choice(PAPERS)),
-    CONFIG,
+    click.argument("what", type=click.Choice(PAPERS)), CONFIG,
     LAYER.but(help="Block to read and to steer.", shown=f"the file's, else {DEPTH}"),
-    NEW_TOKENS.but(default=None, shown="the file's, 128"),
-    *SCORING,
-    TEST,
-    cls=Reproduction,
-)
+    NEW_TOKENS.but(default=None, shown="the file's, 128"), *SCORING, TEST, cls=Reproduction,
+)  # fmt: skip
 def reproduce(session: Session, s: Settings) -> Summary:
     """Run the whole table of arXiv 2603.13359, and put paper and ours side by side.
 

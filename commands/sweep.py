@@ -3,22 +3,10 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from commands.framework import options as o
 from commands.framework.app import Session, command
 from commands.framework.arms import need_tools, single_arm
 from commands.framework.artefacts import PROBE, SWEEP, VECTORS, need
-from commands.framework.options import (
-    ARM,
-    BENIGN,
-    BEST,
-    CATEGORY,
-    LAYERS,
-    NEW_TOKENS,
-    REFUSAL_LOSS,
-    SCOPE,
-    STRENGTHS,
-    UNIT,
-    VALIDATION,
-)
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, prompts_of
 from commands.framework.records import model_key, note, unchanged
@@ -31,18 +19,12 @@ if TYPE_CHECKING:
 
 
 @command(
-    LAYERS.but(help="Blocks to try.", shown="every second of 10-20 of 32, scaled"),
-    STRENGTHS,
-    BENIGN,
-    CATEGORY,
-    UNIT,
-    SCOPE,
-    ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen of all.",
-            shown="gated and gated:harmful=0 if there is a probe and the model has refusal tokens, else fixed"),
-    BEST,
-    NEW_TOKENS,
-    REFUSAL_LOSS,
-    VALIDATION,
+    o.LAYERS.but(help="Blocks to try.", shown="every second of 10-20 of 32, scaled"), o.STRENGTHS, o.BENIGN,
+    o.CATEGORY, o.UNIT, o.SCOPE,
+    o.ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen "
+              "of all.", shown="gated and gated:harmful=0 if there is a probe and the model has refusal tokens, "
+              "else fixed"),
+    o.BEST, o.NEW_TOKENS, o.REFUSAL_LOSS, o.VALIDATION,
 )  # fmt: skip
 def sweep(session: Session, s: Settings) -> Summary:
     """Try layers and strengths on validation rows, and choose one."""
@@ -62,13 +44,8 @@ def sweep(session: Session, s: Settings) -> Summary:
     words = s.get("arm") or default_arm(s, model)
     default = single_arm(s, model, steering)
     tools, rests_on = need_tools(session, below, grid(words, default, [default.layer], (1.0,), None), steering, record)
-    arms = grid(
-        words,
-        default,
-        s.get("layers") or sweep_layers(model.n_layers, steering.layers),
-        s.get("strengths"),
-        tools.lowrank.layer if tools.lowrank is not None else None,
-    )
+    layers = s.get("layers") or sweep_layers(model.n_layers, steering.layers)
+    arms = grid(words, default, layers, s.get("strengths"), tools.lowrank.layer if tools.lowrank is not None else None)
     options = {name: s.get(name) for name in ("best", "max_new_tokens", "refusal_loss")}
     key = model_key(model) | rests_on | {"fingerprint": fingerprint_of(prompts), "arms": [asdict(arm) for arm in arms]}
     key |= options

@@ -23,12 +23,9 @@ TRACED_AT_MOST = 20
 
 
 @command(
-    *STEERING,
-    NEW_TOKENS.but(help="Also generate so many.", type=click.IntRange(min=0), default=0),
-    PROMPT,
-    DATA.but(default=None, shown=PROMPT.shown),
-    TEST,
-)
+    *STEERING, NEW_TOKENS.but(help="Also generate so many.", type=click.IntRange(min=0), default=0), PROMPT,
+    DATA.but(default=None, shown=PROMPT.shown), TEST,
+)  # fmt: skip
 def trace(session: Session, s: Settings) -> Summary:
     """Look at prompts unsteered and steered, side by side."""
     from data.store.rundir import now, replacing
@@ -41,13 +38,8 @@ def trace(session: Session, s: Settings) -> Summary:
     arm = single_arm(s, model, steering)
     tools, rests_on = need_tools(session, s, [arm], steering, record)
     tokens = s.get("max_new_tokens")
-    key = model_key(model) | {
-        **rests_on,
-        "fingerprint": fingerprint_of(prompts),
-        "arm": asdict(arm),
-        "max_new_tokens": tokens,
-        "seed": s.get("seed"),
-    }
+    key = model_key(model) | rests_on | {"fingerprint": fingerprint_of(prompts), "arm": asdict(arm)}
+    key |= {"max_new_tokens": tokens, "seed": s.get("seed")}
     path = TRACES.path(s.run)
     if unchanged(s, TRACES, key):
         table = TRACES.load(path)

@@ -36,12 +36,8 @@ def vectors(session: Session, s: Settings) -> Summary:
         note(s, VECTORS, key, record, start)
     tokens = make_lens(session, s, steering)
     layer = default_layer(record)
-    return {
-        "categories": len(steering.tensors),
-        "layer": layer,
-        "table": _with_tokens(steering.table(layer), tokens, layer),
-        "wrote": str(path),
-    }
+    table = _with_tokens(steering.table(layer), tokens, layer)
+    return {"categories": len(steering.tensors), "layer": layer, "table": table, "wrote": str(path)}
 
 
 def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl.DataFrame":

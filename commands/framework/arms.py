@@ -1,8 +1,8 @@
 """Which arms a command runs, and what they draw on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from commands.framework.app import Session
 from commands.framework.artefacts import LOWRANK, PROBE, SWEEP, VECTORS, need
@@ -17,20 +17,8 @@ if TYPE_CHECKING:
     from interventions.steering.plans import Tools
 
 
-@dataclass(frozen=True)
-class Swept:
-    """The setting that a sweep chose.
-
-    Attributes:
-        id: The sweep's identity.
-        arm: As it was named.
-        kind: The arm's.
-        layer: None for an arm without one.
-        strength: In `unit`s.
-        unit: One of `UNITS`.
-        category: Whose vector.
-        scope: One of `SCOPES`.
-    """
+class Swept(NamedTuple):
+    """The setting that a sweep chose, as its table has it; `id` is the sweep's, `strength` in `unit`s."""
 
     id: str
     arm: str

@@ -28,22 +28,9 @@ def _table(path: Path) -> "pl.DataFrame":
     return pl.read_parquet(path)
 
 
-def _vectors(path: Path) -> "SteeringVectors":
-    from interventions.methods.vectors import SteeringVectors
-
-    return SteeringVectors.load(path)
-
-
-def _probe(path: Path) -> "Probe":
-    from interventions.gates.probe import Probe
-
-    return Probe.load(path)
-
-
-def _lowrank(path: Path) -> "LowRank":
-    from interventions.methods.lowrank import LowRank
-
-    return LowRank.load(path)
+def _of(module: str, name: str) -> Callable[[Path], Any]:
+    """What a class of the library loads, which is imported when it does."""
+    return lambda path: getattr(import_module(module), name).load(path)
 
 
 @dataclass(frozen=True)
@@ -78,19 +65,27 @@ class Artefact(Generic[T]):
 TENSORS = "safetensors"
 ACTIVATIONS = Artefact("activations/prompts", Path, TENSORS, command="extract", called="activations")
 PAIRS = Artefact("activations/pairs", Path, TENSORS, command="extract", called="pairs")
-VECTORS = Artefact("vectors", _vectors, TENSORS, command="vectors", called="vectors", rests_on=("activations",),
-                   kept=("method", "tau", "top_k", "normalize"))  # fmt: skip
-LENS = Artefact("logit_lens", _table)
-PROBE = Artefact("probe", _probe, TENSORS, ("probe_quality.parquet", "probe_layers.parquet", "probe_roc.parquet"), "probe",
-                 "a probe", ("activations",), ("layer", "fit", "fpr", "threshold_split"))  # fmt: skip
-LOWRANK = Artefact("lowrank", _lowrank, TENSORS, ("lowrank_training.parquet",), "lowrank", "a low-rank map",
-                   ("activations", "vectors"), ("layer", "mode", "basis", "epochs", "rate"))  # fmt: skip
-SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY = (
-    Artefact(name, _table) for name in ("sweep", "traces", "diff", "effects", "capability")
-)
-GENERATIONS = Artefact("generations", _table, command="generate", called="generations", rests_on=("vectors", "probe", "lowrank", "sweep"),
-                       kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"))  # fmt: skip
-SCORES, SUMMARY, PAPER_TABLE = (Artefact(name, _table) for name in ("scores", "summary", "paper"))
+VECTORS: "Artefact[SteeringVectors]" = Artefact(
+    "vectors", _of("interventions.methods.vectors", "SteeringVectors"), TENSORS, command="vectors", called="vectors",
+    rests_on=("activations",), kept=("method", "tau", "top_k", "normalize"),
+)  # fmt: skip
+PROBE: "Artefact[Probe]" = Artefact(
+    "probe", _of("interventions.gates.probe", "Probe"), TENSORS, command="probe", called="a probe",
+    beside=("probe_quality.parquet", "probe_layers.parquet", "probe_roc.parquet"),
+    rests_on=("activations",), kept=("layer", "fit", "fpr", "threshold_split"),
+)  # fmt: skip
+LOWRANK: "Artefact[LowRank]" = Artefact(
+    "lowrank", _of("interventions.methods.lowrank", "LowRank"), TENSORS, command="lowrank", called="a low-rank map",
+    beside=("lowrank_training.parquet",),
+    rests_on=("activations", "vectors"), kept=("layer", "mode", "basis", "epochs", "rate"),
+)  # fmt: skip
+GENERATIONS = Artefact(
+    "generations", _table, command="generate", called="generations", rests_on=("vectors", "probe", "lowrank", "sweep"),
+    kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
+)  # fmt: skip
+LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
+    Artefact(name, _table) for name in ("logit_lens", "sweep", "traces", "diff", "effects", "capability", "scores", "summary", "paper")
+)  # fmt: skip
 MODEL_FOLDER = Artefact("model", Path)
 
 

@@ -3,12 +3,12 @@
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from commands.framework.app import cli
 from commands.framework.settings import Values
+from commands.framework.types import Read
 from data.errors import UserError
 
 PAPER = Path(__file__).parents[1] / "paper.toml"
@@ -94,16 +94,12 @@ def _word(option: click.Option) -> str:
     return max(option.opts, key=len).removeprefix("--")
 
 
-class RecipeFile(click.ParamType):
-    """A path to a recipe; a bad one is a usage error, before anything runs."""
+def _readable(text: str) -> Path:
+    try:
+        read_recipe(Path(text))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return Path(text)
 
-    name = "file"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Check, and give the path."""
-        path = Path(value)
-        try:
-            read_recipe(path)
-        except UserError as error:
-            self.fail(str(error), param, ctx)
-        return path
+RECIPE = Read("file", _readable)  # a bad one is a usage error, before anything runs

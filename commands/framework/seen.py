@@ -48,9 +48,8 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
                 chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
     if SWEEP.name in used:
-        if not (s.run / "sweep_prompts.parquet").exists():
-            raise UserError(
-                f"{s.run / 'sweep_prompts.parquet'}, what the setting was chosen on, is gone: run sweep again"
-            )
-        texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
+        path = s.run / "sweep_prompts.parquet"
+        if not path.exists():
+            raise UserError(f"{path}, what the setting was chosen on, is gone: run sweep again")
+        texts |= {same_text(text) for text in pl.read_parquet(path)["prompt"]}
     return texts

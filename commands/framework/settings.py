@@ -47,8 +47,7 @@ class Command(click.Command):
             if _given(group.get(name)):
                 ctx.params[name] = group[name]
                 continue
-            prefixes = (f"REFUSAL_{self.name or ''}_".upper().replace("-", "_"), "REFUSAL_")
-            for prefix in prefixes:
+            for prefix in (f"REFUSAL_{self.name or ''}_".upper().replace("-", "_"), "REFUSAL_"):
                 value = _from_environment(prefix, param, ctx)
                 if _given(value):
                     ctx.params[name] = value
@@ -57,9 +56,8 @@ class Command(click.Command):
             folders = ctx.parent.meta.setdefault("refusal run directories", set())
             folders.add(ctx.params.get("run"))
             if len(folders) > 1:
-                raise click.UsageError(
-                    "the commands of a chain share one run directory: put --run before the first", ctx
-                )
+                told = "the commands of a chain share one run directory: put --run before the first"
+                raise click.UsageError(told, ctx)
         return rest
 
 
@@ -98,10 +96,8 @@ class Settings:
         group = ctx.parent
         self._commands = group.command.commands if group and isinstance(group.command, click.Group) else {}
         self._declared = _defaults(ctx.command)
-        self._group = {
-            name: _shared_environment(ctx, name, group.params.get(name) if group else None)
-            for name in ("data", "limit")
-        }
+        shared = group.params if group else {}
+        self._group = {name: _shared_environment(ctx, name, shared.get(name)) for name in ("data", "limit")}
         self.run: Path = self.get("run")
         self.own_data = True
 
@@ -117,9 +113,8 @@ class Settings:
 
     def recorded(self) -> Values:
         """Every option that was given, as JSON can hold it; not the host, whose address may hold a key."""
-        return {
-            name: _plain(value) for name, value in self._values.items() if _given(value) and name not in ("run", "host")
-        }
+        given = {name: value for name, value in self._values.items() if _given(value)}
+        return {name: _plain(value) for name, value in given.items() if name not in ("run", "host")}
 
     def for_command(self, name: str) -> "Settings":
         """The same values, with the defaults of another command, in whose stead something is made."""
@@ -153,21 +148,15 @@ def _given(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return (
-        str(value)
-        if isinstance(value, Path)
-        else [_plain(part) for part in value]
-        if isinstance(value, tuple)
-        else value
-    )
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> Any:
     if param.name == "where":
-        chosen = [
-            where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")
-        ]
-        return chosen[-1] if chosen else None
+        on = [where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")]
+        return on[-1] if on else None
     text = os.environ.get(prefix + max(param.opts, key=len).lstrip("-").upper().replace("-", "_"))
     if not text:
         return None

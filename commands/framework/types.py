@@ -1,5 +1,7 @@
 """How option values are read: layers, numbers, rows a batch."""
 
+from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,79 +12,58 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
 
 
-class Layers(click.ParamType):
-    """Block numbers: `5`, `0-9`, `3,5,10-12`."""
+class Read(click.ParamType):
+    """A value that a function reads; what it raises as a `ValueError` is a usage error."""
 
-    name = "layers"
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        """Read with `read`; `name` is what help calls such values."""
+        self.name, self.read = name, read
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse, or fail as a usage error."""
         if isinstance(value, tuple):
             return value
         try:
-            numbers: list[int] = []
-            for part in str(value).split(","):
-                first, dash, last = part.strip().partition("-")
-                span = range(int(first), int(last) + 1) if dash else [int(first)]
-                if not span:
-                    raise ValueError
-                numbers.extend(span)
-        except ValueError:
-            self.fail(f"{value!r} is not a list of layers such as 5, 0-9 or 3,5,10-12", param, ctx)
-        return tuple(numbers)
+            return self.read(str(value))
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
 
 
-class LayerOrAuto(click.ParamType):
-    """A block number, or `auto`."""
-
-    name = "layer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Parse, or fail as a usage error."""
-        if value == "auto" or isinstance(value, int):
-            return value
-        if not str(value).isdecimal():
-            self.fail(f"{value!r} is neither a layer such as 17 nor auto", param, ctx)
-        return int(value)
+def _layers(text: str) -> tuple[int, ...]:
+    """Of `5`, `0-9`, `3,5,10-12`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
+            raise ValueError(f"{text!r} is not a list of layers such as 5, 0-9 or 3,5,10-12")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return tuple(numbers)
 
 
-class Finite(click.ParamType):
-    """A number that is one."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse, or fail as a usage error."""
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if number != number or number in (float("inf"), float("-inf")):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
+def _layer_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise ValueError(f"{text!r} is neither a layer such as 17 nor auto")
+    return text if text == "auto" else int(text)
 
 
-class Numbers(click.ParamType):
-    """Numbers with commas between them: `-0.1,-0.3`."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Parse, or fail as a usage error."""
-        if isinstance(value, tuple):
-            return value
-        return tuple(Finite().convert(part, param, ctx) for part in str(value).split(","))
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not isfinite(number):
+        raise ValueError(f"{text!r} is not a finite number")
+    return number
 
 
-class Rows(click.ParamType):
+def _rows(text: str) -> int | str:
     """A number of rows, or lm-eval's `auto` or `auto:N`."""
+    number = text.removeprefix("auto:")
+    if text != "auto" and not (number.isdecimal() and int(number) > 0):
+        raise ValueError(f"{text!r} is neither a number of rows nor auto")
+    return int(text) if text.isdecimal() else text
 
-    name = "rows"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Parse, or fail as a usage error."""
-        text = str(value)
-        number = text.removeprefix("auto:") if text.startswith("auto:") else text
-        if text != "auto" and not (number.isdecimal() and int(number) > 0):
-            self.fail(f"{value!r} is neither a number of rows nor auto", param, ctx)
-        return int(text) if text.isdecimal() else text
+LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", _layers), Read("layer", _layer_or_auto), Read("number", _finite)
+NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
+ROWS = Read("rows", _rows)
