@@ -1,41 +1,30 @@
 """`bake`: a model folder with the steering in its weights."""
 
-from pathlib import Path
-from typing import Any
-
-import click
-
 from commands.framework.app import Session, command
-from commands.framework.arms import STEERING, single_arm
+from commands.framework.arms import single_arm
+from commands.framework.artefacts import VECTORS, need
+from commands.framework.options import OPERATION, OUT, STEERING
+from commands.framework.output import Summary
 from commands.framework.settings import Settings
-from commands.vectors import need_vectors
+from commands.framework.types import FOLDER
 from data.errors import UserError
 
 
-@command(
-    *STEERING[:4],
-    click.option(
-        "--add", "operation", flag_value="add", help="A bias that adds the vector at every position.  [default]"
-    ),
-    click.option("--ablate", "operation", flag_value="ablate", help="Weights that can't write the vector's direction."),
-    click.option(
-        "--out", type=click.Path(file_okay=False, path_type=Path), help="The model folder.  [default: RUN/baked]"
-    ),
-)
-def bake(session: Session, s: Settings) -> dict[str, Any]:
+@command(*STEERING[:4], *OPERATION, OUT.but(help="The model folder.", type=FOLDER, shown="RUN/baked"))
+def bake(session: Session, s: Settings) -> Summary:
     """Write a model folder with the steering in its weights, for use without this tool."""
     from interventions.carried.bake import bake_ablate, bake_add
 
-    steering, record = need_vectors(session, s)
+    steering, record = need(session, s, VECTORS)
     model = session.model(s, record)
     if model.backend.is_remote:
         raise UserError("bake writes weights, which a remote run does not have: run it with --local")
-    arm, out = single_arm(s, model, steering), s.get("out", s.run / "baked")
+    arm, out = single_arm(s, model, steering), s.get("out") or s.run / "baked"
     noted = {"category": arm.category, "layer": arm.layer}
-    if s.get("operation", "add") == "add":
+    if s.get("operation") == "add":
         delta = steering.delta(arm.layer, arm.category, arm.strength, arm.unit)
         noted |= {"strength": arm.strength, "unit": arm.unit}
         bake_add(model, out, arm.layer, delta, noted)
     else:
         bake_ablate(model, out, steering.delta(arm.layer, arm.category, 1.0, "unit"), noted)
-    return {"model": model.name, "operation": s.get("operation", "add"), "layer": arm.layer, "wrote": str(out)}
+    return {"model": model.name, "operation": s.get("operation"), "layer": arm.layer, "wrote": str(out)}

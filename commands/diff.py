@@ -1,15 +1,16 @@
 """`diff`: what fine-tuning did to each category's direction, layer by layer."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
-
-from commands.extract import pairing
+from commands.framework.activations import pairing
 from commands.framework.app import Session, command
-from commands.framework.output import warn
+from commands.framework.artefacts import DIFF, TENSORS, Artefact
+from commands.framework.options import AGAINST, BENIGN, LAYERS, OWN_SPLIT, TEXT, TRAIN
+from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, load_prompts
-from commands.framework.records import DIFF, model_key, note, unchanged
-from commands.framework.settings import Layers, Settings
+from commands.framework.records import model_key, note, unchanged
+from commands.framework.settings import Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,16 +19,8 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 
-@command(
-    click.option("--against", help="The model that --model was tuned from.  [default: smollm2, for refusal-smollm2]"),
-    click.option("--layers", type=Layers(), help="Blocks to compare, such as 5, 0-9 or 3,5.  [default: all]"),
-    click.option("--text", type=click.Choice(["tagged", "untagged"]), help="tagged: at a [category] or [respond] behind the "
-                 "prompt; untagged: at the last prompt token.  [default: both]"),
-    click.option("--own-split", is_flag=True, default=None, help="As published: the base splits a tag in its own way, and "
-                 "is read at its `]`.  [default: both models read the same token ids]"),
-    click.option("--benign", multiple=True, help="More prompts, all benign; repeatable.  [default: none]"),
-)  # fmt: skip
-def diff(session: Session, s: Settings) -> dict[str, Any]:
+@command(AGAINST, LAYERS.but(help="Blocks to compare, such as 5, 0-9 or 3,5."), TEXT, OWN_SPLIT, BENIGN, TRAIN)
+def diff(session: Session, s: Settings) -> Summary:
     """Compare the categories' directions of a base and its fine-tuned model."""
     import polars as pl
 
@@ -39,29 +32,27 @@ def diff(session: Session, s: Settings) -> dict[str, Any]:
     start = now()
     tuned = session.model(s)
     base = session.model(s.with_values(model=other_model(s, tuned)))
-    split, own = s.get("split", "train"), s.get("own_split", False)
+    split, own = s.get("split"), s.get("own_split")
     rows = compared_rows(s, split)
     reader = splitting_alone(base, tuned) if own else reading_as(base, tuned, rows["prompt"].to_list())
     kinds = compared_texts(s, base, tuned, rows, split, own)
     layers = checked_layers(tuned, s.get("layers"))
     key = {"base": model_key(reader), "tuned": model_key(tuned), "fingerprint": fingerprint_of(rows), "layers": layers,
-           "texts": list(kinds), "split": split, "own_split": own, "seed": s.get("seed", 0)}  # fmt: skip
-    path = s.run / "diff.parquet"
-    if unchanged(s, DIFF, key, path):
-        table = pl.read_parquet(path)
+           "texts": list(kinds), "split": split, "own_split": own, "seed": s.get("seed")}  # fmt: skip
+    path = DIFF.path(s.run)
+    if unchanged(s, DIFF, key):
+        table = DIFF.load(path)
     else:
-        tables = []
+        tables, pair = [], {"base": reader, "tuned": tuned}
         for prompts, suffixes in kinds.values():
-            files = [
-                read(s, model, name, prompts, layers, suffixes) for name, model in (("base", reader), ("tuned", tuned))
-            ]
-            tables.append(compare(files[0], files[1], split=split, seed=key["seed"], same_tokens=not own))
+            files = [read(s, model, name, prompts, layers, suffixes) for name, model in pair.items()]
+            tables.append(compare(*files, split=split, seed=key["seed"], same_tokens=not own))
         table = pl.concat(tables)
         with replacing(path) as unfinished:
             table.write_parquet(unfinished)
-        note(s, DIFF, key, tuned, start, data=list(s.get("data", ("embedded",))), options=s.given())
+        note(s, DIFF, key, tuned, start, data=s.get("data"))
     layer = min(layers, key=lambda at: abs(at - tuned.default_layer()))
-    shown = table if s.get("as_json", False) else table.filter(layer=layer).drop("layer", "halves")
+    shown = table if s.get("as_json") else table.filter(layer=layer).drop("layer", "halves")
     return {"base": base.name, "tuned": tuned.name, "layer": layer, "table": shown, "wrote": str(path)}
 
 
@@ -114,17 +105,17 @@ def compared_texts(
 
 def read(
     s: Settings, model: "Model", name: str, prompts: "pl.DataFrame", layers: list[int], suffixes: tuple[str, ...]
-) -> Any:
+) -> Path:
     """The activations file of one of the two models."""
     from data.store.rundir import now
     from interventions.reading.extract import extract
 
     start = now()
-    artefact = f"activations/diff-{name}/{'pairs' if suffixes else 'prompts'}"
+    artefact = Artefact(f"activations/diff-{name}/{'pairs' if suffixes else 'prompts'}", Path, TENSORS)
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "layers": layers, "suffixes": list(suffixes)}
-    path = s.run / f"{artefact}.safetensors"
-    if not unchanged(s, artefact, key, path):
+    path = artefact.path(s.run)
+    if not unchanged(s, artefact, key):
         extract(model, prompts, path.parent, layers=layers, position="suffix" if suffixes else "last", suffixes=suffixes,
                 batch_tokens=s.get("batch_tokens"))  # fmt: skip
-        note(s, artefact, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
+        note(s, artefact, key, model, start, data=s.get("data"))
     return path

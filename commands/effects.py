@@ -1,18 +1,16 @@
 """`effects`: what steering does to harmless prompts and to plain text."""
 
 import hashlib
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING
 
 from commands.framework.app import Session, command
-from commands.framework.arms import STEERING, chosen_arms
-from commands.framework.output import warn
-from commands.framework.prompts import fingerprint_of, load_prompts
-from commands.framework.records import EFFECTS, model_key, note, unchanged
+from commands.framework.arms import chosen_arms
+from commands.framework.artefacts import EFFECTS
+from commands.framework.options import BENIGN, NEW_TOKENS, PLAIN_TEXT, STEERING, TEST
+from commands.framework.output import Summary, warn
+from commands.framework.prompts import fingerprint_of, prompts_of
+from commands.framework.records import model_key, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Settings
 from data.errors import UserError
@@ -22,17 +20,11 @@ if TYPE_CHECKING:
 
 
 @command(
-    *STEERING,
-    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer, and of the unsteered answer that "
-                 "every arm reads.  [default: 32]"),
-    click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="Plain text to measure perplexity on, its "
-                 "passages parted by blank lines.  [default: 36 passages of our own]"),
-    click.option("--benign", multiple=True, help="More prompts, all benign; repeatable.  [default: none]"),
+    *STEERING, NEW_TOKENS.but(help="Tokens an answer, and of the unsteered answer that every arm reads."),
+    PLAIN_TEXT, BENIGN, TEST,
 )  # fmt: skip
-def effects(session: Session, s: Settings) -> dict[str, Any]:
+def effects(session: Session, s: Settings) -> Summary:
     """Measure what every arm does to harmless prompts and plain text: KL, perplexity, broken answers."""
-    import polars as pl
-
     from data.prompts.passages import passages
     from data.store.rundir import now
     from interventions.steering.effects import side_effects
@@ -43,23 +35,23 @@ def effects(session: Session, s: Settings) -> dict[str, Any]:
     harmless, texts = harmless_prompts(s), passages(s.get("text"))
     model, arms, tools, rests_on = chosen_arms(session, s)
     prompts = unseen(s, harmless, rests_on)
-    options = {"max_new_tokens": s.get("max_new_tokens", 32), "seed": s.get("seed", 0)}
+    options = {name: s.get(name) for name in ("max_new_tokens", "seed")}
     key = model_key(model) | rests_on | options | {
         "fingerprint": fingerprint_of(prompts),
         "text": hashlib.sha256("\n\n".join(texts).encode()).hexdigest(),
-        "arms": [asdict(arm) for arm in arms],
+        "arms": [arm.record for arm in arms],
     }  # fmt: skip
-    path = s.run / "effects.parquet"
-    if unchanged(s, EFFECTS, key, path):
-        table = pl.read_parquet(path)
+    path = EFFECTS.path(s.run)
+    if unchanged(s, EFFECTS, key):
+        table = EFFECTS.load(path)
     else:
         themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
         text_name = s.get("text").stem if s.get("text") else "plain"
         counted = partial(figures, datasets=prompts["dataset"].to_list(), themes=themes["theme"].to_list(),
                           text_name=text_name, seed=options["seed"])  # fmt: skip
         table = side_effects(model, prompts, texts, tools, path, arms=arms, broken=is_broken, figures=counted,
-                             max_new_tokens=options["max_new_tokens"], batch_tokens=s.get("batch_tokens", 2048))  # fmt: skip
-        note(s, EFFECTS, key, model, start, data=list(s.get("data", ("embedded",))), options=s.given())
+                             max_new_tokens=options["max_new_tokens"], batch_tokens=s.get("batch_tokens"))  # fmt: skip
+        note(s, EFFECTS, key, model, start, data=s.get("data"))
     return {"prompts": prompts.height, "passages": len(texts), "table": table, "wrote": str(path)}
 
 
@@ -67,10 +59,8 @@ def harmless_prompts(s: Settings) -> "pl.DataFrame":
     """Benign rows of --data and --split, near-misses among them."""
     import polars as pl
 
-    from data import for_split
-
-    split = s.get("split", "test")
-    prompts = for_split(load_prompts(s, limited=False), split).filter(pl.col("label") == "benign")
+    split = s.get("split")
+    prompts = prompts_of(s, split).filter(pl.col("label") == "benign")
     if prompts.is_empty():
         raise UserError(f"no benign prompt in split {split!r}: --benign NAME_OR_FILE adds some, --split takes others")
     return prompts
@@ -82,11 +72,11 @@ def unseen(s: Settings, prompts: "pl.DataFrame", rests_on: dict[str, str]) -> "p
 
     from reports.scoring.scores import same_text
 
-    fitted = fitted_texts(s, {"key": rests_on})
+    fitted = fitted_texts(s, rests_on)
     kept = prompts.filter(
         ~pl.col("prompt").map_elements(lambda text: same_text(text) in fitted, return_dtype=pl.Boolean)
     )
     if kept.height < prompts.height:
         warn(f"{prompts.height - kept.height} of {prompts.height} harmless prompts were used for fitting and are left out"
              + ("" if kept.height else "; only plain text is left: pass other --data or --split"))  # fmt: skip
-    return kept.head(s.get("limit", kept.height))
+    return kept[: s.get("limit")]

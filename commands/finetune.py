@@ -1,41 +1,31 @@
 """`finetune`: teach a model refusal tokens."""
 
 import hashlib
-from pathlib import Path
-from typing import Any
 
-import click
-
+from commands.framework import options as o
 from commands.framework.app import Session, command
+from commands.framework.artefacts import MODEL_FOLDER
+from commands.framework.output import Summary
 from commands.framework.prompts import fingerprint_of
-from commands.framework.records import MODEL, note, unchanged
-from commands.framework.settings import Finite, Settings
+from commands.framework.records import note, unchanged
+from commands.framework.settings import Settings, Values
+from commands.framework.types import FOLDER
+from data import contract
 from data.errors import UserError
-
-DATA = ("embedded", "embedded:lessons")
-BATCH_TOKENS = 1024
-BASE = "smollm2"
 
 
 @command(
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="The model folder.  [default: RUN/model]"),
-    click.option("--rank", type=click.IntRange(min=1), help="Rank of the LoRA.  [default: 8]"),
-    click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="At its peak.  [default: 0.001]"),
-    click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training rows; the best on the validation "
-                 "rows is kept.  [default: 4]"),
-    click.option("--max-tokens", type=click.IntRange(min=8), help="Cut answers there; leave out longer prompts.  "
-                 "[default: 256]"),
-    click.option("--token-weight", type=Finite(), help="Weight of the control token's loss against the answer's.  [default: 1]"),
-    click.option("--balance", type=click.FloatRange(0, 1), help="0 weighs rows alike, 1 categories.  [default: 0.5]"),
-    click.option("--template", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Chat template, Jinja.  "
-                 "[default: the model's own, without a default system prompt]"),
+    o.OUT.but(help="The model folder.", type=FOLDER, shown="RUN/model"), o.RANK, o.LEARNING_RATE,
+    o.EPOCHS.but(help="Passes over the training rows; the best on the validation rows is kept.", default=contract.EPOCHS),
+    o.ANSWER_TOKENS, o.TOKEN_WEIGHT, o.BALANCE, o.TEMPLATE, o.MODEL.but(default=contract.BASE_MODEL, shown=None),
+    o.DATA.but(default=("embedded", "embedded:lessons")),
+    o.BATCH_TOKENS.but(default=contract.STEP_TOKENS, shown=None), o.SPLIT.but(shown="train and validation"),
 )  # fmt: skip
-def finetune(_session: Session, s: Settings) -> dict[str, Any]:
+def finetune(_session: Session, s: Settings) -> Summary:
     """Teach a model refusal tokens: a model folder that --model opens, and a LoRA adapter.
 
     Rows of the split train teach, those of validation choose the epoch. The tokens are named after the data's own
-    categories; a file may have a column response. Defaults here: --model smollm2, --data embedded and embedded:lessons,
-    --batch-tokens 1024, --device cuda if there is one.
+    categories; a file may have a column response.
     """
     import polars as pl
 
@@ -45,44 +35,38 @@ def finetune(_session: Session, s: Settings) -> dict[str, Any]:
     from interventions.tuning.finetune import check_out
     from interventions.tuning.finetune import finetune as train
 
-    if s.get("where", "local") == "remote":
+    if s.get("where") == "remote":
         raise UserError("finetune writes weights, which a remote run does not have: run it with --local")
-    start, base, out = now(), s.get("model", BASE), s.get("out", s.run / "model")
+    start, base, out = now(), s.get("model"), s.get("out") or s.run / "model"
     check_out(out)
-    sources = s.get("data", DATA)
+    sources = s.get("data")
     rows = load_training(sources, s.get("data_mirror"))
     if s.get("split"):
         rows = for_split(rows, s.get("split")).with_columns(pl.lit(None, pl.String).alias("split"))
-    rows = rows.head(s.get("limit", rows.height))
+    rows = rows[: s.get("limit")]
     if rows.is_empty():
         raise UserError(f"no row in split {s.get('split')!r}: pass --split or other --data")
     template = s.get("template")
-    options = {
-        "rank": s.get("rank", 8),
-        "learning_rate": s.get("learning_rate", 1e-3),
-        "epochs": s.get("epochs", 4),
-        "batch_tokens": s.get("batch_tokens", BATCH_TOKENS),
-        "max_tokens": s.get("max_tokens", 256),
-        "token_weight": s.get("token_weight", 1.0),
-        "balance": s.get("balance", 0.5),
-        "template": template.read_text("utf-8") if template else None,
-        "seed": s.get("seed", 0),
-        "dtype": s.get("dtype"),
-    }
+    names = (
+        "rank",
+        "learning_rate",
+        "epochs",
+        "batch_tokens",
+        "max_tokens",
+        "token_weight",
+        "balance",
+        "seed",
+        "dtype",
+    )
+    options: Values = {"template": template.read_text("utf-8") if template else None}
+    options |= {name: s.get(name) for name in names}
     answers = hashlib.sha256(rows.select("response").write_json().encode()).hexdigest()[:16]
     key = {"base": base, "fingerprint": fingerprint_of(rows), "answers": answers, "out": str(out), **options}
-    if not unchanged(s, MODEL, key, out / "config.json"):
+    if not unchanged(s, MODEL_FOLDER, key, out / "config.json"):
         report = train(base, rows, out, device=s.get("device"), **options)
-        note(s, MODEL, key, None, start, like={"model": base}, data=list(sources), options=s.given())
+        note(s, MODEL_FOLDER, key, {"model": base}, start, data=sources)
         best = report.epochs[report.kept - 1]
-        accuracy = {"right token": f"{best.category_accuracy:.3f}", "refuse or comply": f"{best.refusal_accuracy:.3f}"}
-        return {
-            "tokens": [token.token for token in report.control_tokens],
-            "rows": report.train_rows,
-            "kept epoch": report.kept,
-            "on validation rows": report.validation_rows,
-            **accuracy,
-            "seconds": round(report.seconds),
-            "wrote": str(out),
-        }
+        return {"tokens": [token.token for token in report.control_tokens], "rows": report.train_rows, "kept epoch": report.kept,
+                "on validation rows": report.validation_rows, "right token": f"{best.category_accuracy:.3f}",
+                "refuse or comply": f"{best.refusal_accuracy:.3f}", "seconds": round(report.seconds), "wrote": str(out)}  # fmt: skip
     return {"made already": True, "wrote": str(out)}

@@ -1,146 +1,48 @@
-"""`trace` and `generate`: prompts under the lens, and answers in every arm."""
+"""`generate`: answers in every arm."""
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import click
-
-from commands.framework.app import Session, command
-from commands.framework.arms import STEERING, chosen_arms
-from commands.framework.output import emit_progress
-from commands.framework.prompts import fingerprint_of, load_prompts
-from commands.framework.records import (
-    GENERATIONS,
-    LOWRANK,
-    PROBE,
-    SWEEP,
-    VECTORS,
-    contradiction,
-    missing,
-    model_key,
-    note,
-    unchanged,
-)
-from commands.framework.settings import Settings
+from commands.framework.answers import answer_prompts, prepare
+from commands.framework.app import Session, command, perform
+from commands.framework.artefacts import GENERATIONS, Artefact, Making, as_before, made_by
+from commands.framework.options import NEW_TOKENS, STEERING, TEST
+from commands.framework.output import Summary
+from commands.framework.prompts import fingerprint_of, prompts_of
+from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-    import polars as pl
-
-    from interventions.model.model import Model
-    from interventions.steering.arms import Arm
-    from interventions.steering.plans import Tools
-
-
-@command(
-    *STEERING, click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: 32]")
-)
-def generate(session: Session, s: Settings) -> dict[str, Any]:
+@command(*STEERING, NEW_TOKENS, TEST)
+def generate(session: Session, s: Settings) -> Summary:
     """Answer prompts in every arm."""
-    return make_generations(session, s)
-
-
-def make_generations(session: Session, s: Settings) -> dict[str, Any]:
-    """Answer the prompts, with vectors that are made if they are missing."""
-    from data import for_split
-
-    prompts = for_split(load_prompts(s, limited=False), s.get("split", "test"))
-    prompts = prompts.head(s.get("limit", prompts.height))
+    prompts = prompts_of(s, s.get("split"))[: s.get("limit")]
     if prompts.is_empty():
-        raise UserError(f"no prompt in split {s.get('split', 'test')!r}: pass --split or other --data")
+        raise UserError(f"no prompt in split {s.get('split')!r}: pass --split or other --data")
     ready = prepare(session, s)
-    path = s.run / "generations.parquet"
-    answer_prompts(s, ready, prompts, GENERATIONS, path, list(s.get("data", ("embedded",))))
-    return {"prompts": prompts.height, "arms": [arm.name for arm in ready.arms], "wrote": str(path)}
+    answer_prompts(s, ready, prompts, GENERATIONS, s.get("data"))
+    return {"prompts": prompts.height, "arms": [arm.name for arm in ready.arms], "wrote": str(GENERATIONS.path(s.run))}
 
 
-@dataclass(frozen=True)
-class Ready:
-    """All that answering takes but the prompts.
-
-    Attributes:
-        model: An open model.
-        tools: What its arms draw on.
-        arms: What is compared.
-        rests_on: Identities of the artefacts that the tools come from.
-        max_new_tokens: At most so many tokens an answer.
-        seed: Written into the tables.
-    """
-
-    model: "Model"
-    tools: "Tools"
-    arms: "list[Arm]"
-    rests_on: dict[str, str]
-    max_new_tokens: int
-    seed: int
-
-    def key(self, prompts: "pl.DataFrame") -> dict[str, Any]:
-        """What answers to these prompts are made from."""
-        return model_key(self.model) | {
-            **self.rests_on,
-            "fingerprint": fingerprint_of(prompts),
-            "arms": [asdict(arm) for arm in self.arms],
-            "max_new_tokens": self.max_new_tokens,
-            "seed": self.seed,
-        }
+def split_of(s: Settings, record: Record | None) -> tuple[str, str]:
+    """The split that is to be answered, and the one that was."""
+    was = (record or {}).get("options", {}).get("split") or TEST.default
+    return s.given("split") or was, was
 
 
-def prepare(session: Session, s: Settings) -> Ready:
-    """Vectors, which are made if they are missing, and the arms with all they need."""
-    model, arms, tools, rests_on = chosen_arms(session, s)
-    return Ready(model, tools, arms, rests_on, s.get("max_new_tokens", 32), s.get("seed", 0))
+def others_asked(_session: Session, s: Settings, _artefact: Artefact[Any], record: Record) -> str:
+    """Whether answers to other prompts were asked for."""
+    split, was = split_of(s, record)
+    if split != was:
+        return f"split is {split}, was {was}"
+    if s.given("data") is None and s.given("limit") is None:
+        return ""
+    prompts = prompts_of(s, split)[: s.given("limit") or record["options"].get("limit")]
+    return "" if fingerprint_of(prompts) == record["key"]["fingerprint"] else "the prompts changed"
 
 
-def answer_prompts(
-    s: Settings, ready: Ready, prompts: "pl.DataFrame", artefact: str, path: "Path", data: list[str]
-) -> None:
-    """Answer prompts in every arm into a table, unless that was done already."""
-    from data.store.rundir import now
-    from interventions.steering.generate import generate as run_generate
-
-    start, key = now(), ready.key(prompts)
-    if not unchanged(s, artefact, key, path):
-        run_generate(ready.model, prompts, ready.tools, path, arms=ready.arms, max_new_tokens=ready.max_new_tokens,
-                     batch_tokens=s.get("batch_tokens"), seed=ready.seed)  # fmt: skip
-        note(s, artefact, key, ready.model, start, data=data, options=s.given())
-
-
-def need_generations(session: Session, s: Settings) -> dict[str, Any]:
-    """The record of generations that fit the settings; made if there are none."""
-    from data.store.rundir import records
-
-    known = records(s.run)
-    record = known.get(GENERATIONS)
-    reason, before = "", (record or {}).get("options", {})
-    was = before.get("split") or "test"
-    split = s.get("split", was)
-    if not (s.run / "generations.parquet").exists() or record is None:
-        reason = "there are none"
-    else:
-        newer = [
-            name for name in (VECTORS, PROBE, LOWRANK, SWEEP) if _is_newer(known.get(name), record["key"].get(name))
-        ]
-        reason = f"the {newer[0]} {'are' if newer[0] == VECTORS else 'is'} newer" if newer else contradiction(s, record)
-        if not reason and split != was:
-            reason = f"split is {split}, was {was}"
-        if not reason and (s.get("data") or s.get("limit")):
-            from data import for_split
-
-            prompts = for_split(load_prompts(s, limited=False), split)
-            prompts = prompts.head(s.get("limit", before.get("limit") or prompts.height))
-            reason = "" if fingerprint_of(prompts) == record["key"]["fingerprint"] else "the prompts changed"
-    if reason:
-        missing(s, "generate", "generations", reason)
-        kept = ("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens")
-        same = {name: before.get(name) for name in kept}
-        same["data"] = s.get("data") or tuple((record or {}).get("data") or ())
-        emit_progress(make_generations(session, s.with_values(**same, split=split)))
-        record = records(s.run)[GENERATIONS]
-    assert record is not None
-    return record
-
-
-def _is_newer(record: dict[str, Any] | None, used: str | None) -> bool:
-    return record is not None and used is not None and record["id"] != used
+@made_by(GENERATIONS, unless=others_asked)
+def answer_again(session: Session, s: Settings, artefact: Artefact[Any], record: Record | None) -> Making:
+    """Answer as before, the same prompts unless others were asked for."""
+    data = s.given("data") or tuple((record or {}).get("data") or ())
+    settings = s.with_values(**as_before(artefact, record), data=data, split=split_of(s, record)[0])
+    return Making("generate", lambda: perform(session, settings, "generate"))

@@ -3,25 +3,22 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from commands.evaluate import SCORING, make_summary
-from commands.extract import make_activations, pairing
-from commands.framework.app import Session, command
-from commands.framework.output import warn
+from commands.framework.activations import needs_pairs, pairing, read_activations
+from commands.framework.answers import Ready, answer_prompts, prepare
+from commands.framework.app import Session, command, perform
+from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, Artefact
+from commands.framework.options import DEPTH, LAYER, NEW_TOKENS, SCORING, TEST, Declared
+from commands.framework.output import Summary, warn
 from commands.framework.prompts import load_prompts, spread
-from commands.framework.recipe import PAPER, Recipe, RecipeFile, read_recipe
-from commands.framework.records import GENERATIONS, PAPER_TABLE, identity, note, unchanged, without_secrets
-from commands.framework.settings import Command, Settings
-from commands.generate import Ready, answer_prompts, prepare
-from commands.lowrank import make_lowrank
-from commands.probe import make_probe
-from commands.report import make_report
-from commands.vectors import make_vectors, needs_pairs
+from commands.framework.recipe import PAPER, RECIPE, Recipe, read_recipe
+from commands.framework.records import identity, note, unchanged, without_secrets
+from commands.framework.settings import Command, Settings, Values
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +28,9 @@ if TYPE_CHECKING:
     from reports.page.blocks import Table
 
 PAPERS = ("paper",)
+CONFIG = Declared(
+    "--config", "TOML file of what to run.", RECIPE, PAPER, "commands/paper.toml, which says what may stand in it"
+)
 LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself is 0.3
 
 
@@ -56,23 +56,18 @@ class Set:
     prompts: "pl.DataFrame"
 
     @property
-    def artefact(self) -> str:
-        """Its answers' name in the run directory."""
+    def artefact(self) -> "Artefact[pl.DataFrame]":
+        """Its answers."""
         plain = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.source)
-        return f"sets/{plain[-60:]}-{identity({'source': self.source})[:6]}"
+        return replace(GENERATIONS, name=f"sets/{plain[-60:]}-{identity({'source': self.source})[:6]}")
 
 
 @command(
-    click.argument("what", type=click.Choice(PAPERS)),
-    click.option("--config", type=RecipeFile(), help="TOML file of what to run.  [default: commands/paper.toml, which says "
-                 "what may stand in it]"),
-    click.option("--layer", type=click.IntRange(min=0), help="Block to read and to steer.  [default: the file's, else "
-                 "round(18/32 · n_layers)]"),
-    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens an answer.  [default: the file's, 128]"),
-    *SCORING,
-    cls=Reproduction,
+    click.argument("what", type=click.Choice(PAPERS)), CONFIG,
+    LAYER.but(help="Block to read and to steer.", shown=f"the file's, else {DEPTH}"),
+    NEW_TOKENS.but(default=None, shown="the file's, 128"), *SCORING, TEST, cls=Reproduction,
 )  # fmt: skip
-def reproduce(session: Session, s: Settings) -> dict[str, Any]:
+def reproduce(session: Session, s: Settings) -> Summary:
     """Run the whole table of arXiv 2603.13359, and put paper and ours side by side.
 
     Usage: reproduce paper [OPTIONS]. --limit N takes N prompts of each set, evenly spread over it; --data names other
@@ -81,20 +76,20 @@ def reproduce(session: Session, s: Settings) -> dict[str, Any]:
     """
     from interventions.steering.arms import Arm, parse_arms
 
-    recipe = read_recipe(s.get("config", PAPER))
+    recipe = read_recipe(s.get("config"))
     wanted = s.with_defaults(**recipe.of("generate"))
-    arms = parse_arms(wanted.get("arm"), Arm("fixed", "fixed", 0))  # says at once if one can't be read
+    arms = parse_arms(wanted.given("arm"), Arm("fixed", "fixed", 0))  # says at once if one can't be read
     there, missing = load_sets(wanted)
-    keep(s.get("config", PAPER), s.run / "paper.toml")
-    nothing: dict[str, Any] = {"data": (), "limit": None, "split": None, "no_auto": None}
+    keep(s.get("config"), s.run / "paper.toml")
+    nothing: Values = {"data": (), "limit": None, "split": None, "no_auto": None}
     below = s.with_values(**nothing).with_defaults(model=session.model(s).name)
     layer = fit(session, below, recipe, arms)
     answer_sets(session, wanted.with_values(**nothing, layer=layer, model=below.get("model")), there)
-    make_summary(session, below.with_defaults(**recipe.of("evaluate")))
+    perform(session, below.with_defaults(**recipe.of("evaluate")), "evaluate")
     table = write_table(below, there, missing)
-    page = make_report(below)
+    page = perform(session, below, "report")
     prompts = sum(one.prompts.height for one in there)
-    if s.get("as_json", False):
+    if s.get("as_json"):
         return {"prompts": prompts, "missing": missing, "table": table.frame, "wrote": str(s.run)}
     for source, how in missing.items():
         warn(f"{source} is missing: {how}")
@@ -113,7 +108,7 @@ def load_sets(s: Settings) -> tuple[list[Set], dict[str, str]]:
 
     there: list[Set] = []
     missing: dict[str, str] = {}
-    split = s.get("split", "test")
+    split = s.get("split")
     with ExitStack() as rest:
         for source in s.get("data"):
             try:
@@ -161,23 +156,28 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") ->
     """
     model = session.model(s)
     default = model.default_layer() if recipe.layer is None else recipe.layer
-    layer = s.get("layer", default)
+    layer = default if s.get("layer") is None else s.get("layer")
     below = s.with_values(layer=layer, layers=(layer,)).with_defaults(**recipe.of("extract"))
-    prompts = load_prompts(below, limited=True)
-    make_activations(session, below, prompts, ())
-    directions = below.with_defaults(**recipe.of("vectors"))
+    reading, directions = (
+        below.for_command("extract"),
+        below.with_defaults(**recipe.of("vectors")).for_command("vectors"),
+    )
+    prompts = load_prompts(reading, limited=True)
+    read_activations(session, reading, prompts, ())
     if needs_pairs(session, directions):
-        make_activations(session, directions, *pairing(model, prompts, directions.get("split", "train")))
-    make_vectors(session, directions, own_data=True)
+        paired = pairing(model, prompts, directions.get("split"))
+        read_activations(session, directions.for_command("extract"), *paired)
+    perform(session, directions, "vectors")
     if any(arm.is_gated for arm in arms):
-        make_probe(session, below.with_defaults(**recipe.of("probe")), own_data=True)
+        perform(session, below.with_defaults(**recipe.of("probe")), "probe")
     if any(arm.maps for arm in arms):
-        make_lowrank(session, below.with_defaults(**recipe.of("lowrank")), own_data=True)
+        perform(session, below.with_defaults(**recipe.of("lowrank")), "lowrank")
     return layer
 
 
 def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
     """Answer set by set, each into a file of its own, so that another set costs only its own answers; then join them."""
+    s = s.for_command("generate")
     ready = prepare(session, s)
     for arm in ready.arms:
         warn_of_little(ready, arm)
@@ -186,7 +186,7 @@ def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
         warn(
             f"set {number} of {len(sets)}: {one.source}, {one.prompts.height:,} prompts, after {answered:,} of {total:,}"
         )
-        answer_prompts(s, ready, one.prompts, one.artefact, s.run / f"{one.artefact}.parquet", [one.source])
+        answer_prompts(s, ready, one.prompts, one.artefact, [one.source])
         answered += one.prompts.height
     join_answers(s, ready, sets)
 
@@ -210,16 +210,16 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
     from data import stacked
     from data.store.rundir import now, replacing
 
-    start, path = now(), s.run / "generations.parquet"
+    start = now()
     key = ready.key(stacked([one.prompts for one in sets]))
-    if unchanged(s, GENERATIONS, key, path):
+    if unchanged(s, GENERATIONS, key):
         return
     order = {arm.name: at for at, arm in enumerate(ready.arms)}
-    parts = pl.concat([pl.read_parquet(s.run / f"{one.artefact}.parquet") for one in sets])
+    parts = pl.concat([one.artefact.load(one.artefact.path(s.run)) for one in sets])
     whole = parts.sort(pl.col("arm").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
-    with replacing(path) as unfinished:
+    with replacing(GENERATIONS.path(s.run)) as unfinished:
         whole.write_parquet(unfinished)
-    note(s, GENERATIONS, key, ready.model, start, data=[one.source for one in sets], options=s.given())
+    note(s, GENERATIONS, key, ready.model, start, data=[one.source for one in sets])
 
 
 def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "Table":
@@ -230,8 +230,8 @@ def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "T
 
     start, known = now(), records(s.run)
     table, _, _ = whole(open_run(s.run), missing)
-    with replacing(s.run / "paper.parquet") as unfinished:
+    with replacing(PAPER_TABLE.path(s.run)) as unfinished:
         table.frame.write_parquet(unfinished)
-    note(s, PAPER_TABLE, {"summary": known["summary"]["id"], "missing": missing}, None, start, like=known[GENERATIONS],
-         data=[one.source for one in sets], options=s.given(), more={"missing": missing})  # fmt: skip
+    note(s, PAPER_TABLE, {"summary": known[SUMMARY.name]["id"], "missing": missing}, known[GENERATIONS.name], start,
+         data=[one.source for one in sets], more={"missing": missing})  # fmt: skip
     return table

@@ -1,17 +1,15 @@
 """`status`: is NDIF there, what runs on it, do versions fit; and what this machine has."""
 
-from typing import Any
-
 import click
 
 from commands.framework.app import Session, command
-from commands.framework.output import as_text
+from commands.framework.output import Summary, as_text
 from commands.framework.settings import Settings
 from data.errors import UserError
 
 
 @command(writes=False)
-def status(_session: Session, s: Settings) -> dict[str, Any]:
+def status(_session: Session, s: Settings) -> Summary:
     """Is NDIF reachable, which models are up, do versions fit; and what is here?
 
     Asks the configured NDIF (--host, NDIF_HOST, nnsight's configuration) with a short timeout. A server that does not
@@ -19,23 +17,23 @@ def status(_session: Session, s: Settings) -> dict[str, Any]:
     """
     from interventions.backends.ndif.server import PREFLIGHT_SECONDS
 
-    there = ask_server(s.get("host"), min(PREFLIGHT_SECONDS, s.get("timeout", PREFLIGHT_SECONDS)))
+    there = ask_server(s.get("host"), min(PREFLIGHT_SECONDS, s.get("timeout")))
     if s.get("where") == "remote" and there["reason"]:
         raise UserError(there["reason"])
     here = local()
-    if s.get("as_json", False):
+    if s.get("as_json"):
         return {"ndif": there, "local": here}
     _show(there, here)
     return {}
 
 
-def ask_server(host: str | None, seconds: float) -> dict[str, Any]:
+def ask_server(host: str | None, seconds: float) -> Summary:
     """What can be known of a server: `host`, `reachable`, `reason` (why it can't be used), `key`, `models`, `versions`."""
     from interventions.backends.ndif.client import address_of, shown
     from interventions.backends.ndif.server import RUNNING, deployments, get, key_words, pick, ping, version_table
 
     address = address_of(host)
-    found: dict[str, Any] = {"host": shown(address), "reachable": False, "reason": None, "key": None,
+    found: Summary = {"host": shown(address), "reachable": False, "reason": None, "key": None,
                              "default": None, "models": [], "versions": []}  # fmt: skip
     try:
         ping(address, seconds)
@@ -56,14 +54,14 @@ def ask_server(host: str | None, seconds: float) -> dict[str, Any]:
     return found
 
 
-def local() -> dict[str, Any]:
+def local() -> Summary:
     """Device, memory and PyTorch of this machine; bytes."""
     import os
 
     import torch
 
     page = os.sysconf("SC_PAGE_SIZE")
-    found: dict[str, Any] = {
+    found: Summary = {
         "device": "cpu",
         "name": f"{os.cpu_count()} cores",
         "memory": page * os.sysconf("SC_PHYS_PAGES"),
@@ -77,7 +75,7 @@ def local() -> dict[str, Any]:
     return found
 
 
-def _show(there: dict[str, Any], here: dict[str, Any]) -> None:
+def _show(there: Summary, here: Summary) -> None:
     import polars as pl
 
     if there["reason"]:

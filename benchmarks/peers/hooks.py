@@ -13,8 +13,9 @@ import torch
 from serving import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from data.contract import BATCH_TOKENS
 from interventions.model.prompt_format import encode
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import CPU_TOKENS, plan_passes
 from interventions.reading.packing import common_opening
 

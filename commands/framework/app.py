@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.framework.output import emit, warn
-from commands.framework.settings import Command, Settings, shared
+from commands.framework.options import Declared, shared
+from commands.framework.output import Summary, emit, warn
+from commands.framework.settings import Command, Record, Settings
+from data.contract import TUNED_MODEL
 
 if TYPE_CHECKING:
     from interventions.backends.backend import Backend
     from interventions.model.model import Model
-
-DEFAULT_MODEL = "refusal-smollm2"
 
 
 @dataclass
@@ -28,21 +28,21 @@ class Session:
     def backend(self, s: Settings) -> "Backend":
         """Where traces run; a server is asked once whether it is there."""
         from data.store.progress import Watch
-        from interventions.backends.backend import IN_FLIGHT, TIMEOUT, open_backend
+        from interventions.backends.backend import open_backend
 
-        key = (s.get("where", "local"), s.get("host"), s.get("timeout", TIMEOUT), s.get("in_flight", IN_FLIGHT))
+        key = (s.get("where"), s.get("host"), s.get("timeout"), s.get("in_flight"))
         if key not in self.backends:
-            watch = Watch(as_json=s.get("as_json", False))
+            watch = Watch(as_json=s.get("as_json"))
             self.backends[key] = open_backend(key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch)
         return self.backends[key]
 
-    def model(self, s: Settings, record: dict[str, Any] | None = None) -> "Model":
+    def model(self, s: Settings, record: Record | None = None) -> "Model":
         """The model that the settings name, else the record, else the default; opened once."""
         from interventions.model.opening import open_model
 
         backend = self.backend(s)
-        name = s.get("model", None, record) or self._default_model(backend)
-        key = (name, backend, s.get("device"), s.get("dtype", None, record))
+        name = s.get("model", record) or self._default_model(backend)
+        key = (name, backend, s.get("device"), s.get("dtype", record))
         if key not in self.models:
             model = open_model(name, remote=backend, device=key[2], dtype=key[3])
             self.models |= {key: model, (*key[:3], model.dtype): model}
@@ -57,7 +57,7 @@ class Session:
 
     def _default_model(self, backend: "Backend") -> str:
         if not backend.is_remote or backend.is_loopback:
-            return DEFAULT_MODEL
+            return TUNED_MODEL
         from interventions.backends.ndif.server import pick_llama
 
         name = pick_llama(backend.address).name
@@ -78,17 +78,20 @@ def cli(ctx: click.Context, **_options: Any) -> None:
     ctx.obj = Session()
 
 
+Perform = Callable[[Session, Settings], Summary]
+
+
 def command(
-    *options: Callable[..., Any], writes: bool = True, many: Sequence[str] = (), cls: type[Command] = Command
-) -> Callable[[Callable[[Session, Settings], dict[str, Any]]], click.Command]:
+    *options: Declared | Callable[..., Any], writes: bool = True, many: Sequence[str] = (), cls: type[Command] = Command
+) -> Callable[[Perform], click.Command]:
     """Register a function as a command: it gets the session and settings and returns its summary.
 
     One that `writes` nothing neither makes the run directory nor waits for another's lock on it. After an option of
     `many` any number of values may stand. `cls` parses its words.
     """
 
-    def register(make: Callable[[Session, Settings], dict[str, Any]]) -> click.Command:
-        name = make.__name__.rstrip("_")
+    def register(perform: Perform) -> click.Command:
+        name = perform.__name__.rstrip("_")
 
         def run(**_options: Any) -> None:
             from data.store.rundir import writing
@@ -98,15 +101,24 @@ def command(
             session: Session = ctx.obj
             before = session.traffic()
             with writing(settings.run) if writes else nullcontext():
-                summary = make(session, settings)
+                summary = perform(session, settings)
             remote = {name: number - before.get(name, 0) for name, number in session.traffic().items()}
             if any(remote.values()):
                 summary["remote"] = remote
-            emit(name, summary, settings.get("as_json", False))
+            emit(name, summary, settings.get("as_json"))
 
-        run = shared(run)
+        PERFORM[name] = perform
+        run = shared(run, [option for option in options if isinstance(option, Declared)])
         for option in reversed(options):  # a command's own options come first in its help
             run = option(run)
-        return cli.command(name, cls=cls, help=make.__doc__, many=many)(run)
+        return cli.command(name, cls=cls, help=perform.__doc__, many=many)(run)
 
     return register
+
+
+PERFORM: dict[str, Perform] = {}
+
+
+def perform(session: Session, s: Settings, name: str) -> Summary:
+    """Do what another command does, with its defaults for what was not given."""
+    return PERFORM[name](session, s.for_command(name))

@@ -2,17 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, NamedTuple
 
 from commands.framework.app import Session
+from commands.framework.artefacts import LOWRANK, PROBE, SWEEP, VECTORS, need
 from commands.framework.output import warn
-from commands.framework.records import LOWRANK, PROBE, SWEEP, VECTORS
-from commands.framework.settings import Finite, Settings
-from commands.lowrank import need_lowrank
-from commands.probe import need_probe
-from commands.vectors import need_vectors
+from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,47 +17,40 @@ if TYPE_CHECKING:
     from interventions.steering.plans import Tools
 
 
-def readable_arms(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Arms as they were typed, if they can be read: nothing runs otherwise."""
-    if texts:
-        from interventions.steering.arms import Arm, parse_arms
+class Swept(NamedTuple):
+    """The setting that a sweep chose, as its table has it; `id` is the sweep's, `strength` in `unit`s."""
 
-        try:
-            parse_arms(texts, Arm("fixed", "fixed", 0))
-        except UserError as error:
-            raise click.BadParameter(str(error)) from None
-    return texts
+    id: str
+    arm: str
+    kind: str
+    layer: int | None
+    strength: float
+    unit: str
+    category: str
+    scope: str
 
+    @property
+    def shared(self) -> bool:
+        """Whether the setting means something to other arms too."""
+        from interventions.steering.sweep import SHARED_SETTING
 
-STEERING = (
-    click.option("--layer", type=click.IntRange(min=0), help="Block to steer.  [default: round(18/32 · n_layers)]"),
-    click.option("--category", help="Whose vector to add.  [default: the mean of all categories']"),
-    click.option("--strength", type=Finite(), help="How much of it.  [default: -0.3]"),
-    click.option("--strength-unit", type=click.Choice(["raw", "unit", "residual"]), help="Times the vector, the unit "
-                 "vector, or the unit vector × the mean residual norm.  [default: residual]"),
-    click.option("--scope", type=click.Choice(["prompt-last", "prompt", "generated", "all"]), help="Positions to steer; "
-                 "generated: the last prompt token and each generated one.  [default: generated]"),
-    click.option("--arm", multiple=True, callback=readable_arms, help="KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: "
-                 "baseline, fixed, routed, gated, lowrank, ablate, random, wrong-category, prompt-only, logit-bias, oracle.  Keys: category, harmful, layer, "
-                 "operation, route, scope, seed, strength, text, unit.  [default: baseline, fixed, and what the run's probe, "
-                 "low-rank map and sweep and the model's tokens allow; trace: fixed]"),
-)  # fmt: skip
+        return self.kind in SHARED_SETTING
 
 
 def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools, dict[str, str]]":
     """The model, the arms asked for or by default, what they draw on, and the identities of what that comes from."""
     from interventions.steering.arms import parse_arms
 
-    steering, record = need_vectors(session, s)
+    steering, record = need(session, s, VECTORS)
     model = session.model(s, record)
     default, swept = single_arm(s, model, steering), swept_setting(s, record)
     arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
     tools, rests_on = need_tools(session, s, arms, steering, record)
-    rests_on |= {} if swept is None else {SWEEP: swept["id"]}
-    return model, lowrank_at_its_layer(arms, s.get("arm", ()), tools), tools, rests_on
+    rests_on |= {} if swept is None else {SWEEP.name: swept.id}
+    return model, lowrank_at_its_layer(arms, s.get("arm"), tools), tools, rests_on
 
 
-def default_arms(s: Settings, model: "Model", swept: dict[str, Any] | None = None) -> tuple[str, ...]:
+def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tuple[str, ...]:
     """What is compared if nothing else was said: as much as the run directory's tools and the model's tokens allow.
 
     The arm that a sweep chose is among them, as it was swept.
@@ -72,50 +60,44 @@ def default_arms(s: Settings, model: "Model", swept: dict[str, Any] | None = Non
     arms = ["baseline", "fixed"]
     if refusal_tokens(model).ids:
         arms.append("routed")
-        arms += ["gated"] if (s.run / "probe.safetensors").exists() else []
-    arms += ["lowrank"] if (s.run / "lowrank.safetensors").exists() else []
+        arms += ["gated"] if PROBE.path(s.run).exists() else []
+    arms += ["lowrank"] if LOWRANK.path(s.run).exists() else []
     if swept is not None:
-        word = swept["arm"]
-        if not swept["shared"]:  # its strength means something to itself alone
-            word += f"{',' if ':' in word else ':'}strength={swept['strength']!r}"
-        arms = [*(arm for arm in arms if arm != swept["kind"]), word]
+        word = swept.arm
+        if not swept.shared:  # its strength means something to itself alone
+            word += f"{',' if ':' in word else ':'}strength={swept.strength!r}"
+        arms = [*(arm for arm in arms if arm != swept.kind), word]
     return tuple(arms)
 
 
-def swept_setting(s: Settings, vectors: dict[str, Any]) -> dict[str, Any] | None:
+def swept_setting(s: Settings, vectors: Record) -> Swept | None:
     """The setting that `sweep` chose, unless layer, strength or unit were given; said on stderr."""
-    import polars as pl
-
     from data.store.rundir import records
-    from interventions.steering.sweep import SHARED_SETTING
 
-    path, record = s.run / "sweep.parquet", records(s.run).get(SWEEP)
-    if (
-        record is None
-        or not path.exists()
-        or any(s.get(name) is not None for name in ("layer", "strength", "strength_unit"))
-    ):
+    path, record = SWEEP.path(s.run), records(s.run).get(SWEEP.name)
+    given = any(s.given(name) is not None for name in ("layer", "strength", "strength_unit"))
+    if record is None or not path.exists() or given:
         return None
     if record["key"]["vectors"] != vectors["id"]:
         warn(f"{path} is of other vectors and not used; run sweep again")
         return None
-    rows = pl.read_parquet(path).filter("chosen").to_dicts()
+    rows = SWEEP.load(path).filter("chosen").to_dicts()
     if not rows:
         warn(f"{path}: no setting lowered over-refusal without harm; the default is used")
         return None
     row = rows[0]
     place = "" if row["layer"] is None else f" at layer {row['layer']}"
     warn(f"setting of {path}: {row['arm']}, strength {row['strength']:g} {row['strength_unit']}{place}")
-    return row | {"id": record["id"], "shared": row["kind"] in SHARED_SETTING}
+    names = ("arm", "kind", "layer", "strength", "strength_unit", "category", "scope")
+    return Swept(record["id"], *(row[name] for name in names))
 
 
-def at_setting(s: Settings, default: "Arm", swept: dict[str, Any] | None) -> "Arm":
+def at_setting(s: Settings, default: "Arm", swept: Swept | None) -> "Arm":
     """What arms leave open, as the sweep chose it."""
-    if swept is None or not swept["shared"]:
+    if swept is None or not swept.shared:
         return default
-    category, scope = s.get("category", swept["category"]), s.get("scope", swept["scope"])
-    return replace(default, layer=swept["layer"], strength=swept["strength"], unit=swept["strength_unit"],
-                   category=category, scope=scope)  # fmt: skip
+    category, scope = s.given("category") or swept.category, s.given("scope") or swept.scope
+    return replace(default, layer=swept.layer, strength=swept.strength, unit=swept.unit, category=category, scope=scope)
 
 
 def lowrank_at_its_layer(arms: "list[Arm]", words: Sequence[str], tools: "Tools") -> "list[Arm]":
@@ -128,33 +110,34 @@ def lowrank_at_its_layer(arms: "list[Arm]", words: Sequence[str], tools: "Tools"
 
 
 def need_tools(
-    session: Session, s: Settings, arms: "list[Arm]", steering: "SteeringVectors", record: dict[str, Any]
+    session: Session, s: Settings, arms: "list[Arm]", steering: "SteeringVectors", record: Record
 ) -> tuple["Tools", dict[str, str]]:
     """What the arms draw on, and the identities of the artefacts it comes from."""
     from interventions.steering.plans import Tools
 
-    rests_on = {VECTORS: record["id"]}
+    rests_on = {VECTORS.name: record["id"]}
     probe = lowrank = None
     if any(arm.is_gated for arm in arms):
-        probe, rests_on[PROBE] = need_probe(session, s)
+        probe, record = need(session, s, PROBE)
+        rests_on[PROBE.name] = record["id"]
     if any(arm.maps for arm in arms):
-        lowrank, rests_on[LOWRANK] = need_lowrank(session, s)
+        lowrank, record = need(session, s, LOWRANK)
+        rests_on[LOWRANK.name] = record["id"]
     return Tools(steering, probe, lowrank), rests_on
 
 
 def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":
     """The arm of --layer, --category, --strength, --strength-unit, --scope and --seed, and of trace's one --arm."""
-    from data.contract import DEFAULT_SCOPE, DEFAULT_STRENGTH, DEFAULT_UNIT
     from interventions.steering.arms import Arm, parse_arms
 
-    layer = s.get("layer")
+    asked = s.for_command("generate")  # which steers where a command has no option for it
+    layer = asked.get("layer")
     if layer is not None and layer >= model.n_layers:
         raise UserError(f"layer {layer}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
     if layer is None:
         layer = min(steering.layers, key=lambda at: abs(at - model.default_layer()))
-    arm = Arm("fixed", "fixed", layer, s.get("category", "mean"), strength=s.get("strength", DEFAULT_STRENGTH),
-              unit=s.get("strength_unit", DEFAULT_UNIT), scope=s.get("scope", DEFAULT_SCOPE),
-              seed=s.get("seed", 0))  # fmt: skip
+    arm = Arm("fixed", "fixed", layer, asked.get("category"), strength=asked.get("strength"), unit=asked.get("strength_unit"),
+              scope=asked.get("scope"), seed=asked.get("seed"))  # fmt: skip
     if s.command == "trace" and s.get("arm"):
         arms = [a for a in parse_arms(s.get("arm"), arm) if not a.is_baseline]
         if len(arms) != 1:

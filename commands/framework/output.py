@@ -10,8 +10,10 @@ from data.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
+Summary = dict[str, Any]  # what a command says of what it did; a `table`, and where it `wrote`, are shown apart
 
-def emit(name: str, summary: dict[str, Any], as_json: bool) -> None:
+
+def emit(name: str, summary: Summary, as_json: bool) -> None:
     """A command's summary on stdout, for people or as one JSON object."""
     if as_json:
         plain = {k: v.to_dicts() if hasattr(v, "to_dicts") else v for k, v in summary.items()}
@@ -35,7 +37,7 @@ def _traffic(counts: dict[str, int]) -> list[str]:
     return [jobs, *(f"{counts[name] / 1e6:.1f} MB {name}" for name in ("sent", "received"))]
 
 
-def emit_progress(summary: dict[str, Any]) -> None:
+def emit_progress(summary: Summary) -> None:
     """A line on stderr for an input that was made on the way."""
     warn(f"made {summary['wrote']}")
 

@@ -15,11 +15,11 @@ def load_prompts(s: Settings, *, limited: bool) -> "pl.DataFrame":
 
     from data import load_all
 
-    prompts = load_all(s.get("data", ("embedded",)), s.get("data_mirror"))
+    prompts = load_all(s.get("data"), s.get("data_mirror"))
     if limited:
-        prompts = prompts.head(s.get("limit", prompts.height))
-    if s.get("benign"):
-        more = load_all(s.get("benign"), s.get("data_mirror")).filter(pl.col("label").fill_null("benign") == "benign")
+        prompts = prompts[: s.get("limit")]
+    if s.given("benign"):
+        more = load_all(s.given("benign"), s.get("data_mirror")).filter(pl.col("label").fill_null("benign") == "benign")
         more = more.with_columns(pl.lit("benign").alias("label"))
         both = more.join(prompts.select("dataset", "id", other="prompt"), on=["dataset", "id"])
         for row in both.filter(pl.col("prompt") != pl.col("other")).head(1).to_dicts():
@@ -27,6 +27,13 @@ def load_prompts(s: Settings, *, limited: bool) -> "pl.DataFrame":
                             "the files names that differ")  # fmt: skip
         prompts = pl.concat([prompts, more.join(both, on=["dataset", "id"], how="anti")])
     return prompts
+
+
+def prompts_of(s: Settings, split: str) -> "pl.DataFrame":
+    """Of the prompts, those of a split."""
+    from data import for_split
+
+    return for_split(load_prompts(s, limited=False), split)
 
 
 def fingerprint_of(prompts: "pl.DataFrame") -> str:

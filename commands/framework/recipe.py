@@ -3,11 +3,12 @@
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from commands.framework.app import cli
+from commands.framework.settings import Values
+from commands.framework.types import Read
 from data.errors import UserError
 
 PAPER = Path(__file__).parents[1] / "paper.toml"
@@ -34,9 +35,9 @@ class Recipe:
     """
 
     layer: int | None
-    tables: dict[str, dict[str, Any]]
+    tables: dict[str, Values]
 
-    def of(self, command: str) -> dict[str, Any]:
+    def of(self, command: str) -> Values:
         """A command's options; what the file leaves open is left out."""
         return self.tables.get(command, {})
 
@@ -68,11 +69,11 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def _options(path: Path, command: str, table: dict[str, Any]) -> dict[str, Any]:
+def _options(path: Path, command: str, table: Values) -> Values:
     known = {_word(param): param for param in cli.commands[command].params if isinstance(param, click.Option)}
     others = {_word(param) for param in cli.params if isinstance(param, click.Option)} - set(TABLES[command])
     known = {word: param for word, param in known.items() if word not in (*others, *LAYER, *NOT_HERE)}
-    values: dict[str, Any] = {}
+    values: Values = {}
     for word, value in table.items():
         if word in LAYER:
             raise UserError(f"{path}: [{command}] {word}: one layer is read and steered; write `layer = N` at the top")
@@ -93,16 +94,12 @@ def _word(option: click.Option) -> str:
     return max(option.opts, key=len).removeprefix("--")
 
 
-class RecipeFile(click.ParamType):
-    """A path to a recipe; a bad one is a usage error, before anything runs."""
+def _readable(text: str) -> Path:
+    try:
+        read_recipe(Path(text))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return Path(text)
 
-    name = "file"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Check, and give the path."""
-        path = Path(value)
-        try:
-            read_recipe(path)
-        except UserError as error:
-            self.fail(str(error), param, ctx)
-        return path
+RECIPE = Read("file", _readable)  # a bad one is a usage error, before anything runs

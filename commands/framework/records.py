@@ -5,81 +5,69 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.framework.output import warn
-from commands.framework.settings import Settings
-from data.errors import UserError
+from commands.framework.settings import Record, Settings, Values
 
 if TYPE_CHECKING:
+    from commands.framework.artefacts import Artefact
     from interventions.model.model import Model
 
+Key = dict[str, Any]  # what an artefact is made from: the same key, the same artefact
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
-ACTIVATIONS, PAIRS = "activations/prompts", "activations/pairs"
-MODEL, VECTORS, LENS, PROBE, LOWRANK, SWEEP, DIFF, GENERATIONS, PAPER_TABLE = (
-    "model",
-    "vectors",
-    "logit_lens",
-    "probe",
-    "lowrank",
-    "sweep",
-    "diff",
-    "generations",
-    "paper",
-)
-EFFECTS, CAPABILITY = "effects", "capability"
 ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
-LOGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"']*@")
+# A scheme is tried at its first character alone and never given back in part: texts may be long.
+LOGIN = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+[A-Za-z][A-Za-z0-9+.-]*+://)[^\s/?#\"']*@")
 
 
-def missing(s: Settings, name: str, what: str, reason: str) -> None:
-    """Say that an input is made, or refuse to with --no-auto."""
-    if s.get("no_auto", False):
-        raise UserError(
-            f"{s.command} needs {what} in {s.run} ({reason}): run `python cli.py --run {s.run} {name}` first"
-        )
-    warn(f"{s.command} needs {what} ({reason}): running {name}")
-
-
-def unchanged(s: Settings, artefact: str, key: dict[str, Any], path: Path) -> bool:
-    """Whether the artefact was made with this very key; says so if it was made with another."""
+def unchanged(s: Settings, artefact: "Artefact[Any]", key: Key, elsewhere: Path | None = None) -> bool:
+    """Whether the artefact, or the file that stands for it elsewhere, was made with this very key; says so if not."""
     from data.store.rundir import records
 
-    record = records(s.run).get(artefact)
-    if record is None or not path.exists():
+    record = records(s.run).get(artefact.name)
+    if record is None or not (elsewhere or artefact.path(s.run)).exists():
         return False
     if record["id"] == identity(key):
-        return True
+        return all((s.run / name).exists() for name in artefact.beside)
     old = record.get("key", {})
     changed = sorted(name for name in {*old, *key} if old.get(name) != json.loads(json.dumps(key.get(name))))
-    warn(f"{artefact} is made again: {', '.join(changed)} changed")
+    warn(f"{artefact.name} is made again: {', '.join(changed)} changed")
     return False
 
 
-def note(s: Settings, artefact: str, key: dict[str, Any], model: "Model | None", start: str, *,
-         like: dict[str, Any] | None = None, data: list[str] | None = None, options: dict[str, Any] | None = None,
-         more: dict[str, Any] | None = None) -> None:  # fmt: skip
-    """Write an artefact's record; what there is no model for is taken over from the record it rests on."""
+def note(
+    s: Settings,
+    artefact: "Artefact[Any]",
+    key: Key,
+    of: "Model | Record",
+    start: str,
+    *,
+    data: Iterable[str] | None = None,
+    more: Record | None = None,
+) -> None:
+    """Write an artefact's record; without a model, what is said of one is taken over from the record it rests on."""
     from data.store.rundir import record
 
-    entry: dict[str, Any] = {
+    like = of if isinstance(of, dict) else {}
+    entry: Record = {
         "command": "python cli.py " + command_line(sys.argv[1:]),
-        "options": _recorded(options or {}),
-        "data": without_secrets(data if data is not None else (like or {}).get("data", [])),
+        "options": _recorded(s.recorded()),
+        "data": without_secrets(list(like.get("data", []) if data is None else data)),
         "key": key,
         "id": identity(key),
-        "seed": s.get("seed", 0),
+        "seed": s.get("seed"),
         "start": start,
     }
-    if model is not None:
-        entry |= model_key(model) | {"backend": model.backend.kind, "n_layers": model.n_layers}
-        if model.backend.client is not None:
-            entry["remote"] = model.backend.client.traffic.since_noted()
+    if isinstance(of, dict):
+        entry |= {name: of.get(name) for name in TAKEN_OVER}
     else:
-        entry |= {name: (like or {}).get(name) for name in TAKEN_OVER}
-    record(s.run, artefact, entry | (more or {}))
+        entry |= model_key(of) | {"backend": of.backend.kind, "n_layers": of.n_layers}
+        if of.backend.client is not None:
+            entry["remote"] = of.backend.client.traffic.since_noted()
+    record(s.run, artefact.name, entry | (more or {}))
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -104,7 +92,7 @@ def without_secrets(value: Any) -> Any:
     return [without_secrets(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+def _recorded(options: Values) -> Values:
     known = {name: _address(value) for name, value in options.items() if f"--{name}".replace("_", "-") in ADDRESSES}
     return without_secrets(options | known)
 
@@ -115,23 +103,23 @@ def _address(text: str) -> str:
     return shown(text)
 
 
-def contradiction(s: Settings, record: dict[str, Any]) -> str:
+def contradiction(s: Settings, record: Record) -> str:
     """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
     from interventions.model.revision import known_revision
 
     for name in ("model", "dtype"):
-        if s.get(name) is not None and s.get(name) != record[name]:
-            return f"{name} is {s.get(name)}, was {record[name]}"
+        if s.given(name) is not None and s.given(name) != record[name]:
+            return f"{name} is {s.given(name)}, was {record[name]}"
     now = known_revision(record["model"]) if record.get("revision") else None
     return f"{record['model']} holds other weights now" if now is not None and now != record["revision"] else ""
 
 
-def identity(key: dict[str, Any]) -> str:
+def identity(key: Key) -> str:
     """A short hash of a key."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def model_key(model: "Model") -> dict[str, Any]:
+def model_key(model: "Model") -> Key:
     """What makes a model the same model."""
     tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()
     return {"model": model.name, "revision": model.revision, "template": model.template_hash,

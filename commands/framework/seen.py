@@ -1,10 +1,10 @@
 """Which prompts anything was fitted to or chosen on, and which prompts are siblings."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from commands.framework.artefacts import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS
 from commands.framework.output import warn
-from commands.framework.records import ACTIVATIONS, LOWRANK, PROBE, SWEEP, VECTORS
-from commands.framework.settings import Settings
+from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,35 +22,34 @@ def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, l
     return found.table, sorted(found.lost)
 
 
-def fitted_texts(s: Settings, generations: dict[str, Any]) -> set[str]:
-    """Texts of the prompts that anything behind the answers was fitted to or chosen on."""
+def fitted_texts(s: Settings, used: Record) -> set[str]:
+    """Texts of the prompts that anything that a record's key names was fitted to or chosen on."""
     import polars as pl
 
     from data import for_split
     from data.store.rundir import records
     from reports.scoring.scores import same_text
 
-    known, used = records(s.run), generations["key"]
+    known = records(s.run)
     harmful, benign = (pl.col("label") == "harmful") & pl.col("category").is_not_null(), pl.col("label") == "benign"
     labelled = pl.col("label").is_not_null()
-    bases = [(VECTORS, ("split",), harmful | benign), (PROBE, ("split", "threshold_split"), labelled),
-             (LOWRANK, ("split", "held_out"), labelled)]  # fmt: skip
+    bases = [(VECTORS.name, ("split",), harmful | benign), (PROBE.name, ("split", "threshold_split"), labelled),
+             (LOWRANK.name, ("split", "held_out"), labelled)]  # fmt: skip
     texts: set[str] = set()
     for artefact, splits, rows in bases:
         key = known.get(artefact, {}).get("key", {})
-        path = s.run / f"{key.get('source', ACTIVATIONS)}.parquet"
+        path = s.run / f"{key.get('source', ACTIVATIONS.name)}.parquet"
         if artefact in used and key:
-            if not path.exists() or known.get(key.get("source", ACTIVATIONS), {}).get("id") != key["activations"]:
+            if not path.exists() or known.get(key.get("source", ACTIVATIONS.name), {}).get("id") != key["activations"]:
                 raise UserError(f"which prompts the {artefact} behind these answers were fitted to is not known any more, so "
                                 f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
             table = pl.read_parquet(path)
             for split in splits:
                 chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
-    if SWEEP in used:
-        if not (s.run / "sweep_prompts.parquet").exists():
-            raise UserError(
-                f"{s.run / 'sweep_prompts.parquet'}, what the setting was chosen on, is gone: run sweep again"
-            )
-        texts |= {same_text(text) for text in pl.read_parquet(s.run / "sweep_prompts.parquet")["prompt"]}
+    if SWEEP.name in used:
+        path = s.run / "sweep_prompts.parquet"
+        if not path.exists():
+            raise UserError(f"{path}, what the setting was chosen on, is gone: run sweep again")
+        texts |= {same_text(text) for text in pl.read_parquet(path)["prompt"]}
     return texts

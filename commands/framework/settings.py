@@ -1,115 +1,22 @@
 """Which value of an option counts: the command's flag, the group's, two environment variables.
 
-After those come, where a command reads an artefact, that artefact's record, and the default; the commands ask for
-these themselves, through `Settings.get`.
+After those come, where a command reads an artefact, that artefact's record, and the default that the option is declared
+with: `Settings.get`.
 """
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-WHERES = ("local", "simulate", "remote")
+from commands.framework.options import Option
+from data.contract import WHERES
+
 LISTS = {"data": os.pathsep}
-
-
-class Layers(click.ParamType):
-    """Block numbers: `5`, `0-9`, `3,5,10-12`."""
-
-    name = "layers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Parse, or fail as a usage error."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers: list[int] = []
-            for part in str(value).split(","):
-                first, dash, last = part.strip().partition("-")
-                span = range(int(first), int(last) + 1) if dash else [int(first)]
-                if not span:
-                    raise ValueError
-                numbers.extend(span)
-        except ValueError:
-            self.fail(f"{value!r} is not a list of layers such as 5, 0-9 or 3,5,10-12", param, ctx)
-        return tuple(numbers)
-
-
-class LayerOrAuto(click.ParamType):
-    """A block number, or `auto`."""
-
-    name = "layer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Parse, or fail as a usage error."""
-        if value == "auto" or isinstance(value, int):
-            return value
-        if not str(value).isdecimal():
-            self.fail(f"{value!r} is neither a layer such as 17 nor auto", param, ctx)
-        return int(value)
-
-
-class Finite(click.ParamType):
-    """A number that is one."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse, or fail as a usage error."""
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if number != number or number in (float("inf"), float("-inf")):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
-class Numbers(click.ParamType):
-    """Numbers with commas between them: `-0.1,-0.3`."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Parse, or fail as a usage error."""
-        if isinstance(value, tuple):
-            return value
-        return tuple(Finite().convert(part, param, ctx) for part in str(value).split(","))
-
-
-SHARED: list[Callable[[Any], Any]] = [
-    click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [default: runs/default]"),
-    click.option("--model", help="Hub id, folder or alias (refusal-smollm2, smollm2).  [default: refusal-smollm2]"),
-    click.option("--local", "where", flag_value="local", help="Run here.  [default]"),
-    click.option("--simulate", "where", flag_value="simulate", help="Ship and rebuild each trace in-process first."),
-    click.option("--remote", "where", flag_value="remote", help="Run on an NDIF server."),
-    click.option("--host", help="NDIF server's address.  [default: nnsight's configuration]"),
-    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds a remote job may take.  [default: 600]"),
-    click.option("--in-flight", type=click.IntRange(1, 64), help="Remote jobs under way at once.  [default: 4]"),
-    click.option("--device", help="torch device.  [default: cuda if there is one, else cpu]"),
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-                 help="Type of the weights.  [default: float32 on a CPU, the checkpoint's elsewhere]"),
-    click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens a batch.  [default: 2048; on a GPU what fits]"),
-    click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
-    click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.  [default: all]"),
-    click.option("--data", multiple=True, help="A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a "
-                 "column prompt; or a .jsonl, .csv or .parquet file; repeatable.  [default: embedded]"),
-    click.option("--data-mirror", type=click.Path(file_okay=False, path_type=Path), help="Folder with hub data sets under "
-                 "their own names, used instead of the hub.  [default: none]"),
-    click.option("--split", help="Rows to use.  [default: train for vectors, test for generate and trace]"),
-    click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object a command on stdout."),
-    click.option("--no-auto", is_flag=True, default=None, help="Don't make missing inputs; say which command does."),
-    click.option("--debug", is_flag=True, default=None, help="Show tracebacks."),
-]  # fmt: skip
-
-
-def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate with every shared option."""
-    for option in reversed(SHARED):
-        command = option(command)
-    return command
+Record = dict[str, Any]  # an artefact's, as `run.json` holds it
+Values = dict[str, Any]  # of options, by name
 
 
 class Command(click.Command):
@@ -140,8 +47,7 @@ class Command(click.Command):
             if _given(group.get(name)):
                 ctx.params[name] = group[name]
                 continue
-            prefixes = (f"REFUSAL_{self.name or ''}_".upper().replace("-", "_"), "REFUSAL_")
-            for prefix in prefixes:
+            for prefix in (f"REFUSAL_{self.name or ''}_".upper().replace("-", "_"), "REFUSAL_"):
                 value = _from_environment(prefix, param, ctx)
                 if _given(value):
                     ctx.params[name] = value
@@ -150,9 +56,8 @@ class Command(click.Command):
             folders = ctx.parent.meta.setdefault("refusal run directories", set())
             folders.add(ctx.params.get("run"))
             if len(folders) > 1:
-                raise click.UsageError(
-                    "the commands of a chain share one run directory: put --run before the first", ctx
-                )
+                told = "the commands of a chain share one run directory: put --run before the first"
+                raise click.UsageError(told, ctx)
         return rest
 
 
@@ -176,50 +81,66 @@ def spread(words: Sequence[str], options: Collection[str], ends: Collection[str]
 
 
 class Settings:
-    """The resolved options of one command."""
+    """The resolved options of one command.
+
+    Attributes:
+        command: Whose they are.
+        run: The run directory.
+        own_data: Whether --data says what is read and fitted on, and not what a command runs on that needs it.
+    """
 
     def __init__(self, ctx: click.Context) -> None:
         """Take them from a context whose command is a `Command`."""
         self._values = dict(ctx.params)
         self.command = ctx.info_name or ""
-        group = ctx.parent.params if ctx.parent else {}
-        self.group = {name: _shared_environment(ctx, name, group.get(name)) for name in ("data", "limit")}
-        self.run: Path = self._values.get("run") or Path("runs/default")
+        group = ctx.parent
+        self._commands = group.command.commands if group and isinstance(group.command, click.Group) else {}
+        self._declared = _defaults(ctx.command)
+        shared = group.params if group else {}
+        self._group = {name: _shared_environment(ctx, name, shared.get(name)) for name in ("data", "limit")}
+        self.run: Path = self.get("run")
+        self.own_data = True
 
-    def get(self, name: str, default: Any = None, record: dict[str, Any] | None = None) -> Any:
-        """An option's value: given, else from the artefact's record, else the default."""
+    def get(self, name: str, record: Record | None = None) -> Any:
+        """An option's value: given, else from the artefact's record, else the default that it is declared with."""
+        value = self.given(name, record)
+        return self._declared[name] if value is None else value
+
+    def given(self, name: str, record: Record | None = None) -> Any:
+        """An option's value as it was given, else from the artefact's record; None where neither says one."""
         value = self._values.get(name)
-        if _given(value):
-            return value
-        if record is not None and record.get(name) is not None:
-            return record[name]
-        return default
+        return value if _given(value) else (record or {}).get(name)
 
-    def given(self) -> dict[str, Any]:
+    def recorded(self) -> Values:
         """Every option that was given, as JSON can hold it; not the host, whose address may hold a key."""
-        return {
-            name: _plain(value) for name, value in self._values.items() if _given(value) and name not in ("run", "host")
-        }
+        given = {name: value for name, value in self._values.items() if _given(value)}
+        return {name: _plain(value) for name, value in given.items() if name not in ("run", "host")}
 
-    def for_missing(self, *, own_data: bool) -> "Settings":
-        """Settings to make a missing input with; without `own_data` it takes the group's --data and --limit alone."""
-        made = object.__new__(Settings)
-        made.__dict__ = dict(self.__dict__)
-        made._values = dict(self._values)
-        if not own_data:
-            made._values |= self.group
-            made._values |= {"split": None, "benign": ()}
+    def for_command(self, name: str) -> "Settings":
+        """The same values, with the defaults of another command, in whose stead something is made."""
+        made = self.with_values()
+        made._declared = _defaults(self._commands[name])
+        return made
+
+    def for_missing(self) -> "Settings":
+        """Settings to make a missing input with, which takes the group's --data and --limit alone."""
+        made = self.with_values(**self._group, split=None, benign=())
+        made.own_data = False
         return made
 
     def with_defaults(self, **values: Any) -> "Settings":
         """The same with values for what was not given."""
-        return self.with_values(**{name: value for name, value in values.items() if not _given(self.get(name))})
+        return self.with_values(**{name: value for name, value in values.items() if self.given(name) is None})
 
     def with_values(self, **values: Any) -> "Settings":
         """The same with some values replaced."""
-        made = self.for_missing(own_data=True)
-        made._values |= values
+        made = object.__new__(Settings)
+        made.__dict__ = self.__dict__ | {"_values": self._values | values}
         return made
+
+
+def _defaults(command: click.Command) -> Mapping[str, Any]:
+    return {param.name or "": param.fallback for param in command.params if isinstance(param, Option)}
 
 
 def _given(value: Any) -> bool:
@@ -227,21 +148,15 @@ def _given(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return (
-        str(value)
-        if isinstance(value, Path)
-        else [_plain(part) for part in value]
-        if isinstance(value, tuple)
-        else value
-    )
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> Any:
     if param.name == "where":
-        chosen = [
-            where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")
-        ]
-        return chosen[-1] if chosen else None
+        on = [where for where in WHERES if os.environ.get(prefix + where.upper(), "").lower() in ("1", "true", "yes")]
+        return on[-1] if on else None
     text = os.environ.get(prefix + max(param.opts, key=len).lstrip("-").upper().replace("-", "_"))
     if not text:
         return None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data.contract import IN_FLIGHT, TIMEOUT
 from data.store.journal import Journal
 from data.store.progress import Watch
 from interventions.backends.pool import Group, T, _Pool, _Task, _task
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from interventions.backends.ndif.client import Client
 
 
-TIMEOUT = 600.0
-IN_FLIGHT = 4
 BATCHES_A_JOB, JOB_BYTES = 8, 32 << 20  # batches travel together up to these
 LINE_BYTES = 128 << 20  # of results that may come in at once, whatever the model
 

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import polars as pl
 
+from data.contract import BATCH_SIZE
 from data.errors import UserError
 from data.prompts.hub import mirrored
 from data.store.journal import Journal
@@ -42,7 +43,7 @@ def capability(
     num_fewshot: int | None = None,
     max_new_tokens: int | None = None,
     chat: bool = False,
-    batch_size: int | str = 8,
+    batch_size: int | str = BATCH_SIZE,
     seed: int | None = None,
 ) -> pl.DataFrame:
     """Run every task in every arm and write the table; a killed run's finished pairs of task and arm are kept.

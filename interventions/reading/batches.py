@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 
-BATCH_TOKENS = 2048
-
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | None = None) -> list[list[int]]:
     """Split rows into batches, longest first, of at most `batch_tokens` padded tokens and `most_rows` rows each.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from data.contract import BATCH_TOKENS
 from data.errors import TooBigError, UserError
-from interventions.reading.batches import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from interventions.model.model import Model

@@ -1,11 +1,12 @@
 """Arms: what is compared with what, written as `kind` or `kind:key=value,…`."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data.contract import (
+    ARM_KEYS,
     DEFAULT_SCOPE,
     DEFAULT_STRENGTH,
     DEFAULT_UNIT,
@@ -139,22 +140,18 @@ def _canonical(pairs: dict[str, str]) -> str:
     return ",".join(f"{key}={pairs[key]}" for key in sorted(pairs))
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
-    "benign": float, "bias": float, "category": str, "harmful": float, "harmful-bias": float, "layer": int, "operation": str, "route": str, "scope": str,
-    "seed": int, "strength": float, "text": str, "unit": str,
-}  # fmt: skip
 _CHOICES = {"scope": tuple(SCOPES), "unit": UNITS, "operation": OPERATIONS, "route": tuple(ROUTES)}
 
 
 def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -> Arm:
-    odd = set(pairs) - set(_READERS)
+    odd = set(pairs) - set(ARM_KEYS)
     if odd:
-        raise UserError(f"--arm {text!r}: unknown key {sorted(odd)[0]!r}; there are {', '.join(_READERS)}")
+        raise UserError(f"--arm {text!r}: unknown key {sorted(odd)[0]!r}; there are {', '.join(ARM_KEYS)}")
     for key, choices in _CHOICES.items():
         if pairs.get(key, choices[0]) not in choices:
             raise UserError(f"--arm {text!r}: {key} is one of {', '.join(choices)}")
     try:
-        given = {key: _READERS[key](value) for key, value in pairs.items()}
+        given = {key: ARM_KEYS[key](value) for key, value in pairs.items()}
     except ValueError:
         raise UserError(
             f"--arm {text!r}: benign, harmful, strength, bias, harmful-bias, layer and seed are numbers"

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from data.contract import BATCH_TOKENS
 from interventions.gates.probe import Probe
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget
 from interventions.reading.packing import common_opening
 from interventions.steering.answer import Answers, Asked, answer

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from data import fingerprint
+from data.contract import MAX_NEW_TOKENS
 from data.store.journal import Journal
 from data.store.measured import Measured
 from data.store.rundir import replacing
@@ -22,8 +23,8 @@ from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
-from interventions.reading.budget import DECODED, Budget
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
+from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.steering.arms import Arm, baseline
 from interventions.steering.batches import answer_rows, variants_of
 from interventions.steering.plans import Plan, Tools, gate_of, made_from, plan_arm
@@ -45,8 +46,8 @@ def side_effects(
     arms: Sequence[Arm],
     broken: Callable[[str], bool],
     figures: Callable[[Measured], pl.DataFrame],
-    max_new_tokens: int = 32,
-    batch_tokens: int = BATCH_TOKENS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_tokens: int | None = None,
 ) -> pl.DataFrame:
     """Measure the unsteered model and every arm, and write the table; a killed run's finished batches are kept.
 
@@ -62,14 +63,14 @@ def side_effects(
         broken: Whether an answer is none.
         figures: Makes the table of what was measured.
         max_new_tokens: Tokens an answer, and at most so many of the unsteered one that divergence is taken over.
-        batch_tokens: Padded tokens a batch.
+        batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
 
     Raises:
         UserError: The tools don't fit the model, or an arm asks for what isn't there.
     """
     tools.check(model)
     arms = [baseline(arms[0].layer), *(arm for arm in arms if not arm.is_baseline)]
-    work = _Work(model, tools, arms, path, batch_tokens)
+    work = _Work(model, tools, arms, path, batch_tokens or default_batch_tokens(model))
     answers, answers_journal = work.answers(prompts, max_new_tokens, broken)
     pieces, pieces_journal = work.pieces(texts)
     measured = Measured([arm.name for arm in arms], max_new_tokens, **answers, **pieces)

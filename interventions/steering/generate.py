@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from data import fingerprint
+from data.contract import MAX_NEW_TOKENS
 from data.store.journal import Journal
 from data.store.rundir import replacing
 from data.store.tables import GENERATIONS
@@ -27,7 +28,7 @@ def generate(
     path: Path,
     *,
     arms: Sequence[Arm],
-    max_new_tokens: int = 32,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_tokens: int | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from data import fingerprint
+from data.contract import MAX_NEW_TOKENS, REFUSAL_LOSS, SWEEP_BEST
 from data.errors import UserError
 from data.store.journal import Journal
 from data.store.rundir import replacing
@@ -99,9 +100,9 @@ def sweep(
     *,
     arms: Sequence[Arm],
     verdict: Callable[[str], str | None],
-    best: int = 5,
-    max_new_tokens: int = 32,
-    refusal_loss: float = 0.0,
+    best: int = SWEEP_BEST,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    refusal_loss: float = REFUSAL_LOSS,
     batch_tokens: int | None = None,
 ) -> pl.DataFrame:
     """Try every setting on labelled rows, choose one and write the table; a killed run's finished batches are kept.

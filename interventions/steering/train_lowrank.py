@@ -17,6 +17,7 @@ import polars as pl
 import torch
 
 from data import fingerprint, for_split
+from data.contract import BATCH_TOKENS, LOWRANK_EPOCHS, LOWRANK_RATE
 from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import progress
@@ -28,7 +29,7 @@ from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.traced.lowrank import Exercise, trained
 
 STATE_FORMAT = "refusal-steering/lowrank-training/1"
@@ -78,8 +79,8 @@ def train_lowrank(
     prompts: pl.DataFrame,
     folder: Path,
     *,
-    epochs: int = 3,
-    rate: float = 0.03,
+    epochs: int = LOWRANK_EPOCHS,
+    rate: float = LOWRANK_RATE,
     batch_tokens: int = BATCH_TOKENS,
     split: str = "train",
     held_out: str = "validation",
@@ -174,7 +175,7 @@ def steps(
 ) -> dict[str, Any]:
     """One AdamW step for each of some batches, or with `learn` off their losses alone; one job.
 
-    The loss of a batch is its share of the whole batches's, times the number of batches: over an epoch the gradients
+    The loss of a batch is its share of the whole pass's, times the number of batches: over an epoch the gradients
     are those of mean(harmful rows) + mean(benign rows), whatever batch a row is in.
 
     Args:
@@ -269,9 +270,9 @@ def _stages(passes: dict[str, LabelledBatches], epochs: int, seed: int) -> Itera
     """Every job in order: the held-out rows at the start, then for each epoch the batches, shuffled, and these again."""
     for epoch in range(epochs + 1):
         order = np.random.default_rng([seed, epoch]).permutation(len(passes["train"].batches)).tolist()
-        passes = [("train", order)] if epoch else []
-        passes.append(("held-out", list(range(len(passes["held-out"].batches)))))
-        for split, numbers in passes:
+        turns = [("train", order)] if epoch else []
+        turns.append(("held-out", list(range(len(passes["held-out"].batches)))))
+        for split, numbers in turns:
             for at in range(0, len(numbers), BATCHES_A_JOB):
                 yield Stage(epoch, split, tuple(numbers[at : at + BATCHES_A_JOB]))
 

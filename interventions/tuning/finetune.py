@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.contract import RESPOND
+from data.contract import ANSWER_TOKENS, BALANCE, EPOCHS, LEARNING_RATE, RANK, RESPOND, STEP_TOKENS, TOKEN_WEIGHT
 from data.errors import UserError
 from data.store.rundir import appearing, writing
 from interventions.model.adapter import grow, merge, save_adapter
@@ -68,13 +68,13 @@ def finetune(
     rows: pl.DataFrame,
     out: Path,
     *,
-    rank: int = 8,
-    learning_rate: float = 1e-3,
-    epochs: int = 4,
-    batch_tokens: int = 1024,
-    max_tokens: int = 256,
-    token_weight: float = 1.0,
-    balance: float = 0.5,
+    rank: int = RANK,
+    learning_rate: float = LEARNING_RATE,
+    epochs: int = EPOCHS,
+    batch_tokens: int = STEP_TOKENS,
+    max_tokens: int = ANSWER_TOKENS,
+    token_weight: float = TOKEN_WEIGHT,
+    balance: float = BALANCE,
     template: str | None = None,
     seed: int = 0,
     device: str | None = None,

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from data.contract import RESPOND
+from data.contract import BATCH_TOKENS, RESPOND
 from interventions.model.control_tokens import control_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
-from interventions.reading.batches import BATCH_TOKENS, pad_batch, pad_id, plan_batches
+from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.packing import common_opening
 from interventions.steering.answer import Asked, answer
 from interventions.steering.plans import unsteered

@@ -6,6 +6,7 @@ import logging
 from functools import cache
 from pathlib import Path
 
+from data.contract import MAPS
 from data.errors import UserError
 from data.store.rundir import replacing
 from reports.page import markup
@@ -13,7 +14,6 @@ from reports.page import wording as say
 from reports.page.blocks import Prose, Samples, Section
 from reports.page.run import Run, open_run
 from reports.page.sections import ordered
-from reports.page.sections.activations import MAPS
 
 STATIC = Path(__file__).parent / "static"
 

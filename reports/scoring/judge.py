@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
+from data.contract import JUDGE_CONCURRENCY
 from data.errors import UserError
 from reports.scoring.assemble import Given, Verdicts
 from reports.scoring.broken import strip_thinking
@@ -83,7 +84,7 @@ class Judge:
 
     model: str
     url: str | None = None
-    concurrency: int = 8
+    concurrency: int = JUDGE_CONCURRENCY
     timeout: float = 60.0
 
 

@@ -5,6 +5,8 @@ from math import ceil
 
 import numpy as np
 
+from data.contract import DIFFERENCE
+
 POWER, ALPHA = 0.8, 0.05
 
 
@@ -35,7 +37,7 @@ def mcnemar_power(n: int, disagreement: float, difference: float, alpha: float =
 
 
 def prompts_needed(
-    disagreement: float, difference: float = 0.05, power: float = POWER, alpha: float = ALPHA
+    disagreement: float, difference: float = DIFFERENCE / 100, power: float = POWER, alpha: float = ALPHA
 ) -> int | None:
     """Prompts with which the exact McNemar test finds a difference with the wished power.
 

@@ -6,7 +6,7 @@ Bootstraps and sample sizes have their own modules; what scipy and statsmodels h
 import numpy as np
 import polars as pl
 
-from data.contract import MACRO, POOLED
+from data.contract import DIFFERENCE, MACRO, POOLED
 from data.intervals import wilson
 from data.store.tables import SUMMARY, Values
 from reports.statistics.bootstrap import clustered_interval, macro_interval
@@ -57,7 +57,7 @@ def holm(p: list[float]) -> list[float]:
 
 
 def summarise(
-    scores: pl.DataFrame, seed: int = 0, clusters: pl.DataFrame | None = None, difference: float = 0.05
+    scores: pl.DataFrame, seed: int = 0, clusters: pl.DataFrame | None = None, difference: float = DIFFERENCE / 100
 ) -> pl.DataFrame:
     """Rates by data set, label, arm and scorer; `(pooled)` over data sets, `(macro)` their mean.
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import cli
-from commands.framework.records import command_line
+from commands.framework.options import Option
+from commands.framework.records import command_line, without_secrets
 from commands.framework.settings import spread
 from tests import ROOT
 
@@ -365,3 +367,22 @@ def test_values_after_one_option_end_at_an_option_or_a_command(typed, meant):
 )
 def test_what_is_secret_in_addresses_is_not_recorded(words, kept):
     assert command_line(words) == kept
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "a-1" * 100_000, "1" * 100_000, "a://" * 50_000, "a://b" * 50_000])
+def test_a_long_text_is_looked_through_once(text):
+    start = time.monotonic()
+    assert without_secrets(text) == text
+    assert without_secrets(f"{text} http://me:pw@host") == f"{text} http://host"
+    assert time.monotonic() - start < 2
+
+
+def test_options_are_declared_in_one_file_and_each_says_its_default():
+    folder = ROOT / "commands"
+    assert [path.name for path in folder.rglob("*.py") if "click.option(" in path.read_text()] == ["options.py"]
+    for command in [cli.cli, *cli.cli.commands.values()]:
+        for param in command.params:
+            if isinstance(param, Option) and param.name not in ("where", "operation", "as_json", "no_auto", "debug"):
+                assert "[default: " in (param.help or ""), (command.name, param.name)
+                if isinstance(param.fallback, (int, float)) and not isinstance(param.fallback, bool):
+                    assert f"[default: {param.fallback:g}]" in (param.help or ""), (command.name, param.name)

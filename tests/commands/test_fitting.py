@@ -346,3 +346,39 @@ def test_lowrank_needs_refusal_tokens(run, tiny_folder, split_file, tmp_path):
         "--run", tmp_path / "run", "--model", tiny_folder, "--data", split_file, "extract", "vectors", "lowrank"
     )
     assert code == 1 and "has no refusal tokens to train towards" in err
+
+
+@pytest.mark.parametrize(("given", "used"), [([], 48), (["--batch-tokens", 24], 24)])
+def test_effects_takes_batches_of_the_models_own_size_or_the_one_given(run, chain, monkeypatch, given, used):
+    from interventions.steering import effects
+
+    sizes, plan = [], effects.plan_batches
+    monkeypatch.setattr(effects, "default_batch_tokens", lambda _model: 48)
+    monkeypatch.setattr(effects, "plan_batches", lambda *words: sizes.append(words[1]) or plan(*words))
+    code, _, err = run(*chain, *given, "effects", "--arm", "fixed", "--max-new-tokens", 2)
+    assert code == 0 and set(sizes) == {used}, err
+
+
+@pytest.mark.parametrize(("given", "used"), [([], 2048), (["--batch-tokens", 24, "--seed", 3], 24)])
+def test_lowrank_trains_on_steps_of_the_size_that_its_help_states(run, chain, tmp_path, monkeypatch, given, used):
+    from interventions.steering import train_lowrank
+
+    sizes, plan = [], train_lowrank.plan_batches
+    monkeypatch.setattr(train_lowrank, "plan_batches", lambda *words: sizes.append(words[1]) or plan(*words))
+    code, _, err = run(*chain, *given, "lowrank", "--epochs", 1)
+    assert code == 0 and set(sizes) == {used}, err
+    assert records(tmp_path)["lowrank"]["key"]["seed"] == (3 if given else 0)
+    assert "[default: 2048]" in " ".join(run("lowrank", "--help")[1].split())
+
+
+@pytest.mark.parametrize(("given", "seed"), [([], 0), (["--batch-tokens", 24, "--seed", 3], 3)])
+def test_capability_has_a_seed_and_says_that_batch_tokens_are_not_its_own(run, chain, monkeypatch, given, seed):
+    from data.store.tables import CAPABILITY
+
+    options = {}
+    monkeypatch.setattr("commands.capability.version", lambda _package: "0")
+    monkeypatch.setattr("interventions.carried.capability.capability",
+                        lambda *_words, **named: options.update(named) or pl.DataFrame(schema=CAPABILITY))  # fmt: skip
+    code, _, err = run(*chain, *given, "capability", "--arm", "fixed")
+    assert code == 0 and options["seed"] == seed and "batch_tokens" not in options, err
+    assert ("--batch-tokens does not size lm-eval's batches" in err) is bool(given)

@@ -23,7 +23,7 @@ from reports.page.sections import (
 
 
 def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | None]]:
-    """All of them; `map_of_activations` is one of `activations.MAPS`."""
+    """All of them; `map_of_activations` is one of `data.contract.MAPS`."""
     return [
         answer.section,
         rates.section,

@@ -11,7 +11,6 @@ from reports.page.blocks import Chart, Prose, Section, Table
 from reports.page.run import Run, read_activations
 
 MOST_POINTS = 1500
-MAPS = ("pca", "tsne")
 EVERY = "(all)"
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.contract import FORMATS
 from data.errors import UserError
 from interventions.carried.bake import bake_ablate, bake_add
-from interventions.carried.export import FORMATS, export
+from interventions.carried.export import export
 from interventions.methods.vectors import FORMAT, SteeringVectors
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id

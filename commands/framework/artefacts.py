@@ -1,0 +1,161 @@
+"""Every artefact, described once; and `need`, which gives one that fits, made first if it is missing or out of date."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from commands.framework.app import Session, perform
+from commands.framework.output import Summary, emit_progress, warn
+from commands.framework.records import contradiction
+from commands.framework.settings import Record, Settings
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from interventions.gates.probe import Probe
+    from interventions.methods.lowrank import LowRank
+    from interventions.methods.vectors import SteeringVectors
+
+T = TypeVar("T")
+
+
+def _table(path: Path) -> "pl.DataFrame":
+    import polars as pl
+
+    return pl.read_parquet(path)
+
+
+def _of(module: str, name: str) -> Callable[[Path], Any]:
+    """What a class of the library loads, which is imported when it does."""
+    return lambda path: getattr(import_module(module), name).load(path)
+
+
+@dataclass(frozen=True)
+class Artefact(Generic[T]):
+    """A file of the run directory that has a record.
+
+    Attributes:
+        name: In `run.json`; the file's name too, but for its ending.
+        load: Reads the file.
+        ending: The file's.
+        beside: Files that belong to it.
+        command: What makes it.
+        called: How messages call it.
+        rests_on: What it is made from, as its record's key calls that; the key holds that record's id.
+        kept: Options of its command that stay as they were when it is made again.
+    """
+
+    name: str
+    load: Callable[[Path], T]
+    ending: str = "parquet"
+    beside: tuple[str, ...] = ()
+    command: str = ""
+    called: str = ""
+    rests_on: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def path(self, run: Path) -> Path:
+        """Where it lies."""
+        return run / f"{self.name}.{self.ending}"
+
+
+TENSORS = "safetensors"
+ACTIVATIONS = Artefact("activations/prompts", Path, TENSORS, command="extract", called="activations")
+PAIRS = Artefact("activations/pairs", Path, TENSORS, command="extract", called="pairs")
+VECTORS: "Artefact[SteeringVectors]" = Artefact(
+    "vectors", _of("interventions.methods.vectors", "SteeringVectors"), TENSORS, command="vectors", called="vectors",
+    rests_on=("activations",), kept=("method", "tau", "top_k", "normalize"),
+)  # fmt: skip
+PROBE: "Artefact[Probe]" = Artefact(
+    "probe", _of("interventions.gates.probe", "Probe"), TENSORS, command="probe", called="a probe",
+    beside=("probe_quality.parquet", "probe_layers.parquet", "probe_roc.parquet"),
+    rests_on=("activations",), kept=("layer", "fit", "fpr", "threshold_split"),
+)  # fmt: skip
+LOWRANK: "Artefact[LowRank]" = Artefact(
+    "lowrank", _of("interventions.methods.lowrank", "LowRank"), TENSORS, command="lowrank", called="a low-rank map",
+    beside=("lowrank_training.parquet",),
+    rests_on=("activations", "vectors"), kept=("layer", "mode", "basis", "epochs", "rate"),
+)  # fmt: skip
+GENERATIONS = Artefact(
+    "generations", _table, command="generate", called="generations", rests_on=("vectors", "probe", "lowrank", "sweep"),
+    kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
+)  # fmt: skip
+LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
+    Artefact(name, _table) for name in ("logit_lens", "sweep", "traces", "diff", "effects", "capability", "scores", "summary", "paper")
+)  # fmt: skip
+MODEL_FOLDER = Artefact("model", Path)
+
+
+class Making(NamedTuple):
+    """How an artefact is made in another command's stead: the command to name, and what to call."""
+
+    words: str
+    make: Callable[[], Summary]
+
+
+Plan = Callable[[Session, Settings, Artefact[Any], Record | None], Making]
+Differs = Callable[[Session, Settings, Artefact[Any], Record], str]
+_OWN: dict[str, tuple[Plan, Differs]] = {}
+
+
+def made_by(*artefacts: Artefact[Any], unless: Differs) -> Callable[[Plan], Plan]:
+    """Say how artefacts are made whose command alone does not tell, and what more keeps one from fitting the settings."""
+
+    def register(plan: Plan) -> Plan:
+        _OWN.update({artefact.name: (plan, unless) for artefact in artefacts})
+        return plan
+
+    return register
+
+
+def need(session: Session, s: Settings, artefact: Artefact[T]) -> tuple[T, Record]:
+    """An artefact that fits the settings, and its record; made, as it was before, if there is none.
+
+    Raises:
+        UserError: It is missing or out of date, and --no-auto was given.
+    """
+    from data.store.rundir import records
+
+    import_module(f"commands.{artefact.command}")
+    plan, differs = _OWN.get(artefact.name, (_as_before, None))
+    known, path = records(s.run), artefact.path(s.run)
+    record = known.get(artefact.name)
+    if record is None or not path.exists():
+        reason = "there is none" if artefact.called.startswith("a ") else "there are none"
+    else:
+        reason = newer(artefact, record, known) or contradiction(s, record)
+        reason = reason or (differs(session, s, artefact, record) if differs else "")
+    if reason:
+        making = plan(session, s, artefact, record)
+        if s.get("no_auto"):
+            raise UserError(f"{s.command} needs {artefact.called} in {s.run} ({reason}): "
+                            f"run `python cli.py --run {s.run} {making.words}` first")  # fmt: skip
+        warn(f"{s.command} needs {artefact.called} ({reason}): running {making.words}")
+        emit_progress(making.make())
+        record = records(s.run)[artefact.name]
+    assert record is not None
+    return artefact.load(path), record
+
+
+def newer(artefact: Artefact[Any], record: Record, known: dict[str, Record]) -> str:
+    """Which of the artefacts that one rests on was made anew since: `the vectors are newer`."""
+    for name in artefact.rests_on:
+        used = record["key"].get(name)
+        source = record["key"].get("source", ACTIVATIONS.name) if name == "activations" else name
+        if used is not None and source in known and known[source]["id"] != used:
+            return f"the {name} {'are' if name in ('activations', 'vectors') else 'is'} newer"
+    return ""
+
+
+def as_before(artefact: Artefact[Any], record: Record | None) -> Record:
+    """The kept options of an artefact that is made again."""
+    options = (record or {}).get("options", {})
+    return {name: options.get(name) for name in artefact.kept}
+
+
+def _as_before(session: Session, s: Settings, artefact: Artefact[Any], record: Record | None) -> Making:
+    settings = s.for_missing().with_values(**as_before(artefact, record))
+    return Making(artefact.command, lambda: perform(session, settings, artefact.command))

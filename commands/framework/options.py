@@ -1,0 +1,206 @@
+"""Every option, declared once: flag, help, type and default. `--help` states the default that then counts.
+
+Where a command has another default or another word for it, it takes `OPTION.but(…)`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commands.framework import types
+from commands.framework.types import COUNT, FILE, FOLDER
+from data import contract as c
+from data.errors import UserError
+
+DEPTH = "round(18/32 · n_layers)"
+
+
+class Option(click.Option):
+    """click's, with the default aside: click must tell what was given from what was not."""
+
+    def __init__(self, *args: Any, fallback: Any = None, **options: Any) -> None:
+        """As click's, with `fallback`: the value where none is given."""
+        super().__init__(*args, **options)
+        self.fallback = fallback
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option as it is declared; called with a function, it decorates it as click's do.
+
+    Attributes:
+        flag: With its dashes.
+        help: What it is for.
+        type: click's, or the words to choose from, or bool for a flag.
+        default: The value where none is given; None where the command computes it, or there is none.
+        shown: The default in words, where it says itself too little; empty to say nothing.
+        name: The value's name, where it is not the flag's.
+        value: What the flag stands for, of several flags with one `name`.
+        multiple: Whether it may be repeated.
+        check: click's callback.
+    """
+
+    flag: str
+    help: str
+    type: Any = None
+    default: Any = None
+    shown: str | None = None
+    name: str | None = None
+    value: str | None = None
+    multiple: bool = False
+    check: Callable[..., Any] | None = None
+
+    def but(self, **changes: Any) -> "Declared":
+        """The same with another default, help or type."""
+        return replace(self, **changes)
+
+    @property
+    def key(self) -> str:
+        """The value's name."""
+        return self.name or self.flag.lstrip("-").replace("-", "_")
+
+    def __call__(self, command: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function."""
+        more: dict[str, Any] = {"fallback": () if self.multiple and self.default is None else self.default}
+        if self.value is not None:
+            more["flag_value"] = self.value
+        elif self.type is bool:
+            more |= {"is_flag": True, "default": None}
+        else:
+            kind = click.Choice(list(self.type)) if isinstance(self.type, (dict, tuple)) else self.type
+            more |= {"type": kind, "multiple": self.multiple, "callback": self.check}
+        return click.option(self.flag, self.key, cls=Option, help=self.help + self._default(), **more)(command)
+
+    def _default(self) -> str:
+        if self.value is not None:
+            return "  [default]" if self.value == self.default else ""
+        plain = {type(None): "none", bool: "off", float: "{:g}"}.get(type(self.default), "{}")
+        value = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        words = self.shown if self.shown is not None else plain.format(value)
+        return f"  [default: {words}]" if words else ""
+
+
+def shared(command: Callable[..., Any], own: Sequence[Declared] = ()) -> Callable[..., Any]:
+    """Decorate with every shared option but those that the command declares itself."""
+    taken = {option.key for option in own}
+    for option in reversed(SHARED):
+        if option.key not in taken:
+            command = option(command)
+    return command
+
+
+def readable_arms(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Arms as they were typed, if they can be read: nothing runs otherwise."""
+    if texts:
+        from interventions.steering.arms import Arm, parse_arms
+
+        try:
+            parse_arms(texts, Arm("fixed", "fixed", 0))
+        except UserError as error:
+            raise click.BadParameter(str(error)) from None
+    return texts
+
+
+# A table: an option a line.
+# fmt: off
+RUN = Declared("--run", "Run directory.", FOLDER, Path("runs/default"))
+MODEL = Declared("--model", f"Hub id, folder or alias ({c.TUNED_MODEL}, {c.BASE_MODEL}).", shown=c.TUNED_MODEL)
+WHERE = tuple(
+    Declared(f"--{where}", words, name="where", value=where, default="local")
+    for where, words in zip(c.WHERES, ("Run here.", "Ship and rebuild each trace in-process first.", "Run on an NDIF server."), strict=True)
+)
+HOST = Declared("--host", "NDIF server's address.", shown="nnsight's configuration")
+SECONDS = Declared("--timeout", "Seconds a remote job may take.", click.FloatRange(min=0, min_open=True), c.TIMEOUT)
+IN_FLIGHT = Declared("--in-flight", "Remote jobs under way at once.", click.IntRange(1, 64), c.IN_FLIGHT)
+DEVICE = Declared("--device", "torch device.", shown="cuda if there is one, else cpu")
+DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on a CPU, the checkpoint's elsewhere")
+BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
+SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0)
+LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
+DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded"), multiple=True)
+MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
+SPLIT = Declared("--split", "Rows to use.", shown="train for vectors, test for generate and trace")
+JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
+NO_AUTO = Declared("--no-auto", "Don't make missing inputs; say which command does.", bool, False, shown="")
+DEBUG = Declared("--debug", "Show tracebacks.", bool, False, shown="")
+SHARED = (RUN, MODEL, *WHERE, HOST, SECONDS, IN_FLIGHT, DEVICE, DTYPE, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, JSON, NO_AUTO, DEBUG)
+TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.SPLITS)
+
+# Reading and fitting
+LAYERS = Declared("--layers", "Blocks to read, such as 5, 0-9 or 3,5.", types.LAYERS, shown="all")
+POSITION = Declared("--position", "last prompt token, mean over the user's tokens, or a suffix's last token.", c.POSITIONS, shown="last")
+SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
+BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
+METHOD = Declared("--method", "Difference in means of harmful and benign prompts; or contrastive: of the same prompts followed by "
+                  "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls.", c.METHODS, "mean")
+TAU = Declared("--tau", "Zero entries below this.", click.FloatRange(min=0), shown="none; published: 1e-3")
+TOP_K = Declared("--top-k", "Keep the K largest entries.", COUNT, shown="all; published: 200")
+NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
+FIT = Declared("--fit", "Logistic regression, its penalty cross-validated; the difference in means over each dimension's variance, "
+               "which carries over better to other data; or as published: AdamW, 15 epochs.", c.FITS, "logistic")
+PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest AUC on --threshold-split.", types.LAYER_OR_AUTO, shown=DEPTH)
+FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", click.FloatRange(0, 1), shown="Youden's J")
+THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", default="validation")
+MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
+BASIS = Declared("--basis", "Where U and V start: whitened with a shrunk covariance and mapped back; or as published, flaws included.", c.BASES, "shrunk")
+EPOCHS = Declared("--epochs", "Passes through the prompts.", COUNT, c.LOWRANK_EPOCHS)
+RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.", click.FloatRange(min=0, min_open=True), c.LOWRANK_RATE)
+
+# Steering
+LAYER = Declared("--layer", "Block to steer.", click.IntRange(min=0), shown=DEPTH)
+CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown="the mean of all categories'")
+STRENGTH = Declared("--strength", "How much of it.", types.FINITE, c.DEFAULT_STRENGTH)
+UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
+SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: {', '.join(c.KINDS)}.  Keys: {', '.join(c.ARM_KEYS)}.",
+               multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
+STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
+NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)
+PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="embedded examples")
+STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")
+BEST = Declared("--best", "Settings that generate, shortlisted by the first token.", COUNT, c.SWEEP_BEST)
+REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", click.FloatRange(0, 1), c.REFUSAL_LOSS)
+PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
+
+# Scoring and showing
+SCORING = (
+    Declared("--scorer", "Who scores; repeatable.", c.SCORERS, multiple=True, shown="all that have what they need"),
+    Declared("--judge-model", "Model of an OpenAI-compatible endpoint that judges; its key comes from REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY."),
+    Declared("--judge-url", "The endpoint.", shown="OPENAI_BASE_URL, else OpenAI"),
+    Declared("--judge-concurrency", "Questions at once.", click.IntRange(1, 256), c.JUDGE_CONCURRENCY),
+    Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
+    Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
+    Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
+    Declared("--difference", "Points: how many prompts would such a difference need?", click.FloatRange(0, 100, min_open=True), c.DIFFERENCE),
+)
+OUT = Declared("--out", "The file.", FILE)
+ASSETS = Declared("--assets", "Also each chart as PNG and SVG, each table as CSV and parquet, into this folder.", FOLDER)
+COMPARE = Declared("--compare", "Run directories to compare in place of one run's page: --compare A B.", FOLDER, multiple=True)
+MAP = Declared("--map", "Map of activations.", c.MAPS, "pca", name="map_of_activations")
+AGAINST = Declared("--against", "The model that --model was tuned from.", shown=f"{c.BASE_MODEL}, for {c.TUNED_MODEL}")
+TEXT = Declared("--text", "tagged: at a [category] or [respond] behind the prompt; untagged: at the last prompt token.", c.TEXTS, shown="both")
+OWN_SPLIT = Declared("--own-split", "As published: the base splits a tag in its own way, and is read at its `]`.", bool, False, shown="both models read the same token ids")
+
+# lm-eval
+TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy"), multiple=True)
+INCLUDE = Declared("--include-path", "Folder with more task files; a task file may run Python beside it; repeatable.", FOLDER, multiple=True)
+FEWSHOT = Declared("--num-fewshot", "Examples before an item.", click.IntRange(min=0), shown="the task's")
+CHAT = Declared("--chat-template", "Put items into the model's chat template.", bool, False, shown="off, as in lm-eval")
+BATCH_SIZE = Declared("--batch-size", "Rows a batch, or auto.", types.ROWS, c.BATCH_SIZE)
+
+# Teaching and carrying away
+RANK = Declared("--rank", "Rank of the LoRA.", COUNT, c.RANK)
+LEARNING_RATE = Declared("--learning-rate", "At its peak.", click.FloatRange(0, 1, min_open=True), c.LEARNING_RATE)
+ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer prompts.", click.IntRange(min=8), c.ANSWER_TOKENS)
+TOKEN_WEIGHT = Declared("--token-weight", "Weight of the control token's loss against the answer's.", types.FINITE, c.TOKEN_WEIGHT)
+BALANCE = Declared("--balance", "0 weighs rows alike, 1 categories.", click.FloatRange(0, 1), c.BALANCE)
+TEMPLATE = Declared("--template", "Chat template, Jinja.", click.Path(exists=True, dir_okay=False, path_type=Path), shown="the model's own, without a default system prompt")
+FORMAT = Declared("--format", "gguf: llama.cpp's --control-vector; lm-eval: its `steered` model; pt; safetensors.", c.FORMATS, "safetensors")
+OPERATION = (
+    Declared("--add", "A bias that adds the vector at every position.", name="operation", value="add", default="add"),
+    Declared("--ablate", "Weights that can't write the vector's direction.", name="operation", value="ablate", default="add"),
+)
+# fmt: on
