@@ -1,6 +1,6 @@
 """Forward passes that read the residual stream, each thing in them computed once and nothing behind the deepest layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -152,14 +152,27 @@ def read_residual(
 
 def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:
     """(rows, tokens) weights of a batch padded behind its opening that average over each row's user tokens."""
+    return _weights(encoded, rows, opening, lambda start, stop: range(start, stop))
+
+
+def instruction_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:
+    """The same, that read the last token of the user's text (arXiv 2507.11878)."""
+    return _weights(encoded, rows, opening, lambda start, stop: range(max(start, stop - 1), stop))
+
+
+def _weights(
+    encoded: Encoded, rows: Sequence[int], opening: int, places: Callable[[int, int], Sequence[int]]
+) -> torch.Tensor:
     width = max(len(encoded.ids[row]) for row in rows)
     weights = torch.zeros(len(rows), width)
     for at, row in enumerate(rows):
-        gap = width - len(encoded.ids[row])
-        start, stop = encoded.user[row]
-        for place in range(start, stop):
-            weights[at, place if place < opening else place + gap] = 1 / (stop - start)
+        gap, chosen = width - len(encoded.ids[row]), places(*encoded.user[row])
+        for place in chosen:
+            weights[at, place if place < opening else place + gap] = 1 / len(chosen)
     return weights
+
+
+WEIGHTS = {"mean": mean_weights, "instruction": instruction_weights}  # of the positions that are sums over tokens
 
 
 def _behind(batch: Batch, opening: int) -> Batch:

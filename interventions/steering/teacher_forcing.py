@@ -5,15 +5,16 @@ share one prefill wherever their scope lets them, and routes and gates read the 
 covers the positions that it would cover if the given tokens had just been generated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from interventions.model.model import Model
-from interventions.steering.answer import edited_blocks
+from interventions.steering.answer import edited_blocks, marks_of
 from interventions.traced.blocks import Batch
-from interventions.traced.edits import WIDE, ArmPlan, Gate
+from interventions.traced.edits import WIDE, ArmPlan
+from interventions.traced.gating import Gate
 from interventions.traced.teacher_forcing import Given, forced
 
 LOGIT_BYTES = 256 << 20  # of float32 logits that one forward pass may put out
@@ -44,7 +45,8 @@ def teacher_forced(
     plans: Sequence[ArmPlan],
     *,
     refusal_ids: Sequence[int] = (),
-    gate: Gate | None = None,
+    gates: Sequence[Gate] = (),
+    weights: Mapping[str, torch.Tensor] | None = None,
     divergence: bool = True,
     reference: Batch | None = None,
 ) -> TeacherForced:
@@ -56,7 +58,8 @@ def teacher_forced(
         given: B lists of token ids, none empty, that follow the prompts.
         plans: A arms in tensors.
         refusal_ids: Token ids of the refusal tokens.
-        gate: The probe, if an arm is gated.
+        gates: What gated arms go by.
+        weights: Of the positions that they read beside `last`, as `answer` takes them.
         divergence: Whether to compute `kl`, too.
         reference: Prompts whose unsteered distributions `kl` is measured from; default `batch` itself.
     """
@@ -71,9 +74,9 @@ def teacher_forced(
         tokens=tokens,
         there=there,
         refusing=torch.tensor(list(refusal_ids), dtype=torch.long),
-        gate=gate,
-        reads=[] if gate is None else [(gate.layer, path[gate.layer])],
-        looks=divergence or any(plan.routed or plan.gated for plan in plans),
+        gates=list(gates),
+        marks=marks_of(path, gates, (), weights or {}),
+        looks=divergence or any(plan.routed or plan.gate >= 0 for plan in plans),
         divergence=divergence,
     )
     arms = [[plans[at] for at in group] for group in groups]
