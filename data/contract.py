@@ -120,7 +120,6 @@ METHODS = {
 GATES = {
     "probe": "a linear probe on one layer's residual stream at the last prompt token",
     "ridge": "ridge regression on several layers, at the last prompt token and averaged over the user's tokens",
-    "control": "logistic regression on the control tokens' log probabilities: what the model itself would say",
     "words": "a bag of words, no activations: the control that every gate must beat",
     "perfect": "the row's own label; an upper bound, not a method",
 }
@@ -132,6 +131,7 @@ FITS = {
 POSITIONS = {
     "last": "the last token of the rendered prompt",
     "mean": "the mean over the user's tokens",
+    "instruction": "the last token of the user's text",
     "suffix": "the last token of a suffix",
 }
 MODES = {"fixed": "one vector, U z, for every row", "input": "U Vᵀ(h − mean), which depends on the row"}

@@ -50,7 +50,7 @@ class HookedArm:
         self._gate = self._gates[plan.shipped.gate] if plan.shipped.gate >= 0 else None
         if self._gate is not None and (self._gate.given is not None or any(at != LAST for _, at in self._gate.reads)):
             raise UserError(f"arm {plan.arm.name!r}: the gate {plan.arm.gate} reads a prompt's words, and a task's items have a "
-                            "context alone; use gate=probe or gate=control")  # fmt: skip
+                            "context alone; use gate=probe")  # fmt: skip
         self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
         self._known: dict[bytes, tuple[int, float, float]] = {}
@@ -143,7 +143,7 @@ class HookedArm:
         finally:
             for handle in handles:
                 handle.remove()
-        scores = [] if self._gate is None else [score(self._gate, states, logits)]
+        scores = [] if self._gate is None else [score(self._gate, states, logits.device)]
         seen = Unsteered(logits[:, self._refusing.to(logits.device)], scores)
         plan, gates = self._plan._replace(gate=min(self._plan.gate, 0)), [] if self._gate is None else [self._gate]
         vector, strength = decide(plan, seen, gates)

@@ -11,7 +11,6 @@ import torch
 from data.errors import UserError
 from data.store.tensors import check_shapes, load_tensors, save_tensors
 from interventions.gates.words import counted
-from interventions.model.control_tokens import control_tokens
 from interventions.model.fits import check_model
 from interventions.model.model import Model
 from interventions.traced.gating import Gate
@@ -45,8 +44,8 @@ class LinearGate:
         mean: (x,) float32.
         bias: (1,) float32.
         threshold: (1,) float32.
-        metadata: kind, model, revision, site, and what x is: `reads` (JSON, [[layer, position], …]), `tokens` (JSON, names of
-            control tokens whose log probabilities x are) or `words` (JSON).
+        metadata: kind, model, revision, site, and what x is: `reads` (JSON, [[layer, position], …]) or
+            `words` (JSON).
     """
 
     weight: torch.Tensor
@@ -57,7 +56,7 @@ class LinearGate:
 
     @property
     def reads(self) -> tuple[tuple[int, str], ...]:
-        """Where x stands in the residual stream; nowhere for gates over tokens and words."""
+        """Where x stands in the residual stream; nowhere for a gate over words."""
         return tuple((int(layer), str(position)) for layer, position in json.loads(self.metadata.get("reads", "[]")))
 
     @property
@@ -69,27 +68,18 @@ class LinearGate:
         """Does it belong to this model?
 
         Raises:
-            UserError: It was fitted on another model, width or site, or reads control tokens that this one lacks.
+            UserError: It was fitted on another model, width or site.
         """
         if self.reads:
             width, layers = len(self.weight) // len(self.reads), [layer for layer, _ in self.reads]
             check_model(f"the gate's ({self.metadata['kind']}) activations", self.metadata, width, layers, model)
-        if "tokens" in self.metadata:
-            lacking = set(json.loads(self.metadata["tokens"])) - set(control_tokens(model.tokenizer))
-            if lacking:
-                raise UserError(
-                    f"the gate reads {sorted(lacking)[0]!r}, a token that model {model.name!r} lacks; fit it again"
-                )
 
-    def shipped(self, model: Model, prompts: Sequence[Mapping[str, Any]]) -> Gate:
-        """It as a trace needs it."""
+    def shipped(self, _model: Model, prompts: Sequence[Mapping[str, Any]]) -> Gate:
+        """It as a trace needs it; a gate over words has read the prompts."""
         gate = Gate(self.reads, self.weight, self.mean, self.bias, self.threshold)
         if "words" in self.metadata:
             x = torch.from_numpy(counted([row["prompt"] for row in prompts], json.loads(self.metadata["words"])))
             return gate._replace(given=torch.sigmoid((x - self.mean) @ self.weight + self.bias))
-        if "tokens" in self.metadata:
-            ids = control_tokens(model.tokenizer)
-            return gate._replace(tokens=[ids[name] for name in json.loads(self.metadata["tokens"])])
         return gate
 
     def save(self, path: Path) -> None:
@@ -109,7 +99,7 @@ class LinearGate:
         check_shapes(path, tensors, {"weight": width, "mean": width, "bias": (1,), "threshold": (1,)})
         gate = cls(tensors["weight"], tensors["mean"], tensors["bias"], tensors["threshold"], metadata)
         try:
-            sizes = [len(json.loads(metadata[name])) for name in ("reads", "tokens", "words") if name in metadata]
+            sizes = [len(json.loads(metadata[name])) for name in ("reads", "words") if name in metadata]
             whole = len(sizes) == 1 and (width[0] % sizes[0] == 0 if "reads" in metadata else width[0] == sizes[0])
             whole = whole and gate.reads is not None
         except (ValueError, TypeError, ZeroDivisionError):

@@ -23,7 +23,7 @@ class Source:
     Attributes:
         encoded: Token ids of each unit.
         endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
-        position: `last`, `mean` or `suffix`.
+        position: `last`, `mean`, `instruction` or `suffix`.
     """
 
     encoded: Encoded
@@ -41,7 +41,7 @@ class Source:
             return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
         encoded = encode(model.tokenizer, texts, suffixes)
         nothing = [at for at, (start, stop) in enumerate(encoded.user) if start == stop]
-        if position == "mean" and nothing:
+        if position in WEIGHTS and nothing:
             raise UserError(f"prompt {texts[nothing[0]]!r} has no token to take the mean of; leave it out, or use "
                             "--position last")  # fmt: skip
         return cls(encoded, [], position)
@@ -96,7 +96,7 @@ class Source:
     @cached_property
     def _opening(self) -> int:
         """A mean's tokens are each row's own."""
-        most = min((start for start, _ in self.encoded.user), default=0) if self.position == "mean" else None
+        most = min((start for start, _ in self.encoded.user), default=0) if self.position in WEIGHTS else None
         return common_opening(self.encoded.ids, most)
 
     def _passes(
@@ -108,7 +108,8 @@ class Source:
             packed = [pack_batch(ids, self.endings, padding, model.device, opening) for ids in rows]
             batches, ends = [batch for batch, _ in packed], [ends for _, ends in packed]
             return read_residual(model, batches, layers, ends=ends, opening=opening)
-        weights = [mean_weights(self.encoded, units, opening) for units in plan] if self.position == "mean" else None
+        of = WEIGHTS.get(self.position)
+        weights = [of(self.encoded, units, opening) for units in plan] if of else None
         batches = [pad_batch(ids, padding, model.device, opening) for ids in rows]
         return read_residual(model, batches, layers, weights, opening=opening)
 

@@ -21,7 +21,6 @@ class Gate(NamedTuple):
         mean: (x,).
         bias: (1,).
         threshold: (1,).
-        tokens: Ids of tokens whose log probabilities, first after the unsteered prompt, are x; None: `reads` are.
         given: (rows,) scores that are known before, from the prompts' words or labels; None: x is read.
     """
 
@@ -30,7 +29,6 @@ class Gate(NamedTuple):
     mean: torch.Tensor
     bias: torch.Tensor
     threshold: torch.Tensor
-    tokens: list[int] | None = None
     given: torch.Tensor | None = None
 
     def for_rows(self, rows: Sequence[int]) -> "Gate":
@@ -68,15 +66,11 @@ def added(sums: States, marks: Marks, number: int, states: torch.Tensor, rows: t
             sums[layer, position] = whole
 
 
-def score(gate: Gate, states: States, logits: torch.Tensor) -> torch.Tensor:
-    """The gate's score of each row, (rows,) float32; logits (rows, vocabulary) of the unsteered next token."""
+def score(gate: Gate, states: States, device: torch.device) -> torch.Tensor:
+    """The gate's score of each row, (rows,) float32."""
     if gate.given is not None:
-        return gate.given.to(logits.device)
-    if gate.tokens is not None:
-        x = logits.log_softmax(-1)[:, gate.tokens]
-    else:
-        x = torch.cat([states[read].to(logits.device) for read in gate.reads], dim=-1)
-    return linear_score(x, gate)
+        return gate.given.to(device)
+    return linear_score(torch.cat([states[read].to(device) for read in gate.reads], dim=-1), gate)
 
 
 def linear_score(x: torch.Tensor, gate: Gate) -> torch.Tensor:

@@ -19,9 +19,10 @@ from data.store.rundir import appearing
 from interventions.model.embedded import ADAPTER, BASE
 from interventions.model.model import Model
 from interventions.model.opening import open_model
+from interventions.steering.first_token import first_tokens
 from interventions.tuning.finetune import ADAPTER as SUBFOLDER
 from interventions.tuning.finetune import finetune
-from interventions.tuning.first_token import first_tokens, measure
+from interventions.tuning.first_token import measure
 
 logger = logging.getLogger(__name__)
 

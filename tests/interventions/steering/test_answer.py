@@ -239,9 +239,20 @@ def test_embedded_model_steered_as_by_a_plain_hook(embedded):
 
 def test_a_gates_score_is_the_probes(tiny, texts):
     torch.manual_seed(9)
-    gate = Gate(((2, "last"),), torch.randn(tiny.d_model) / 50, torch.randn(tiny.d_model), torch.tensor([0.1]), torch.tensor([0.5]))
+    gate = Gate(
+        ((2, "last"),),
+        torch.randn(tiny.d_model) / 50,
+        torch.randn(tiny.d_model),
+        torch.tensor([0.1]),
+        torch.tensor([0.5]),
+    )
     encoded, found = run(
-        tiny, texts, parse_arms(["baseline"], Arm("x", "fixed", 1)), Tools(vectors_of(tiny)), gates=[gate], read_layers=[2]
+        tiny,
+        texts,
+        parse_arms(["baseline"], Arm("x", "fixed", 1)),
+        Tools(vectors_of(tiny)),
+        gates=[gate],
+        read_layers=[2],
     )
     assert found.gates is not None and found.residual is not None
     h = found.residual[:, 0].double().numpy()
