@@ -46,13 +46,14 @@ def keep_refusal(score: np.ndarray, harmful: np.ndarray, declined: np.ndarray, s
     n = len(at_stake)
     needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log(share))) if 0 < share < 1 else 0
     best = Kept(None, 1.0, 0.0, 0.0, n, needed)
-    for lost in range(n):
+    for least in np.unique(at_stake):  # a threshold at a score that is kept; between two of them nothing changes
+        lost = int((at_stake < least).sum())
         low = binomtest(n - lost, n, alternative="greater").proportion_ci(CONFIDENCE, "exact").low
         if low < share:
             break
-        # Just above the last row that may be lost, so that no other row crosses with it.
-        threshold = float(at_stake[0]) if lost == 0 else float((at_stake[lost - 1] + at_stake[lost]) / 2)
-        found = int((at_stake < threshold).sum())
-        if found <= lost:
-            best = Kept(threshold, 1 - found / n, float(low), float((benign < threshold).mean()), n, needed)
+        below = score[score < least]  # midway, so that rounding moves no row across it
+        middle = np.float32((float(least) + float(below.max())) / 2) if len(below) else least
+        threshold = float(middle if not len(below) or middle > below.max() else least)
+        released = float((benign < threshold).mean()) if len(benign) else float("nan")
+        best = Kept(threshold, 1 - lost / n, float(low), released, n, needed)
     return best
