@@ -3,6 +3,9 @@
 What prompts begin with and what their suffixes share is computed once.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 import json
 import os
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """Steered generation in batches, resumable: prompts and vectors in, one row for each prompt and arm out."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from pathlib import Path
 

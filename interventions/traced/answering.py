@@ -1,5 +1,8 @@
 """The session that answers a batch in every arm: one prefill, an unsteered look, then the arms, group by group."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

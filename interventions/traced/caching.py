@@ -3,6 +3,9 @@
 Runs inside a trace, wherever that is: plain functions of tensors and of an nnsight model.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 

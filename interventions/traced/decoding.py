@@ -3,6 +3,9 @@
 Runs inside a session, wherever that is: tuples and plain functions of tensors and of an nnsight model.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

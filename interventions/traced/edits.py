@@ -3,6 +3,9 @@
 Runs inside a trace, wherever that is: tuples and plain functions of tensors.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,5 +1,8 @@
 """Gates inside a trace: what they read of a prompt in the passes that there are anyway, and the score they make of it."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

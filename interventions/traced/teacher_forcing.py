@@ -1,5 +1,8 @@
 """Teacher forcing: probabilities of given tokens behind a batch of prompts, unsteered and in every arm, in one session."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
