@@ -10,6 +10,7 @@ from commands.framework.app import Session, perform
 from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.records import contradiction
 from commands.framework.settings import Record, Settings
+from data.contract import GATES
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ FITTED_GATES: "dict[str, Artefact[LinearGate]]" = {
         beside=(f"gates/{name}_quality.parquet", f"gates/{name}_prompts.parquet"), kept=("keep_refusal", "fpr", "data"),
         sets=(("gate", name),),
     )
-    for name in ("ridge", "words")
+    for name in GATES
+    if name not in ("probe", "perfect")  # a probe has a file of its own, and labels need none
 }  # fmt: skip
 GENERATIONS = Artefact(
     "generations", _table, command="generate", called="generations",

@@ -53,9 +53,15 @@ class Tools:
         return {name: gate for name, gate in self.every_gate.items() if name in used}
 
     def shipped(self, model: Model, plans: "Sequence[Plan]", prompts: Sequence[Mapping[str, Any]]) -> list[Gate]:
-        """The gates as a trace needs them, in the order that the plans number them in; none if none is used."""
+        """The gates as a trace needs them, in the order that the plans number them in.
+
+        One that no arm goes by says nothing: labels leave this machine for an arm that reads them alone.
+        """
         used = self.gates_of(plans)
-        return [gate.shipped(model, prompts) for gate in self.every_gate.values()] if used else []
+        if not used:
+            return []
+        idle = Gate((), torch.zeros(0), torch.zeros(0), torch.zeros(1), torch.ones(1), given=torch.zeros(len(prompts)))
+        return [gate.shipped(model, prompts) if name in used else idle for name, gate in self.every_gate.items()]
 
     def check(self, model: Model) -> None:
         """Do they belong to this model?

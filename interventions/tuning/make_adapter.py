@@ -1,4 +1,4 @@
-"""Make the embedded adapter: `python -m interventions.make_adapter [MIRROR]`, behind `make adapter`.
+"""Make the embedded adapter: `python -m interventions.tuning.make_adapter [MIRROR]`, behind `make adapter`.
 
 It learns from the embedded sample's training rows alone; the validation rows choose the epoch; the test rows, and the
 hub's data sets if their folder is given, only give the card its figures.

@@ -20,7 +20,7 @@ from interventions.methods.vectors import SteeringVectors
 from interventions.model.prompt_format import encode
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
-from interventions.steering.plans import Tools
+from interventions.steering.plans import Tools, plan_arm
 
 
 def vectors_of(model) -> SteeringVectors:
@@ -129,6 +129,18 @@ def test_only_perfect_reads_labels(tiny_tuned, prompts_file, tmp_path):
             rows["strength"] == pl.select(pl.when(rows["label"] == "harmful").then(2.0).otherwise(-3.0)).to_series()
         ).all()
     assert all(arm.reads_labels == (arm.gate == "perfect") for arm in arms)
+
+
+def test_labels_are_shipped_for_an_arm_that_reads_them_alone(tiny_tuned, prompts_file):
+    prompts = load_all([str(prompts_file)])
+    tools = Tools(vectors_of(tiny_tuned), gates={"ridge": gate_of(tiny_tuned, READS)})
+    labels = [float(label == "harmful") for label in prompts["label"]]
+    for word, leaves in (("gated:gate=ridge", False), ("gated:gate=perfect", True), ("fixed", False)):
+        plans = [plan_arm(tiny_tuned, arm, tools, [{"category": None, "label": None}] * prompts.height)
+                 for arm in parse_arms([word], Arm("x", "fixed", 2))]  # fmt: skip
+        shipped = tools.shipped(tiny_tuned, plans, prompts.to_dicts())
+        known = [gate.given.tolist() for gate in shipped if gate.given is not None]
+        assert (labels in known) == leaves
 
 
 def test_an_arm_whose_gate_is_missing_says_how_to_get_it(tiny_tuned, prompts_file, tmp_path):

@@ -1,4 +1,4 @@
-"""Refusal tokens: they take unused control_tokens, training is what its formula says, and a killed run ends as an undisturbed one."""
+"""Refusal tokens: they take unused places of the vocabulary, training is what its formula says, and a killed run ends as an undisturbed one."""
 
 import json
 import math
