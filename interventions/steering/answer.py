@@ -8,6 +8,7 @@ it, and rows that have finished leave.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,16 @@ from interventions.traced.edits import WIDE, ArmPlan
 from interventions.traced.gating import LAST, Gate, Marks
 
 LOGIT_TOKENS = 16  # a row's logits, and what is computed of them, take the memory of some so many cached tokens
+
+
+class Gating(NamedTuple):
+    """Gates, and for each position that they read beside `last` (rows, columns) of a batch, of `residual.WEIGHTS`."""
+
+    gates: Sequence[Gate] = ()
+    weights: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+
+NO_GATES = Gating()
 
 
 class Asked(NamedTuple):

@@ -25,6 +25,7 @@ from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
+from interventions.steering.answer import Gating
 from interventions.steering.arms import Arm, baseline
 from interventions.steering.batches import answer_rows, variants_of, weights_of
 from interventions.steering.plans import Plan, Tools, made_from, plan_arm
@@ -177,10 +178,9 @@ class _Work:
         for encoded, plans in variants:
             batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
             shipped = [plan.for_rows(rows) for plan in plans]
-            found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids,
-                                gates=[gate.for_rows(rows) for gate in gates], divergence=what == "kl",
-                                weights=weights_of(encoded, rows, 0, gates),
-                                reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
+            gating = Gating([gate.for_rows(rows) for gate in gates], weights_of(encoded, rows, 0, gates))
+            found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids, gating=gating,
+                                        divergence=what == "kl", reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
         return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
 
     def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:

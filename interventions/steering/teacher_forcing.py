@@ -5,16 +5,15 @@ share one prefill wherever their scope lets them, and routes and gates read the 
 covers the positions that it would cover if the given tokens had just been generated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from interventions.model.model import Model
-from interventions.steering.answer import edited_blocks, marks_of
+from interventions.steering.answer import NO_GATES, Gating, edited_blocks, marks_of
 from interventions.traced.blocks import Batch
 from interventions.traced.edits import WIDE, ArmPlan
-from interventions.traced.gating import Gate
 from interventions.traced.teacher_forcing import Given, forced
 
 LOGIT_BYTES = 256 << 20  # of float32 logits that one forward pass may put out
@@ -45,8 +44,7 @@ def teacher_forced(
     plans: Sequence[ArmPlan],
     *,
     refusal_ids: Sequence[int] = (),
-    gates: Sequence[Gate] = (),
-    weights: Mapping[str, torch.Tensor] | None = None,
+    gating: Gating = NO_GATES,
     divergence: bool = True,
     reference: Batch | None = None,
 ) -> TeacherForced:
@@ -58,8 +56,7 @@ def teacher_forced(
         given: B lists of token ids, none empty, that follow the prompts.
         plans: A arms in tensors.
         refusal_ids: Token ids of the refusal tokens.
-        gates: What gated arms go by.
-        weights: Of the positions that they read beside `last`, as `answer` takes them.
+        gating: What gated arms go by.
         divergence: Whether to compute `kl`, too.
         reference: Prompts whose unsteered distributions `kl` is measured from; default `batch` itself.
     """
@@ -74,8 +71,8 @@ def teacher_forced(
         tokens=tokens,
         there=there,
         refusing=torch.tensor(list(refusal_ids), dtype=torch.long),
-        gates=list(gates),
-        marks=marks_of(path, gates, (), weights or {}),
+        gates=list(gating.gates),
+        marks=marks_of(path, gating.gates, (), gating.weights),
         looks=divergence or any(plan.routed or plan.gate >= 0 for plan in plans),
         divergence=divergence,
     )
