@@ -24,7 +24,8 @@ def diff(session: Session, s: Settings) -> Summary:
     """Compare the categories' directions of a base and its fine-tuned model."""
     import polars as pl
 
-    from data.store.rundir import now, replacing
+    from data.store.rundir import now
+    from data.store.tables import write_table
     from interventions.fitting.diffing import compare
     from interventions.model.same_tokens import reading_as, splitting_alone
     from interventions.reading.extract import checked_layers
@@ -48,8 +49,7 @@ def diff(session: Session, s: Settings) -> Summary:
             files = [read(s, model, name, prompts, layers, suffixes) for name, model in pair.items()]
             tables.append(compare(*files, split=split, seed=key["seed"], same_tokens=not own))
         table = pl.concat(tables)
-        with replacing(path) as unfinished:
-            table.write_parquet(unfinished)
+        write_table(path, table)
         note(s, DIFF, key, tuned, start, data=s.get("data"))
     layer = min(layers, key=lambda at: abs(at - tuned.default_layer()))
     shown = table if s.get("as_json") else table.filter(layer=layer).drop("layer", "halves")

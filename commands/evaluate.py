@@ -21,7 +21,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
     """Score answers and summarise them with intervals."""
     import polars as pl
 
-    from data.store.rundir import now, records, replacing
+    from data.store.rundir import now, records
+    from data.store.tables import write_table
     from reports.scoring.scores import score
     from reports.statistics.summary import summarise
 
@@ -41,8 +42,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
         scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
         summary = summarise(scores, key["seed"], themes, key["difference"] / 100)
         for artefact, table in ((SCORES, scores), (SUMMARY, summary)):
-            with replacing(artefact.path(s.run)) as unfinished:
-                table.write_parquet(unfinished)
+            write_table(artefact.path(s.run), table)
             note(s, artefact, key, record, start)
     if summary.filter(pl.col("n") > 0).is_empty():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")

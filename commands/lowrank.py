@@ -18,7 +18,8 @@ def lowrank(session: Session, s: Settings) -> Summary:
     """Train a low-rank combination of the vectors; at strength 1 it steers towards refusal."""
     import polars as pl
 
-    from data.store.rundir import now, replacing
+    from data.store.rundir import now
+    from data.store.tables import write_table
     from interventions.methods.lowrank import start_lowrank
     from interventions.steering.train_lowrank import train_lowrank
 
@@ -40,8 +41,7 @@ def lowrank(session: Session, s: Settings) -> Summary:
         rows = pl.read_parquet(file.with_suffix(".parquet"))
         trained, history = train_lowrank(model, begun, steering, rows, s.run, split=options["split"], seed=options["seed"],
                                          batch_tokens=s.get("batch_tokens"), **training)  # fmt: skip
-        with replacing(history_path) as unfinished:
-            history.write_parquet(unfinished)
+        write_table(history_path, history)
         trained.save(path)
         note(s, LOWRANK, key, model, start, data=activations.get("data") or ())
     return {"layer": trained.layer, "mode": trained.metadata["mode"], "rank": len(trained.z),

@@ -38,7 +38,8 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
     """The linear probe on one layer of this run's activations."""
     import polars as pl
 
-    from data.store.rundir import now, replacing
+    from data.store.rundir import now
+    from data.store.tables import write_table
     from interventions.gates.fit import fit_probe
 
     if s.get("keep_refusal") is not None:
@@ -59,8 +60,7 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
         report = fit_probe(activations, **options)
         fitted, quality = report.probe, report.quality
         for name, table in tables.items():
-            with replacing(table) as unfinished:
-                getattr(report, name).write_parquet(unfinished)
+            write_table(table, getattr(report, name))
         fitted.save(path)
         note(s, PROBE, key, record, start)
     shown = quality if s.get("as_json") else shown_quality(quality)

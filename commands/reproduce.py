@@ -208,7 +208,8 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
     import polars as pl
 
     from data import stacked
-    from data.store.rundir import now, replacing
+    from data.store.rundir import now
+    from data.store.tables import write_table
 
     start = now()
     key = ready.key(stacked([one.prompts for one in sets]))
@@ -217,21 +218,20 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
     order = {arm.name: at for at, arm in enumerate(ready.arms)}
     parts = pl.concat([one.artefact.load(one.artefact.path(s.run)) for one in sets])
     whole = parts.sort(pl.col("arm").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
-    with replacing(GENERATIONS.path(s.run)) as unfinished:
-        whole.write_parquet(unfinished)
+    write_table(GENERATIONS.path(s.run), whole)
     note(s, GENERATIONS, key, ready.model, start, data=[one.source for one in sets])
 
 
 def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "Table":
     """The papers' table and ours, as `paper.parquet`; its record says what is missing, so that a report can."""
-    from data.store.rundir import now, records, replacing
+    from data.store.rundir import now, records
+    from data.store.tables import write_table
     from reports.page.run import open_run
     from reports.page.sections.paper import whole
 
     start, known = now(), records(s.run)
     table, _, _ = whole(open_run(s.run), missing)
-    with replacing(PAPER_TABLE.path(s.run)) as unfinished:
-        table.frame.write_parquet(unfinished)
+    write_table(PAPER_TABLE.path(s.run), table.frame)
     note(s, PAPER_TABLE, {"summary": known[SUMMARY.name]["id"], "missing": missing}, known[GENERATIONS.name], start,
          data=[one.source for one in sets], more={"missing": missing})  # fmt: skip
     return table

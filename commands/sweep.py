@@ -29,7 +29,8 @@ def sweep(session: Session, s: Settings) -> Summary:
     """Try layers and strengths on validation rows, and choose one."""
     import polars as pl
 
-    from data.store.rundir import now, replacing
+    from data.store.rundir import now
+    from data.store.tables import write_table
     from interventions.steering.sweep import grid, sweep_layers
     from interventions.steering.sweep import sweep as run_sweep
     from reports.scoring.lexical import text_verdict
@@ -54,8 +55,7 @@ def sweep(session: Session, s: Settings) -> Summary:
     else:
         table = run_sweep(model, prompts, tools, path, arms=arms, verdict=text_verdict(model.name),
                           batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
-        with replacing(s.run / "sweep_prompts.parquet") as unfinished:  # what was chosen on is no evidence
-            prompts.write_parquet(unfinished)
+        write_table(s.run / "sweep_prompts.parquet", prompts)  # what was chosen on is no evidence
         note(s, SWEEP, key, model, start, data=s.get("data"))
     if not table["chosen"].any():
         warn("no setting lowers over-refusal at no less refusal and unbroken text: none is chosen (--refusal-loss allows "

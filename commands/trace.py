@@ -27,7 +27,8 @@ TRACED_AT_MOST = 20
 )  # fmt: skip
 def trace(session: Session, s: Settings) -> Summary:
     """Look at prompts unsteered and steered, side by side."""
-    from data.store.rundir import now, replacing
+    from data.store.rundir import now
+    from data.store.tables import write_table
     from interventions.steering.trace import trace as run_trace
 
     start = now()
@@ -44,8 +45,7 @@ def trace(session: Session, s: Settings) -> Summary:
         table = TRACES.load(path)
     else:
         table = run_trace(model, prompts, tools, arm, s.run, max_new_tokens=tokens, batch_tokens=s.get("batch_tokens"))
-        with replacing(path) as unfinished:
-            table.write_parquet(unfinished)
+        write_table(path, table)
         note(s, TRACES, key, model, start, data=s.get("data"))
     return {"prompts": table.height, "table": trace_table(table), "wrote": str(path)}
 

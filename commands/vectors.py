@@ -42,7 +42,8 @@ def vectors(session: Session, s: Settings) -> Summary:
 
 def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl.DataFrame":
     """The logit lens of the vectors in the run directory."""
-    from data.store.rundir import now, records, replacing
+    from data.store.rundir import now, records
+    from data.store.tables import write_table
     from interventions.methods.lens import logit_lens
 
     start, record = now(), records(s.run)[VECTORS.name]
@@ -51,8 +52,7 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
         return LENS.load(LENS.path(s.run))
     model = session.model(s, record)
     tokens = logit_lens(model, steering)
-    with replacing(LENS.path(s.run)) as unfinished:
-        tokens.write_parquet(unfinished)
+    write_table(LENS.path(s.run), tokens)
     note(s, LENS, key, model, start)
     return tokens
 

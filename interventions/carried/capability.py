@@ -20,8 +20,7 @@ from data.errors import UserError
 from data.prompts.hub import mirrored
 from data.store.journal import Journal
 from data.store.progress import progress
-from data.store.rundir import replacing
-from data.store.tables import CAPABILITY
+from data.store.tables import CAPABILITY, write_table
 from interventions.carried.hooks import HookedArm
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
@@ -100,8 +99,7 @@ def capability(
     table = pl.DataFrame(
         [row for number in range(len(pairs)) for row in journal.done[number]], CAPABILITY, orient="row"
     )
-    with replacing(path) as unfinished:
-        table.write_parquet(unfinished)
+    write_table(path, table)
     journal.remove()
     return table
 

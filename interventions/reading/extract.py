@@ -20,6 +20,7 @@ from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import progress
 from data.store.rundir import replacing
+from data.store.tables import write_table
 from interventions.model.model import Model
 from interventions.reading.batches import plan_batches
 from interventions.reading.budget import Budget, default_batch_tokens
@@ -95,8 +96,7 @@ def extract(
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
     _run(model, source, layers, journal, unfinished, shape, batch_tokens)
-    with replacing(folder / f"{name}.parquet") as path:
-        _row_table(prompts, suffixes, source.row_lengths).write_parquet(path)
+    write_table(folder / f"{name}.parquet", _row_table(prompts, suffixes, source.row_lengths))
     unfinished.replace(folder / f"{name}.safetensors")
     journal.remove()
     return folder / f"{name}.safetensors"

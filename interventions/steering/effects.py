@@ -18,7 +18,7 @@ from data import fingerprint
 from data.contract import MAX_NEW_TOKENS
 from data.store.journal import Journal
 from data.store.measured import Measured
-from data.store.rundir import replacing
+from data.store.tables import write_table
 from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
@@ -77,8 +77,7 @@ def side_effects(
     pieces, pieces_journal = work.pieces(texts)
     measured = Measured([arm.name for arm in arms], max_new_tokens, **answers, **pieces)
     table = figures(measured)
-    with replacing(path) as unfinished:
-        table.write_parquet(unfinished)
+    write_table(path, table)
     for journal in (answers_journal, pieces_journal):
         journal.remove()
     return table

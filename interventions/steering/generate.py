@@ -11,8 +11,7 @@ import polars as pl
 from data import fingerprint
 from data.contract import MAX_NEW_TOKENS
 from data.store.journal import Journal
-from data.store.rundir import replacing
-from data.store.tables import GENERATIONS
+from data.store.tables import GENERATIONS, write_table
 from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
@@ -80,8 +79,7 @@ def generate(
     table = _table(model, prompts, arms, variants, answers, seed)
     if refusal_tokens(model).ids:
         warn_of_overflow("refusal probability", table["refusal_probability"].null_count(), table.height)
-    with replacing(path) as unfinished:
-        table.write_parquet(unfinished)
+    write_table(path, table)
     journal.remove()
     return table
 

@@ -16,8 +16,7 @@ from data import fingerprint
 from data.contract import MAX_NEW_TOKENS, REFUSAL_LOSS, SWEEP_BEST
 from data.errors import UserError
 from data.store.journal import Journal
-from data.store.rundir import replacing
-from data.store.tables import SWEEP
+from data.store.tables import SWEEP, write_table
 from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
@@ -153,8 +152,7 @@ def sweep(
     winner = choose(_text_shares(verdicts, harmful), [arms[at] for at in kept], refusal_loss)
     table = _table(arms, harmful, probability, dict(zip(kept, verdicts.T, strict=True)),
                    None if winner is None else kept[winner])  # fmt: skip
-    with replacing(path) as unfinished:
-        table.write_parquet(unfinished)
+    write_table(path, table)
     for journal in journals:
         journal.remove()
     return table
