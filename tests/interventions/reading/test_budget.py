@@ -18,7 +18,7 @@ from interventions.reading.budget import Budget, default_batch_tokens, fitting_t
 from interventions.steering.arms import Arm
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
-from tests.interventions.steering.test_answer import vectors_of
+from tests.made.tools import vectors_of
 
 MODULE = "interventions.reading.budget"
 ERRORS = [

@@ -40,25 +40,10 @@ from interventions.tuning.finetune import finetune
 from interventions.tuning.first_token import first_tokens, measure
 from interventions.tuning.loop import logits, objective
 from tests import ROOT
-from tests.conftest import WORDS
+from tests.made.models import SPARE, make_base
+from tests.made.prompts import WORDS
 
-SPARE = ["<|reserved_special_token_0|>", "<repo_name>", "<file_sep>"]
 FAST: dict[str, Any] = {"epochs": 2, "rank": 2, "batch_tokens": 64, "device": "cpu"}
-
-
-def make_base(tiny_folder: Path, folder: Path, spare: list[str], *, tied: bool) -> Path:
-    """The tiny Llama with spare special tokens in its vocabulary, tied or not."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<bot>", *spare]})
-    module = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    torch.manual_seed(1)
-    module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if tied:
-        module.config.tie_word_embeddings = True
-        module.tie_weights()
-    module.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
