@@ -154,7 +154,7 @@ def test_free_memory_is_asked_for_on_a_gpu_alone(tiny, monkeypatch):
     assert default_batch_tokens(tiny) == 2048 and not asked
     gpu = SimpleNamespace(device=torch.device("cuda"), backend=LOCAL, module=tiny.module)
     assert default_batch_tokens(gpu) == 65536 and asked  # type: ignore[arg-type]
-    far = SimpleNamespace(device=torch.device("cuda"), backend=Backend("remote", line=object()))  # type: ignore[arg-type]
+    far = SimpleNamespace(device=torch.device("cuda"), backend=Backend("remote", client=object()))  # type: ignore[arg-type]
     assert default_batch_tokens(far) == 2048  # type: ignore[arg-type]
 
 

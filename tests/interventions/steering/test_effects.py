@@ -56,7 +56,7 @@ def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms,
     assert table.schema == pl.Schema(EFFECTS) and not list(tmp_path.glob(".*"))
     encoded = encode(model.tokenizer, prompts["prompt"].to_list()).ids
     instructed = encode(model.tokenizer, [f"tell me\n\n{text}" for text in prompts["prompt"]]).ids
-    stops = stop_ids(model)
+    stops, judged = stop_ids(model), set()
     for arm in [Arm("baseline", "baseline", 2), *arms]:
         first, means, verdicts = [], [], []
         for row, ids in enumerate(encoded):
@@ -76,9 +76,12 @@ def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms,
                   f"kl_{STEPS}_mean": np.mean(means), f"kl_{STEPS}_p95": np.quantile(means, 0.95)}  # fmt: skip
         for measure, value in wanted.items():
             assert got[measure] == pytest.approx(value, rel=1e-3, abs=1e-6), (arm.name, measure)
-        assert not verdicts or got["broken"] == np.mean(verdicts)
+        if verdicts:
+            assert got["broken"] == np.mean(verdicts)
+            judged |= set(verdicts)
         if arm.kind != "baseline":
             assert got["kl_first_mean"] > 1e-3
+    assert judged == {True, False}
     assert table.filter(pl.col("measure") == "kl_first_mean")["n"].to_list() == [prompts.height] * (len(arms) + 1)
 
 
@@ -127,26 +130,34 @@ def test_a_forward_pass_stays_within_its_memory(tiny_tuned, tools, arms, prompts
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_tuned, tools, prompts, tmp_path):
-    arms = arms_of(["fixed"])
-    options = {"arms": arms, "max_new_tokens": 4, "batch_tokens": 20}
-    calls = []
+    """What finished batches answered is not asked again: of the killed run's answers, those of one batch are repeated at most."""
+    options = {"arms": arms_of(["fixed"]), "max_new_tokens": 4, "batch_tokens": 20}
+    asked = {"killed": [], "again": [], "fresh": []}
 
-    def broken(text):
-        calls.append(text)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return False
+    def judge(name, dies_at=None):
+        def broken(text):
+            asked[name].append(text)
+            if len(asked[name]) == dies_at:
+                raise KeyboardInterrupt
+            return False
+
+        return broken
+
+    def measure(name, path, **fate):
+        return measured_effects(
+            tiny_tuned, prompts, passages()[:2], tools, tmp_path / path, broken=judge(name, **fate), **options
+        )
 
     with pytest.raises(KeyboardInterrupt):
-        measured_effects(tiny_tuned, prompts, passages()[:2], tools, tmp_path / "e.parquet", broken=broken, **options)
-    again = measured_effects(
-        tiny_tuned, prompts, passages()[:2], tools, tmp_path / "e.parquet", broken=broken, **options
-    )
-    assert len(calls) < 2 * 2 * prompts.height  # a batch was not judged twice
-    fresh = measured_effects(
-        tiny_tuned, prompts, passages()[:2], tools, tmp_path / "f.parquet", broken=lambda _: False, **options
-    )
+        measure("killed", "e.parquet", dies_at=9)
+    lines = (tmp_path / ".e-answers.journal").read_text().splitlines()
+    finished = [number for line in lines[1:] for number in json.loads(line)["done"]]
+    rows = sum(len(json.loads(lines[0])["plan"][int(number)]) for number in finished)
+    assert rows and len(finished) == len(set(finished))
+    again, fresh = measure("again", "e.parquet"), measure("fresh", "f.parquet")
     assert again.equals(fresh)
+    assert len(asked["fresh"]) == 2 * prompts.height
+    assert asked["again"] == asked["fresh"][2 * rows :] and len(asked["killed"]) == 9
 
 
 def test_no_arm_but_oracle_reads_categories_or_labels(tiny_tuned, tools, prompts, tmp_path):
@@ -194,7 +205,8 @@ def test_intervals_are_those_of_hand_written_numpy():
     value, low, high = percentile(np.sort(sums), 0.5)
     # Binomial(40, 1/2) between 14 and 26 covers 95 %: the 14th and 27th values (Hahn & Meeker 1991, section 5.2).
     assert (value, low, high) == (np.median(sums), np.sort(sums)[13], np.sort(sums)[26])
-    assert percentile(sums, 0.95)[2] != percentile(sums, 0.95)[2]  # no number: 40 values bound it from below alone
+    value, low, high = percentile(sums, 0.95)  # 40 values bound it from below alone
+    assert value == np.quantile(sums, 0.95) and low is not None and low < value and high is not None and np.isnan(high)
     value, low, high = share(np.array([True, False, False, False]))
     assert value == 0.25 and low == pytest.approx(0.0456, abs=1e-3) and high == pytest.approx(0.6994, abs=1e-3)
 
