@@ -126,9 +126,9 @@ def test_a_model_that_has_refusal_tokens_keeps_their_ids(tuned, rows, tmp_path):
 
 def test_embedded_tokenizer_is_the_same_but_for_its_slots(embedded, tmp_path):
     tokenizer = embedded.tokenizer
-    control_tokens = place_control_tokens(tokenizer, ["Unsupported requests", "respond"])
-    assert [token.replaces for token in control_tokens] == ["<repo_name>", "<reponame>"]
-    write_tokenizer(tokenizer, control_tokens, answer_template(tokenizer), tmp_path)
+    placed = place_control_tokens(tokenizer, ["Unsupported requests", "respond"])
+    assert [token.replaces for token in placed] == ["<repo_name>", "<reponame>"]
+    write_tokenizer(tokenizer, placed, answer_template(tokenizer), tmp_path)
     new = AutoTokenizer.from_pretrained(tmp_path)
     for text in [*load_training(["embedded/test"])["prompt"].to_list(), "ça 日本 \t x\n\n<|im_start|>user", ""]:
         assert new(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -289,7 +289,7 @@ def test_one_seed_one_adapter_another_seed_another(tuned, base, rows, tmp_path):
 SCRIPT = """
 import sys, polars as pl
 from pathlib import Path
-from interventions.finetuning import finetune
+from interventions.tuning.finetune import finetune
 report = finetune(sys.argv[1], pl.read_parquet(sys.argv[2]), Path(sys.argv[3]), epochs=int(sys.argv[4]), rank=2,
                   batch_tokens=64, device="cpu", checkpoint_seconds=0)
 print(report.resumed)
