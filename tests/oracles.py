@@ -196,12 +196,11 @@ def edit_of(model, arm, tools, ids) -> tuple[torch.Tensor, float, dict[str, Any]
     logits, score = look(model, ids, tools.probe)
     _, strength, edit = expected(model, arm, tools.vectors, logits, score)
     if arm.kind in ("baseline", "prompt-only"):
-        edit = {}
+        return logits, strength, {}
     if arm.kind == "lowrank":
-        edit = {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
+        return logits, strength, {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
     if arm.operation == "clamp":
-        unit = edit["delta"] / strength
-        edit = {"unit": unit, "delta": strength * unit}
+        return logits, strength, edit | {"unit": edit["delta"] / strength}
     return logits, strength, edit
 
 
