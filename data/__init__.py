@@ -1,4 +1,4 @@
-"""Prompts in: the embedded sample, data sets of the hub and the user's own files, as polars frames of one shape."""
+"""Prompts in: the embedded sample, data sets of the hub and the user's own files, as polars frames of one shape. Imports nothing of the rest."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

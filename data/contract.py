@@ -73,7 +73,7 @@ ROUTES = {
 OPERATIONS = ("add", "ablate", "clamp")
 # What may stand behind an arm's kind, and how it is read.
 ARM_KEYS = {
-    "benign": float, "bias": float, "category": str, "harmful": float, "harmful-bias": float, "layer": int,
+    "benign": float, "bias": float, "category": str, "gate": str, "harmful": float, "harmful-bias": float, "layer": int,
     "operation": str, "route": str, "scope": str, "seed": int, "strength": float, "text": str, "unit": str,
 }  # fmt: skip
 INSTRUCTION = (
@@ -117,6 +117,12 @@ METHODS = {
     "random": "a random direction as long as the mean's: a control",
     "shuffled": "mean under permuted labels: a control",
 }
+GATES = {
+    "probe": "a linear probe on one layer's residual stream at the last prompt token",
+    "ridge": "ridge regression on several layers, at the last prompt token and averaged over the user's tokens",
+    "words": "a bag of words, no activations: the control that every gate must beat",
+    "perfect": "the row's own label; an upper bound, not a method",
+}
 FITS = {
     "logistic": "L2-regularised logistic regression on standardised activations, C cross-validated within the split",
     "mass-mean": "difference in means over each dimension's variance: fits less closely, carries over better",
@@ -125,6 +131,7 @@ FITS = {
 POSITIONS = {
     "last": "the last token of the rendered prompt",
     "mean": "the mean over the user's tokens",
+    "instruction": "the last token of the user's text",
     "suffix": "the last token of a suffix",
 }
 MODES = {"fixed": "one vector, U z, for every row", "input": "U Vᵀ(h − mean), which depends on the row"}

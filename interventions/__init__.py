@@ -1,4 +1,4 @@
-"""Everything that touches a model, through nnsight: reading the residual stream and steering it."""
+"""Everything that touches a model, through nnsight: reading the residual stream and steering it. Imports data."""
 
 from typing import TYPE_CHECKING, Any
 

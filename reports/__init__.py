@@ -1,1 +1,1 @@
-"""Results out: scoring, statistics, charts, the page. Opens no steered model."""
+"""Results out: scoring, statistics, charts, the page. Opens no steered model. Imports data."""

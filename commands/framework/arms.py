@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from commands.framework.app import Session
-from commands.framework.artefacts import LOWRANK, PROBE, SWEEP, VECTORS, need
+from commands.framework.artefacts import FITTED_GATES, LOWRANK, PROBE, SWEEP, VECTORS, need
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -117,13 +117,18 @@ def need_tools(
 
     rests_on = {VECTORS.name: record["id"]}
     probe = lowrank = None
-    if any(arm.is_gated for arm in arms):
-        probe, record = need(session, s, PROBE)
-        rests_on[PROBE.name] = record["id"]
+    gates = {}
+    for name in dict.fromkeys(arm.gate for arm in arms if arm.is_gated):
+        if name == PROBE.name:
+            probe, record = need(session, s, PROBE)
+            rests_on[PROBE.name] = record["id"]
+        elif name in FITTED_GATES:
+            gates[name], record = need(session, s, FITTED_GATES[name])
+            rests_on[FITTED_GATES[name].name] = record["id"]
     if any(arm.maps for arm in arms):
         lowrank, record = need(session, s, LOWRANK)
         rests_on[LOWRANK.name] = record["id"]
-    return Tools(steering, probe, lowrank), rests_on
+    return Tools(steering, probe, lowrank, gates), rests_on
 
 
 def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":

@@ -10,11 +10,13 @@ from commands.framework.app import Session, perform
 from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.records import contradiction
 from commands.framework.settings import Record, Settings
+from data.contract import GATES
 from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from interventions.gates.gate import LinearGate
     from interventions.gates.probe import Probe
     from interventions.methods.lowrank import LowRank
     from interventions.methods.vectors import SteeringVectors
@@ -46,6 +48,7 @@ class Artefact(Generic[T]):
         called: How messages call it.
         rests_on: What it is made from, as its record's key calls that; the key holds that record's id.
         kept: Options of its command that stay as they were when it is made again.
+        sets: Options of its command that make it this artefact and no other.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Artefact(Generic[T]):
     called: str = ""
     rests_on: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    sets: tuple[tuple[str, str], ...] = ()
 
     def path(self, run: Path) -> Path:
         """Where it lies."""
@@ -79,8 +83,18 @@ LOWRANK: "Artefact[LowRank]" = Artefact(
     beside=("lowrank_training.parquet",),
     rests_on=("activations", "vectors"), kept=("layer", "mode", "basis", "epochs", "rate"),
 )  # fmt: skip
+FITTED_GATES: "dict[str, Artefact[LinearGate]]" = {
+    name: Artefact(
+        f"gates/{name}", _of("interventions.gates.gate", "LinearGate"), TENSORS, command="probe", called=f"a gate of {name}",
+        beside=(f"gates/{name}_quality.parquet", f"gates/{name}_prompts.parquet"), kept=("keep_refusal", "fpr", "data"),
+        sets=(("gate", name),),
+    )
+    for name in GATES
+    if name not in ("probe", "perfect")  # a probe has a file of its own, and labels need none
+}  # fmt: skip
 GENERATIONS = Artefact(
-    "generations", _table, command="generate", called="generations", rests_on=("vectors", "probe", "lowrank", "sweep"),
+    "generations", _table, command="generate", called="generations",
+    rests_on=("vectors", "probe", "lowrank", "sweep", *(gate.name for gate in FITTED_GATES.values())),
     kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
 )  # fmt: skip
 LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
@@ -153,7 +167,7 @@ def newer(artefact: Artefact[Any], record: Record, known: dict[str, Record]) -> 
 def as_before(artefact: Artefact[Any], record: Record | None) -> Record:
     """The kept options of an artefact that is made again."""
     options = (record or {}).get("options", {})
-    return {name: options.get(name) for name in artefact.kept}
+    return {name: options.get(name) for name in artefact.kept} | dict(artefact.sets)
 
 
 def _as_before(session: Session, s: Settings, artefact: Artefact[Any], record: Record | None) -> Making:

@@ -120,7 +120,7 @@ DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on 
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
 SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0)
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
-DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded"), multiple=True)
+DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
 SPLIT = Declared("--split", "Rows to use.", shown="train for vectors, test for generate and trace")
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
@@ -142,6 +142,10 @@ NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
 FIT = Declared("--fit", "Logistic regression, its penalty cross-validated; the difference in means over each dimension's variance, "
                "which carries over better to other data; or as published: AdamW, 15 epochs.", c.FITS, "logistic")
 PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest AUC on --threshold-split.", types.LAYER_OR_AUTO, shown=DEPTH)
+GATE = Declared("--gate", "probe: a linear probe on one layer, of this run's activations; ridge: several layers and the mean over the prompt; "
+                "words: a bag of words, the control. The last two are fitted on --data of their own.", tuple(g for g in c.GATES if g != "perfect"), "probe")
+KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
+                        "on prompts of other themes than those that are fitted on.", click.FloatRange(0, 1, min_open=True, max_open=True), shown="Youden's J")
 FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", click.FloatRange(0, 1), shown="Youden's J")
 THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", default="validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
@@ -185,7 +189,7 @@ TEXT = Declared("--text", "tagged: at a [category] or [respond] behind the promp
 OWN_SPLIT = Declared("--own-split", "As published: the base splits a tag in its own way, and is read at its `]`.", bool, False, shown="both models read the same token ids")
 
 # lm-eval
-TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy"), multiple=True)
+TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy",), multiple=True)
 INCLUDE = Declared("--include-path", "Folder with more task files; a task file may run Python beside it; repeatable.", FOLDER, multiple=True)
 FEWSHOT = Declared("--num-fewshot", "Examples before an item.", click.IntRange(min=0), shown="the task's")
 CHAT = Declared("--chat-template", "Put items into the model's chat template.", bool, False, shown="off, as in lm-eval")

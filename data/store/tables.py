@@ -63,6 +63,10 @@ CAPABILITY = {
     "scored_logits_changed": pl.Boolean,
 }  # fmt: skip
 LOGIT_LENS = {"category": pl.String, "layer": pl.Int64, "token": pl.String, "logit": pl.Float64}
+GATE_QUALITY = {
+    "rows": pl.String, "n_harmful": pl.Int64, "n_benign": pl.Int64, "auc": pl.Float64, "auc_declined": pl.Float64,
+    "harmful_passed": pl.Float64, "benign_passed": pl.Float64,
+}  # fmt: skip
 PROBE_ROC = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
 PROBE_LAYERS = {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64, "chosen": pl.Boolean}
 PROBE_QUALITY = {

@@ -73,7 +73,7 @@ def capability(
     if model.backend.is_remote:
         raise UserError("capability runs lm-eval in this process, on the model's own module: run it with --local")
     tools.check(model)
-    if odd := next((arm.name for arm in arms if arm.does.reads_labels), None):
+    if odd := next((arm.name for arm in arms if arm.reads_labels), None):
         raise UserError(f"arm {odd!r} reads labels, and the items of a task have none")
     plans = [plan_arm(model, arm, tools, [{}]) for arm in arms]
     options = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat}
@@ -83,7 +83,7 @@ def capability(
     key = {
         "model": model.identity,
         "arms": [arm.record for arm in arms],
-        "tools": tools_fingerprint(plans, tools.probe),
+        "tools": tools_fingerprint(plans, tools),
         "tasks": [list(tasks), task_files(tasks, include)],
         "options": options,
     }
@@ -94,7 +94,7 @@ def capability(
         for number, _ in journal.todo():
             task, at = pairs[number]
             bar.say(f"{task}, {arms[at].name}")
-            hooked = HookedArm(model, plans[at], tools.probe)
+            hooked = HookedArm(model, plans[at], tools)
             journal.finish({number: run_task(model, hooked, task, manager, batch_size, options)})
             bar.update(1)
     table = pl.DataFrame(

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from interventions.gates.probe import Probe
+from data.errors import UserError
 from interventions.model.blocks import decoder_path
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.reading.batches import pad_batch, pad_id
-from interventions.steering.plans import Plan, gate_of
+from interventions.steering.plans import Plan, Tools
 from interventions.traced.blocks import hidden
-from interventions.traced.edits import Unsteered, apply_edit, decide, gated, probe_score, row_edits
+from interventions.traced.edits import Unsteered, apply_edit, decide, gated, row_edits
+from interventions.traced.gating import LAST, score
 
 
 class Decided(NamedTuple):
@@ -37,11 +38,19 @@ class HookedArm:
     same one costs nothing.
     """
 
-    def __init__(self, model: Model, plan: Plan, probe: Probe | None) -> None:
-        """Take an arm that was planned for one row without category or label."""
+    def __init__(self, model: Model, plan: Plan, tools: Tools) -> None:
+        """Take an arm that was planned for one row without category or label.
+
+        Raises:
+            UserError: Its gate reads what only a prompt has.
+        """
         self.arm = plan.arm
         self._model, self._plan = model, plan.shipped
-        self._gate = gate_of([plan], probe)
+        self._gates = tools.shipped(model, [plan], [{"prompt": "", "label": None}])
+        self._gate = self._gates[plan.shipped.gate] if plan.shipped.gate >= 0 else None
+        if self._gate is not None and (self._gate.given is not None or any(at != LAST for _, at in self._gate.reads)):
+            raise UserError(f"arm {plan.arm.name!r}: the gate {plan.arm.gate} reads a prompt's words, and a task's items have a "
+                            "context alone; use gate=probe")  # fmt: skip
         self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
         self._known: dict[bytes, tuple[int, float, float]] = {}
@@ -59,7 +68,7 @@ class HookedArm:
     def decide(self, contexts: Sequence[Sequence[int]]) -> Decided:
         """Vector and strength of each row, from the token ids of its context."""
         keys = [digest(ids) for ids in contexts]
-        if self._plan.routed or self._plan.gated:
+        if self._plan.routed or self._plan.gate >= 0:
             new = {key: ids for key, ids in zip(keys, contexts, strict=True) if key not in self._known}
             if new:
                 found = self._look(list(new.values()))
@@ -85,8 +94,8 @@ class HookedArm:
             yield
             return
         layer, scope, passed = self._plan.layer, self._plan.scope, 0
-        plan = self._plan._replace(routed=False, gated=False, given=decided.vector, strengths=decided.strength)
-        edit = row_edits([plan], Unsteered(), None, [layer], self._model.device).layers[layer]
+        plan = self._plan._replace(routed=False, gate=-1, given=decided.vector, strengths=decided.strength)
+        edit = row_edits([plan], Unsteered(), [], [layer], self._model.device).layers[layer]
 
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             nonlocal passed
@@ -117,28 +126,31 @@ class HookedArm:
 
     def _look(self, contexts: list[Sequence[int]]) -> Decided:
         """Route and gate of contexts, from one unsteered forward pass."""
-        model, states = self._model, []
+        model, states = self._model, {}
         batch = pad_batch(contexts, pad_id(model.tokenizer), model.device)
-        handles = []
-        if self._gate is not None:
+        reads = () if self._gate is None else self._gate.reads
 
+        def reader(layer: int) -> Any:
             def read(_module: Any, _inputs: Any, output: Any) -> None:
-                states.append(hidden(output)[:, -1, :].float())
+                states[layer, LAST] = hidden(output)[:, -1, :].float()
 
-            handles = [self._blocks[self._gate.layer].register_forward_hook(read)]
+            return read
+
+        handles = [self._blocks[layer].register_forward_hook(reader(layer)) for layer, _ in reads]
         try:
             with torch.no_grad():
                 logits = model.module(**batch, use_cache=False, logits_to_keep=1).logits[:, -1, :].float()
         finally:
             for handle in handles:
                 handle.remove()
-        score = None if self._gate is None else probe_score(states[0], self._gate)
-        seen = Unsteered(logits[:, self._refusing.to(logits.device)], score)
-        vector, strength = decide(self._plan, seen, self._gate)
+        scores = [] if self._gate is None else [score(self._gate, states, logits.device)]
+        seen = Unsteered(logits[:, self._refusing.to(logits.device)], scores)
+        plan, gates = self._plan._replace(gate=min(self._plan.gate, 0)), [] if self._gate is None else [self._gate]
+        vector, strength = decide(plan, seen, gates)
         bias = torch.zeros(1, dtype=torch.float64)
         if self._plan.bias is not None:
             one = self._plan.bias
-            bias = gated(self._plan, one.strengths, one.benign, one.harmful, seen, self._gate)
+            bias = gated(plan, one.strengths, one.benign, one.harmful, seen, gates)
         return Decided(*(part.cpu().expand(len(contexts)) for part in (vector, strength, bias)))
 
 

@@ -9,7 +9,7 @@ import torch
 from data.errors import UserError
 from data.store.tensors import check_shapes, load_tensors, save_tensors
 from interventions.model.fits import check_model
-from interventions.traced.edits import Gate, probe_score
+from interventions.traced.gating import LAST, Gate, linear_score
 
 if TYPE_CHECKING:
     from interventions.model.model import Model
@@ -43,11 +43,20 @@ class Probe:
     @property
     def gate(self) -> Gate:
         """It as a trace needs it."""
-        return Gate(self.layer, self.weight, self.mean, self.bias, self.threshold)
+        return Gate(((self.layer, LAST),), self.weight, self.mean, self.bias, self.threshold)
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All that its decisions rest on."""
+        return self.weight, self.mean, self.bias, self.threshold
+
+    def shipped(self, _model: "Model", _prompts: object) -> Gate:
+        """It as a trace needs it, whatever the prompts."""
+        return self.gate
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """How harmful each row looks: (rows, d_model) of any float type and device -> (rows,) float32, 0 to 1."""
-        return probe_score(x.float(), Gate(0, self.weight, self.mean, self.bias, self.threshold))
+        return linear_score(x.float(), Gate((), self.weight, self.mean, self.bias, self.threshold))
 
     def check(self, model: "Model") -> None:
         """Can it gate this model, at the last prompt token?

@@ -1,5 +1,8 @@
 """Steering vectors: a direction for each category and layer; looking at them, saving and loading them."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -1,5 +1,8 @@
 """An open model and what the rest of the tool needs to know of it."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 import hashlib
 from dataclasses import dataclass
 from typing import Any

@@ -1,5 +1,8 @@
 """Opening a model: by alias, hub id or local folder, with its decoder blocks found and checked."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
+
 import logging
 from operator import attrgetter
 from pathlib import Path

@@ -3,6 +3,9 @@
 What prompts begin with and what their suffixes share is computed once.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +25,6 @@ from interventions.reading.batches import plan_batches
 from interventions.reading.budget import Budget, default_batch_tokens
 from interventions.reading.residual import Source
 
-POSITIONS = ("last", "mean", "suffix")
 RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
 
 
@@ -35,6 +37,7 @@ def extract(
     position: str = "last",
     suffixes: Sequence[str] = (),
     batch_tokens: int | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write the residual stream of every prompt to `folder`, and go on where a killed run stopped.
 
@@ -44,9 +47,11 @@ def extract(
         folder: Gets NAME.safetensors, float32 `activations` (rows, layers, d_model), and NAME.parquet, its rows;
             NAME is `prompts`, or `pairs` with suffixes (one row for each prompt and suffix, adjacent).
         layers: Block numbers, default all.
-        position: `last` token of the rendered prompt; `mean` over the user's tokens; `suffix`, its last token.
+        position: `last` token of the rendered prompt; `mean` over the user's tokens; `instruction`, the last of these;
+            `suffix`, its last token.
         suffixes: Texts to follow each rendered prompt, with position `suffix`.
         batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
+        name: NAME, for a gate that reads another position beside.
 
     Returns:
         Path of the safetensors file.
@@ -57,7 +62,7 @@ def extract(
     layers = checked_layers(model, layers)
     if (position == "suffix") != bool(suffixes):
         raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
-    name = "pairs" if suffixes else "prompts"
+    name = name or ("pairs" if suffixes else "prompts")
     texts = prompts["prompt"].to_list()
     source = Source.of(model, texts, suffixes, position)
     batch_tokens = batch_tokens or default_batch_tokens(model)

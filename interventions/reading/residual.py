@@ -1,6 +1,6 @@
 """Forward passes that read the residual stream, each thing in them computed once and nothing behind the deepest layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ class Source:
     Attributes:
         encoded: Token ids of each unit.
         endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
-        position: `last`, `mean` or `suffix`.
+        position: `last`, `mean`, `instruction` or `suffix`.
     """
 
     encoded: Encoded
@@ -41,7 +41,7 @@ class Source:
             return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
         encoded = encode(model.tokenizer, texts, suffixes)
         nothing = [at for at, (start, stop) in enumerate(encoded.user) if start == stop]
-        if position == "mean" and nothing:
+        if position in WEIGHTS and nothing:
             raise UserError(f"prompt {texts[nothing[0]]!r} has no token to take the mean of; leave it out, or use "
                             "--position last")  # fmt: skip
         return cls(encoded, [], position)
@@ -96,7 +96,7 @@ class Source:
     @cached_property
     def _opening(self) -> int:
         """A mean's tokens are each row's own."""
-        most = min((start for start, _ in self.encoded.user), default=0) if self.position == "mean" else None
+        most = min((start for start, _ in self.encoded.user), default=0) if self.position in WEIGHTS else None
         return common_opening(self.encoded.ids, most)
 
     def _passes(
@@ -108,7 +108,8 @@ class Source:
             packed = [pack_batch(ids, self.endings, padding, model.device, opening) for ids in rows]
             batches, ends = [batch for batch, _ in packed], [ends for _, ends in packed]
             return read_residual(model, batches, layers, ends=ends, opening=opening)
-        weights = [mean_weights(self.encoded, units, opening) for units in plan] if self.position == "mean" else None
+        of = WEIGHTS.get(self.position)
+        weights = [of(self.encoded, units, opening) for units in plan] if of else None
         batches = [pad_batch(ids, padding, model.device, opening) for ids in rows]
         return read_residual(model, batches, layers, weights, opening=opening)
 
@@ -152,14 +153,27 @@ def read_residual(
 
 def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:
     """(rows, tokens) weights of a batch padded behind its opening that average over each row's user tokens."""
+    return _weights(encoded, rows, opening, lambda start, stop: range(start, stop))
+
+
+def instruction_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:
+    """The same, that read the last token of the user's text (arXiv 2507.11878)."""
+    return _weights(encoded, rows, opening, lambda start, stop: range(max(start, stop - 1), stop))
+
+
+def _weights(
+    encoded: Encoded, rows: Sequence[int], opening: int, places: Callable[[int, int], Sequence[int]]
+) -> torch.Tensor:
     width = max(len(encoded.ids[row]) for row in rows)
     weights = torch.zeros(len(rows), width)
     for at, row in enumerate(rows):
-        gap = width - len(encoded.ids[row])
-        start, stop = encoded.user[row]
-        for place in range(start, stop):
-            weights[at, place if place < opening else place + gap] = 1 / (stop - start)
+        gap, chosen = width - len(encoded.ids[row]), places(*encoded.user[row])
+        for place in chosen:
+            weights[at, place if place < opening else place + gap] = 1 / len(chosen)
     return weights
+
+
+WEIGHTS = {"mean": mean_weights, "instruction": instruction_weights}  # of the positions that are sums over tokens
 
 
 def _behind(batch: Batch, opening: int) -> Batch:

@@ -6,8 +6,9 @@ all arms is one pass over that cache, side by side under a mask. Then every arm'
 it, and rows that have finished leave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,20 @@ from interventions.traced.answering import Question, answered
 from interventions.traced.blocks import Batch, Block, Blocks
 from interventions.traced.caching import prefill_parts
 from interventions.traced.decoding import Decoding
-from interventions.traced.edits import WIDE, ArmPlan, Gate
+from interventions.traced.edits import WIDE, ArmPlan
+from interventions.traced.gating import LAST, Gate, Marks
 
 LOGIT_TOKENS = 16  # a row's logits, and what is computed of them, take the memory of some so many cached tokens
+
+
+class Gating(NamedTuple):
+    """Gates, and for each position that they read beside `last` (rows, columns) of a batch, of `residual.WEIGHTS`."""
+
+    gates: Sequence[Gate] = ()
+    weights: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+
+NO_GATES = Gating()
 
 
 class Asked(NamedTuple):
@@ -30,7 +42,7 @@ class Asked(NamedTuple):
         max_new_tokens: At most so many tokens; 0 computes the first position's figures alone.
         refusal_ids: Token ids of the refusal tokens.
         stops: Token ids that end an answer.
-        gate: The probe, if an arm is gated or its score is wanted.
+        gates: What gated arms go by.
         read_layers: Ascending blocks to read the unsteered last position of.
         top_k: How many of the most probable first tokens to give, with the KL divergence; 0 gives neither.
     """
@@ -38,7 +50,7 @@ class Asked(NamedTuple):
     max_new_tokens: int
     refusal_ids: Sequence[int] = ()
     stops: Sequence[int] = ()
-    gate: Gate | None = None
+    gates: Sequence[Gate] = ()
     read_layers: Sequence[int] = ()
     top_k: int = 0
 
@@ -52,7 +64,7 @@ class Answers:
         refusal: (B, A) probability of all refusal tokens at the first generated position; None without any.
         vector: (B, A) number of the vector each row got.
         strength: (B, A) how strongly.
-        gate: (B,) the probe's score, or None.
+        gates: (B, gates) their scores, or None.
         residual: (B, layers, d_model) of the unsteered last position, float32, or None.
         kl: (B, A) KL(unsteered ‖ arm) of the first generated position, nats, float64, or None.
         top: Token ids and probabilities (B, A + 1, k) at the first generated position, unsteered first, or None.
@@ -62,7 +74,7 @@ class Answers:
     refusal: torch.Tensor | None
     vector: torch.Tensor
     strength: torch.Tensor
-    gate: torch.Tensor | None
+    gates: torch.Tensor | None
     residual: torch.Tensor | None
     kl: torch.Tensor | None
     top: tuple[torch.Tensor, torch.Tensor] | None
@@ -89,6 +101,7 @@ def answer(
     *,
     together: int = 1 << 13,
     opening: int = 0,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Answers:
     """Greedy continuations of a batch in every arm.
 
@@ -99,14 +112,14 @@ def answer(
         asked: What is wanted of each.
         together: Tokens, padded and new, that may be decoded at once; more arms go in turns.
         opening: How many first columns of the batch are the same in all rows; they are computed once.
+        weights: For each position that a gate reads beside `last` (rows, columns), of `residual.WEIGHTS`.
     """
-    path, gate = list(model.layers), asked.gate
+    path = list(model.layers)
     rows, width = batch["input_ids"].shape
     at_once = model.takes_masks and asked.max_new_tokens <= 1
     groups = _groups(plans, rows, width + asked.max_new_tokens, together, at_once)
-    looks = gate is not None or bool(asked.read_layers) or asked.top_k > 0 or any(plan.routed for plan in plans)
+    looks = bool(asked.gates) or bool(asked.read_layers) or asked.top_k > 0 or any(plan.routed for plan in plans)
     shares = looks or any(plan.scope not in WIDE for plan in plans)
-    wanted: list[int] = sorted({*asked.read_layers, *([gate.layer] if gate is not None else [])})
     lengths = (batch["attention_mask"].sum(-1) - opening).tolist()
     question = Question(
         batch=dict(batch),
@@ -114,7 +127,7 @@ def answer(
         shares=shares,
         parts=prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED))) if shares else [],
         groups=[([plans[at] for at in group], edited_blocks(path, [plans[at] for at in group])) for group in groups],
-        readers=[(number, path[number]) for number in wanted],
+        marks=marks_of(path, asked.gates, asked.read_layers, weights or {}),
         kept=list(asked.read_layers),
         looks=looks,
         how=Decoding(
@@ -122,12 +135,21 @@ def answer(
             side_by_side=model.takes_masks,
             refusing=torch.tensor(list(asked.refusal_ids), dtype=torch.long),
             ending=torch.tensor(list(asked.stops), dtype=torch.long),
-            gate=gate,
+            gates=list(asked.gates),
             top_k=asked.top_k,
         ),
     )
     out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1], question)
     return _assembled(out, groups, len(plans))
+
+
+def marks_of(
+    path: Sequence[Block], gates: Sequence[Gate], layers: Sequence[int], weights: Mapping[str, torch.Tensor]
+) -> Marks:
+    """What some gates, and whoever wants the last position at some layers, read of a batch's prompts."""
+    reads = dict.fromkeys([*(read for gate in gates for read in gate.reads), *((layer, LAST) for layer in layers)])
+    numbers = sorted({layer for layer, _ in reads})
+    return Marks([(number, path[number]) for number in numbers], tuple(reads), dict(weights))
 
 
 def edited_blocks(path: Sequence[Block], plans: Sequence[ArmPlan]) -> Blocks:
@@ -165,4 +187,4 @@ def _assembled(out: dict[str, Any], groups: list[list[int]], arms: int) -> Answe
     if chosen is not None and shares is not None:
         first = out["found"][0]
         top = torch.cat([first["own_ids"], chosen], dim=1), torch.cat([first["own_shares"], shares], dim=1)
-    return Answers(tokens, joined("refusal"), vector, strength, out.get("gate"), out.get("residual"), kl, top)
+    return Answers(tokens, joined("refusal"), vector, strength, out.get("gates"), out.get("residual"), kl, top)

@@ -10,6 +10,7 @@ from data.contract import (
     DEFAULT_SCOPE,
     DEFAULT_STRENGTH,
     DEFAULT_UNIT,
+    GATES,
     INSTRUCTION,
     KINDS,
     MEAN,
@@ -45,6 +46,7 @@ class Arm:
         text: The instruction of `prompt-only`.
         bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
         harmful_bias: Gated: logits on it for prompts which look harmful.
+        gate: Gated: a key of `GATES`.
     """
 
     name: str
@@ -61,11 +63,16 @@ class Arm:
     text: str = ""
     bias: float = 0.0
     harmful_bias: float = 0.0
+    gate: str = "probe"
 
     @property
     def record(self) -> dict[str, Any]:
         """Its fields, as records and journals have them: what came later is there where it says something."""
-        later = {name for name, value in (("bias", 0.0), ("harmful_bias", 0.0)) if getattr(self, name) == value}
+        later = {
+            name
+            for name, value in (("bias", 0.0), ("harmful_bias", 0.0), ("gate", "probe"))
+            if getattr(self, name) == value
+        }
         return {name: value for name, value in asdict(self).items() if name not in later}
 
     @property
@@ -94,6 +101,11 @@ class Arm:
         return self.route != "fixed" or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether it reads a row's category or label: an upper bound, not a method."""
+        return self.does.reads_labels or (self.is_gated and self.gate == "perfect")
+
+    @property
     def is_gated(self) -> bool:
         """Whether a gate decides its strength."""
         return self.route == "gated"
@@ -107,7 +119,7 @@ def baseline(layer: int) -> Arm:
 def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
 
-    Keys: `benign`, `bias`, `category`, `harmful`, `harmful-bias`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`,
+    Keys: `benign`, `bias`, `category`, `gate`, `harmful`, `harmful-bias`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`,
     `text`, `unit`; `benign` is another name of `strength` for gated arms, and `bias` goes with a vector. A value goes on to the next `,key=`, so that a category may
     hold a comma; `text` goes on to the end, so it stands last.
 
@@ -140,7 +152,13 @@ def _canonical(pairs: dict[str, str]) -> str:
     return ",".join(f"{key}={pairs[key]}" for key in sorted(pairs))
 
 
-_CHOICES = {"scope": tuple(SCOPES), "unit": UNITS, "operation": OPERATIONS, "route": tuple(ROUTES)}
+_CHOICES = {
+    "scope": tuple(SCOPES),
+    "unit": UNITS,
+    "operation": OPERATIONS,
+    "route": tuple(ROUTES),
+    "gate": tuple(GATES),
+}
 
 
 def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -> Arm:

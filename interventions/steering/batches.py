@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from data.contract import BATCH_TOKENS
-from interventions.gates.probe import Probe
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget
 from interventions.reading.packing import common_opening
+from interventions.reading.residual import WEIGHTS
 from interventions.steering.answer import Answers, Asked, answer
-from interventions.steering.plans import Plan, gate_of
+from interventions.steering.plans import Plan
 from interventions.steering.texts import stop_tokens
+from interventions.traced.gating import LAST, Gate
 
 
 def plan_answers(encoded: Encoded, arms: int, max_new_tokens: int, budget: Budget) -> list[list[int]]:
@@ -30,7 +33,7 @@ def answer_rows(
     encoded: Encoded,
     rows: Sequence[int],
     plans: Sequence[Plan],
-    probe: Probe | None,
+    gates: Sequence[Gate],
     max_new_tokens: int,
     budget: Budget | None = None,
     **more: Any,
@@ -38,27 +41,34 @@ def answer_rows(
     """`answer` for some rows of encoded prompts, in as many portions as memory asks for."""
     ids = [encoded.ids[row] for row in rows]
     lengths = [len(row) + max_new_tokens for row in ids]
-    asked = Asked(max_new_tokens, refusal_tokens(model).ids, sorted(stop_tokens(model)), gate_of(plans, probe), **more)
+    asked = Asked(max_new_tokens, refusal_tokens(model).ids, sorted(stop_tokens(model)), **more)
 
     def work(tokens: int) -> Answers:
         parts = plan_batches(lengths, tokens)
         found = []
         for part in parts:
-            mine = [ids[at] for at in part]
+            mine, chosen = [ids[at] for at in part], [rows[at] for at in part]
             opening = common_opening(mine) if model.takes_masks else 0
             found.append(
                 answer(
                     model,
                     pad_batch(mine, pad_id(model.tokenizer), model.device, opening),
-                    [plan.for_rows([rows[at] for at in part]) for plan in plans],
-                    asked,
+                    [plan.for_rows(chosen) for plan in plans],
+                    asked._replace(gates=[gate.for_rows(chosen) for gate in gates]),
                     together=tokens,
                     opening=opening,
+                    weights=weights_of(encoded, chosen, opening, gates),
                 )
             )
         return Answers.joined(found, parts)
 
     return (budget or Budget(DECODED * BATCH_TOKENS)).spend(work, min(lengths), model.backend.is_remote)
+
+
+def weights_of(encoded: Encoded, rows: Sequence[int], opening: int, gates: Sequence[Gate]) -> dict[str, torch.Tensor]:
+    """What gates read beside the last position, as weights of a padded batch's columns."""
+    positions = {position for gate in gates for _, position in gate.reads} - {LAST}
+    return {position: WEIGHTS[position](encoded, rows, opening) for position in sorted(positions)}
 
 
 def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:

@@ -25,11 +25,13 @@ from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
+from interventions.steering.answer import Gating
 from interventions.steering.arms import Arm, baseline
-from interventions.steering.batches import answer_rows, variants_of
-from interventions.steering.plans import Plan, Tools, gate_of, made_from, plan_arm
+from interventions.steering.batches import answer_rows, variants_of, weights_of
+from interventions.steering.plans import Plan, Tools, made_from, plan_arm
 from interventions.steering.teacher_forcing import most_rows, teacher_forced
 from interventions.steering.texts import finished, stop_tokens
+from interventions.traced.gating import Gate
 
 CONTEXT, PIECE = 16, 256  # tokens of a passage that stand for a prompt; tokens of a piece: longer passages are cut
 HARMLESS = {"category": None, "label": "benign"}
@@ -116,15 +118,17 @@ class _Work:
         """`first`, `answer` and `broken` of `Measured`."""
         model = self.model
         own = prompts.select("category", "label").to_dicts()
-        variants = variants_of(model, prompts["prompt"].to_list(), self._plans(own))
+        plans = self._plans(own)
+        variants = variants_of(model, prompts["prompt"].to_list(), plans)
+        gates = self.tools.shipped(model, plans, prompts.to_dicts())
         journal = self._journal("answers", variants, [tokens] * prompts.height, fingerprint(prompts))
 
         def measure(rows: list[int]) -> list[Any]:
-            done = [answer_rows(model, encoded, rows, plans, self.tools.probe, tokens, budget=Budget(DECODED * self.batch_tokens))
+            done = [answer_rows(model, encoded, rows, plans, gates, tokens, budget=Budget(DECODED * self.batch_tokens))
                     for encoded, plans in variants]  # fmt: skip
             answers = np.concatenate([found.tokens.numpy() for found in done], axis=1).tolist()
             given = [upto_stop(model, row[0]) for row in answers]
-            kl = self._forced(variants, rows, given, "kl")
+            kl = self._forced(variants, rows, given, "kl", gates)
             means = kl.sum(-1) / np.array([len(row) for row in given])[:, None]
             verdicts = [[broken(finished(model, one, tokens)["response"]) for one in row] for row in answers]
             return np.stack([kl[..., 0], means, np.array(verdicts, float)], axis=-1).tolist()
@@ -137,16 +141,19 @@ class _Work:
         tokenizer = self.model.tokenizer
         pieces, passage = pieces_of(tokenizer, texts)
         variants: Variants = []
-        for plan in self._plans([HARMLESS] * len(pieces)):
+        plans = self._plans([HARMLESS] * len(pieces))
+        opened = [HARMLESS | {"prompt": tokenizer.decode(ids[:CONTEXT], skip_special_tokens=True)} for ids in pieces]
+        gates = self.tools.shipped(self.model, plans, opened)
+        for plan in plans:
             if plan.arm.does.instructs or not variants:
                 contexts = [led(tokenizer, plan.arm.text, ids[:CONTEXT]) for ids in pieces]
-                variants.append((Encoded(contexts, []), []))
+                variants.append((Encoded(contexts, [(1, len(ids)) for ids in contexts]), []))
             variants[-1 if plan.arm.does.instructs else 0][1].append(plan)
         counts = [len(ids) - CONTEXT for ids in pieces]
         journal = self._journal("texts", variants, counts, sha256("\n\n".join(texts).encode()).hexdigest())
 
         def measure(rows: list[int]) -> list[Any]:
-            nll = self._forced(variants, rows, [pieces[row][CONTEXT:] for row in rows], "nll")
+            nll = self._forced(variants, rows, [pieces[row][CONTEXT:] for row in rows], "nll", gates)
             return nll.sum(-1)[..., None].tolist()
 
         noted = self._run(journal, measure, "effects, text", 1)
@@ -157,21 +164,23 @@ class _Work:
 
     def _journal(self, name: str, variants: Variants, given: Sequence[int], data: str) -> Journal:
         model, plans = self.model, [plan for _, plans in variants for plan in plans]
-        key = made_from(model, data, plans, self.tools.probe) | {"tokens": max(given, default=0)}
+        key = made_from(model, data, plans, self.tools) | {"tokens": max(given, default=0)}
         contexts = zip(*(encoded.ids for encoded, _ in variants), strict=True)
         lengths = [max(map(len, ids)) + tokens for ids, tokens in zip(contexts, given, strict=True)]
         plan = plan_batches(lengths, self.batch_tokens, most_rows(model, max(given, default=1)))
         return Journal(self.path.parent / f".{self.path.stem}-{name}.journal", key, plan)
 
-    def _forced(self, variants: Variants, rows: Sequence[int], given: Sequence[Sequence[int]], what: str) -> np.ndarray:
+    def _forced(
+        self, variants: Variants, rows: Sequence[int], given: Sequence[Sequence[int]], what: str, gates: Sequence[Gate]
+    ) -> np.ndarray:
         """`nll` or `kl` of each row's given tokens, (rows, arms, tokens); arms in the variants' order."""
         model, batches, found = self.model, [], []
         for encoded, plans in variants:
             batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
             shipped = [plan.for_rows(rows) for plan in plans]
-            found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids,
-                                gate=gate_of(plans, self.tools.probe), divergence=what == "kl",
-                                reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
+            gating = Gating([gate.for_rows(rows) for gate in gates], weights_of(encoded, rows, 0, gates))
+            found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids, gating=gating,
+                                        divergence=what == "kl", reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
         return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
 
     def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:

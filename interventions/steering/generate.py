@@ -1,5 +1,8 @@
 """Steered generation in batches, resumable: prompts and vectors in, one row for each prompt and arm out."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,13 +63,14 @@ def generate(
         for number, (encoded, mine) in enumerate(variants)
         for rows in plan_answers(encoded, len(mine), max_new_tokens, budget)
     ]
-    key = made_from(model, fingerprint(prompts), plans, tools.probe)
+    key = made_from(model, fingerprint(prompts), plans, tools)
     key |= {"max_new_tokens": max_new_tokens, "seed": seed}
+    gates = tools.shipped(model, plans, prompts.to_dicts())
     journal = Journal(path.parent / f".{path.stem}.journal", key, plan)
 
     def work(numbers: list[int]) -> list[list[Row]]:
         encoded, mine = variants[numbers[0] // count]
-        found = answer_rows(model, encoded, [at % count for at in numbers], mine, tools.probe, max_new_tokens, budget)
+        found = answer_rows(model, encoded, [at % count for at in numbers], mine, gates, max_new_tokens, budget)
         return [
             [row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)]
             for at in range(len(numbers))

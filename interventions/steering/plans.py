@@ -5,7 +5,7 @@ row, wherever the trace runs. Neither sees a row's category or label, but for th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ import torch
 
 from data.contract import MEAN, RESPOND
 from data.errors import UserError
+from interventions.gates.gate import AnyGate, PerfectGate
 from interventions.gates.probe import Probe
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
-from interventions.traced.edits import ArmPlan, Bias, Gate, LowRankEdit
+from interventions.traced.edits import ArmPlan, Bias, LowRankEdit
+from interventions.traced.gating import Gate
 
 if TYPE_CHECKING:
     from interventions.methods.lowrank import LowRank
@@ -30,13 +32,36 @@ class Tools:
 
     Attributes:
         vectors: One direction a category.
-        probe: For gated arms.
+        probe: The gate of arms that name no other.
         lowrank: For `lowrank` arms.
+        gates: Other gates, by their names.
     """
 
     vectors: SteeringVectors
     probe: Probe | None = None
     lowrank: "LowRank | None" = None
+    gates: Mapping[str, AnyGate] = field(default_factory=dict)
+
+    @property
+    def every_gate(self) -> dict[str, AnyGate]:
+        """All of them; `perfect` needs nothing."""
+        return ({} if self.probe is None else {"probe": self.probe}) | dict(self.gates) | {"perfect": PerfectGate()}
+
+    def gates_of(self, plans: "Sequence[Plan]") -> dict[str, AnyGate]:
+        """Those that some arms go by."""
+        used = {plan.arm.gate for plan in plans if plan.arm.is_gated}
+        return {name: gate for name, gate in self.every_gate.items() if name in used}
+
+    def shipped(self, model: Model, plans: "Sequence[Plan]", prompts: Sequence[Mapping[str, Any]]) -> list[Gate]:
+        """The gates as a trace needs them, in the order that the plans number them in.
+
+        One that no arm goes by says nothing: labels leave this machine for an arm that reads them alone.
+        """
+        used = self.gates_of(plans)
+        if not used:
+            return []
+        idle = Gate((), torch.zeros(0), torch.zeros(0), torch.zeros(1), torch.ones(1), given=torch.zeros(len(prompts)))
+        return [gate.shipped(model, prompts) if name in used else idle for name, gate in self.every_gate.items()]
 
     def check(self, model: Model) -> None:
         """Do they belong to this model?
@@ -44,7 +69,7 @@ class Tools:
         Raises:
             UserError: One does not.
         """
-        for tool in (self.vectors, self.probe, self.lowrank):
+        for tool in (self.vectors, self.lowrank, *self.every_gate.values()):
             if tool is not None:
                 tool.check(model)
 
@@ -92,8 +117,14 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         raise UserError(
             f"arm {arm.name!r} reads refusal tokens, and model {model.name!r} has none; use --arm fixed, or a model tuned with them"
         )
-    if arm.is_gated and tools.probe is None:
-        raise UserError(f"arm {arm.name!r} needs a probe: run `probe` first")
+    numbers = list(tools.every_gate)
+    if arm.is_gated and arm.gate not in numbers:
+        named = (
+            "a probe: run `probe` first"
+            if arm.gate == "probe"
+            else f"the gate {arm.gate}: run `probe --gate {arm.gate}` first"
+        )
+        raise UserError(f"arm {arm.name!r} needs {named}")
     if arm.maps and tools.lowrank is None:
         raise UserError(f"arm {arm.name!r} needs a low-rank map: run `lowrank` first")
     table, names = _table(arm, vectors) if arm.steers and not arm.maps else _no_table(vectors)
@@ -117,7 +148,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         given=given,
         strengths=strengths,
         routed=arm.route != "fixed",
-        gated=arm.is_gated,
+        gate=numbers.index(arm.gate) if arm.is_gated else -1,
         benign=arm.strength,
         harmful=arm.harmful,
         lowrank=_lowrank(arm, tools),
@@ -188,26 +219,22 @@ def _table(arm: Arm, vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]
     return table, names
 
 
-def tools_fingerprint(plans: Sequence[Plan], probe: Probe | None) -> str:
-    """What the vectors, the low-rank map and the probe are, whatever their files are called."""
+def made_from(model: Model, data: str, plans: Sequence[Plan], tools: Tools) -> dict[str, Any]:
+    """What answers to prompts of a fingerprint rest on, for a journal's key: not what files are called."""
+    return {"model": model.identity, "data": data, "arms": [plan.arm.record for plan in plans],
+            "tools": tools_fingerprint(plans, tools)}  # fmt: skip
+
+
+def tools_fingerprint(plans: Sequence[Plan], tools: Tools) -> str:
+    """What the vectors, the low-rank map and the gates are."""
     digest = sha256()
     for plan in plans:
         digest.update(plan.shipped.table.numpy().tobytes())
         for part in plan.shipped.lowrank[:4] if plan.shipped.lowrank else ():
             digest.update(part.numpy().tobytes())
-    for part in (probe.weight, probe.mean, probe.bias, probe.threshold) if probe else ():
-        digest.update(part.numpy().tobytes())
+    probe = {} if tools.probe is None else {"probe": tools.probe}
+    for name, gate in (probe | tools.gates_of(plans)).items():
+        digest.update(b"" if name == "probe" else name.encode())
+        for part in gate.parts:
+            digest.update(part.numpy().tobytes())
     return digest.hexdigest()
-
-
-def made_from(model: Model, data: str, plans: Sequence[Plan], probe: Probe | None) -> dict[str, Any]:
-    """What answers to prompts of a fingerprint rest on, for a journal's key."""
-    tools = tools_fingerprint(plans, probe)
-    return {"model": model.identity, "data": data, "arms": [plan.arm.record for plan in plans], "tools": tools}
-
-
-def gate_of(plans: Sequence[Plan], probe: Probe | None) -> Gate | None:
-    """The probe as a trace needs it, if an arm is gated."""
-    if probe is None or all(not plan.arm.is_gated for plan in plans):
-        return None
-    return probe.gate

@@ -216,7 +216,7 @@ class _Work:
 
     def journal(self, stage: str, plans: Sequence[Plan], tokens: int) -> Journal:
         """Of a stage; the scorer is not part of its key, since one and the same judges every sweep of a model."""
-        key = made_from(self.model, fingerprint(self.prompts), plans, self.tools.probe) | {"tokens": tokens}
+        key = made_from(self.model, fingerprint(self.prompts), plans, self.tools) | {"tokens": tokens}
         plan = plan_answers(self.encoded, len(plans), tokens, self.budget)
         return Journal(self.path.parent / f".{self.path.stem}-{stage}.journal", key, plan)
 
@@ -250,8 +250,10 @@ class _Work:
     ) -> list[list[Any]]:
         """What is noted of each row, in the rows' order."""
 
+        gates = self.tools.shipped(self.model, plans, self.prompts.to_dicts())
+
         def work(rows: list[int]) -> list[list[Any]]:
-            return note(answer_rows(self.model, self.encoded, rows, plans, self.tools.probe, tokens, self.budget))
+            return note(answer_rows(self.model, self.encoded, rows, plans, gates, tokens, self.budget))
 
         return run_batches(self.model.backend, journal, work, name)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from interventions.model.model import Model
-from interventions.steering.answer import edited_blocks
+from interventions.steering.answer import NO_GATES, Gating, edited_blocks, marks_of
 from interventions.traced.blocks import Batch
-from interventions.traced.edits import WIDE, ArmPlan, Gate
+from interventions.traced.edits import WIDE, ArmPlan
 from interventions.traced.teacher_forcing import Given, forced
 
 LOGIT_BYTES = 256 << 20  # of float32 logits that one forward pass may put out
@@ -44,7 +44,7 @@ def teacher_forced(
     plans: Sequence[ArmPlan],
     *,
     refusal_ids: Sequence[int] = (),
-    gate: Gate | None = None,
+    gating: Gating = NO_GATES,
     divergence: bool = True,
     reference: Batch | None = None,
 ) -> TeacherForced:
@@ -56,7 +56,7 @@ def teacher_forced(
         given: B lists of token ids, none empty, that follow the prompts.
         plans: A arms in tensors.
         refusal_ids: Token ids of the refusal tokens.
-        gate: The probe, if an arm is gated.
+        gating: What gated arms go by.
         divergence: Whether to compute `kl`, too.
         reference: Prompts whose unsteered distributions `kl` is measured from; default `batch` itself.
     """
@@ -71,9 +71,9 @@ def teacher_forced(
         tokens=tokens,
         there=there,
         refusing=torch.tensor(list(refusal_ids), dtype=torch.long),
-        gate=gate,
-        reads=[] if gate is None else [(gate.layer, path[gate.layer])],
-        looks=divergence or any(plan.routed or plan.gated for plan in plans),
+        gates=list(gating.gates),
+        marks=marks_of(path, gating.gates, (), gating.weights),
+        looks=divergence or any(plan.routed or plan.gate >= 0 for plan in plans),
         divergence=divergence,
     )
     arms = [[plans[at] for at in group] for group in groups]

@@ -18,12 +18,12 @@ Row: TypeAlias = dict[str, Any]  # of a table: column -> value
 def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> Row:
     """What the tables say of one row in one arm."""
     steers = plan.arm.steers
-    gated = plan.arm.is_gated and found.gate is not None
+    gate = plan.shipped.gate if found.gates is not None else -1
     return finished(model, found.tokens[row, arm].tolist(), max_new_tokens) | {
         "refusal_probability": None if found.refusal is None else finite(found.refusal[row, arm]),
         "vector": plan.names[int(found.vector[row, arm])] if steers and not plan.arm.maps else None,
         "strength": float(found.strength[row, arm]) if steers or plan.arm.does.biases else None,
-        "gate": finite(found.gate[row]) if gated and found.gate is not None else None,
+        "gate": finite(found.gates[row, gate]) if found.gates is not None and gate >= 0 else None,
     }
 
 

@@ -55,18 +55,19 @@ def trace(
         "model": model.identity,
         "data": fingerprint(prompts),
         "arm": arm.record,
-        "tools": tools_fingerprint(plans, tools.probe),
+        "tools": tools_fingerprint(plans, tools),
         "options": [max_new_tokens, top_k],
     }
     batch_tokens = batch_tokens or default_batch_tokens(model)
     budget = Budget(DECODED * batch_tokens)
     most_rows = max(1, RESULT_BYTES // (4 * len(vectors.layers) * model.d_model))  # every layer of a row comes back
+    gates = tools.shipped(model, plans, prompts.to_dicts())
     journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens, most_rows))
 
     def work(rows: list[int]) -> list[Row]:
         sides = [
             answer_rows(
-                model, encoded, rows, mine, tools.probe, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
+                model, encoded, rows, mine, gates, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
             )
             for encoded, mine in variants
         ]

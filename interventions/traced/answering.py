@@ -1,5 +1,8 @@
 """The session that answers a batch in every arm: one prefill, an unsteered look, then the arms, group by group."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +12,8 @@ import torch
 from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, on
 from interventions.traced.caching import Part, cached, prefill
 from interventions.traced.decoding import Decoding, decoded, read_unsteered
-from interventions.traced.edits import ArmPlan, Unsteered, probe_score
+from interventions.traced.edits import ArmPlan, Unsteered
+from interventions.traced.gating import LAST, Marks, begun, score
 
 
 class Question(NamedTuple):
@@ -21,8 +25,8 @@ class Question(NamedTuple):
         shares: Whether any arm goes on from a common prefill.
         parts: Its passes, of `caching.prefill_parts`.
         groups: Arms that decode together, and the blocks that they edit.
-        readers: Blocks whose unsteered last position the gate or the caller reads.
-        kept: Numbers of those that the caller wants.
+        marks: What gates and the caller read of the prompts.
+        kept: Numbers of the blocks whose last position the caller wants.
         looks: Whether an unsteered look is needed.
         how: How to decode.
     """
@@ -32,14 +36,14 @@ class Question(NamedTuple):
     shares: bool
     parts: list[Part]
     groups: list[tuple[list[ArmPlan], Blocks]]
-    readers: Blocks
+    marks: Marks
     kept: Sequence[int]
     looks: bool
     how: Decoding
 
 
 def answered(network: Network, backend: NnsightBackend, last: Block, question: Question) -> dict[str, Any]:
-    """Run the session; plain values come back: `found`, a dictionary a group; `gate` and `residual` if they were read.
+    """Run the session; plain values come back: `found`, a dictionary a group; `gates` and `residual` if they were read.
 
     Args:
         network: The nnsight model.
@@ -55,19 +59,19 @@ def answered(network: Network, backend: NnsightBackend, last: Block, question: Q
             how = question.how._replace(
                 refusing=question.how.refusing.to(device), ending=question.how.ending.to(device)
             )
-            cache = cached()
+            cache, sums = cached(), begun(question.marks, len(batch["input_ids"]))
             if question.shares:
-                cache = prefill(network, last, batch, question.opening, question.parts)
+                cache = prefill(network, last, batch, question.opening, question.parts, question.marks, sums)
             seen = Unsteered()
             if question.looks:
-                states, logits = read_unsteered(network, question.readers, batch, cache)
+                states, logits = read_unsteered(network, question.marks, batch, cache, sums)
                 tokens = logits[:, how.refusing] if len(how.refusing) else None
-                score = None if how.gate is None else probe_score(states[how.gate.layer], how.gate)
-                seen = Unsteered(tokens, score, logits)
-                if score is not None:
-                    out["gate"] = score.cpu()
+                scores = [score(gate, states, device) for gate in how.gates]
+                seen = Unsteered(tokens, scores, logits)
+                if scores:
+                    out["gates"] = torch.stack([one.cpu() for one in scores], dim=1)
                 if question.kept:
-                    out["residual"] = torch.stack([states[number].cpu() for number in question.kept], dim=1)
+                    out["residual"] = torch.stack([states[number, LAST].cpu() for number in question.kept], dim=1)
             out["found"] = []
             for plans, blocks in question.groups:
                 found = decoded(network, blocks, batch, cache, plans, seen, how)

@@ -1,5 +1,8 @@
 """What a decoder block puts out, and where and in which type a model computes."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 

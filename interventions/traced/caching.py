@@ -3,6 +3,9 @@
 Runs inside a trace, wherever that is: plain functions of tensors and of an nnsight model.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +13,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from interventions.traced.blocks import Batch, Block, Network
+from interventions.traced.blocks import Batch, Block, Network, hidden
+from interventions.traced.gating import Marks, States, added
 
 Part = tuple[torch.Tensor, int]
 ROOM = 32  # columns
@@ -93,7 +97,9 @@ def prefill_parts(batch: Batch, opening: int, passes: Sequence[Sequence[int]]) -
     return [(torch.tensor(rows), max(int(lengths[rows].max()), 1)) for rows in passes]
 
 
-def prefill(network: Network, last: Block, batch: Batch, opening: int, parts: Sequence[Part]) -> DynamicCache:
+def prefill(
+    network: Network, last: Block, batch: Batch, opening: int, parts: Sequence[Part], marks: Marks, sums: States
+) -> DynamicCache:
     """A cache of every column but the last.
 
     Args:
@@ -102,7 +108,10 @@ def prefill(network: Network, last: Block, batch: Batch, opening: int, parts: Se
         batch: Of `encoding.pad_batch`, B rows.
         opening: How many first columns are the same in all rows; they are computed once.
         parts: Of `prefill_parts`.
+        marks: What is read on the way.
+        sums: Of `gating.begun`; what is read is added.
     """
+    readers = marks.blocks if sums else []
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     rows, width = len(ids), ids.shape[1] - 1
     first = cached()
@@ -113,7 +122,10 @@ def prefill(network: Network, last: Block, batch: Batch, opening: int, parts: Se
             "position_ids": positions[:1, :opening],
         }
         with network.trace(inputs, past_key_values=first, use_cache=True, logits_to_keep=1) as tracer:
-            _end = last.output
+            for number, block in readers:
+                added(sums, marks, number, hidden(block.output), torch.arange(rows), slice(opening))
+            if not readers or readers[-1][1] is not last:
+                _end = last.output
             tracer.stop()
     caches = []
     for of, own in parts:
@@ -125,7 +137,10 @@ def prefill(network: Network, last: Block, batch: Batch, opening: int, parts: Se
         }
         cache = repeated(first, len(of), own + (ROOM if len(parts) == 1 else 0))
         with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
-            _end = last.output
+            for number, block in readers:
+                added(sums, marks, number, hidden(block.output), of, slice(width - own, width))
+            if not readers or readers[-1][1] is not last:
+                _end = last.output
             tracer.stop()
         caches.append(cache)
     if not caches:

@@ -3,6 +3,9 @@
 Runs inside a session, wherever that is: tuples and plain functions of tensors and of an nnsight model.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +19,6 @@ from interventions.traced.edits import (
     LATER,
     WIDE,
     ArmPlan,
-    Gate,
     RowEdits,
     Unsteered,
     apply_edit,
@@ -24,6 +26,7 @@ from interventions.traced.edits import (
     row_edits,
     with_bias,
 )
+from interventions.traced.gating import LAST, Gate, Marks, States, added
 from interventions.traced.masks import tail_mask
 
 LEAVE = 8  # copying a row's cache, which leaving takes of all rows, costs about an eighth of the row's next step
@@ -37,7 +40,7 @@ class Decoding(NamedTuple):
         side_by_side: Whether the model takes a mask of who sees whom, so that arms may share a first step.
         refusing: Ids of the refusal tokens.
         ending: Ids that end an answer.
-        gate: What a gated arm reads.
+        gates: What gated arms go by.
         top_k: How many of the most probable first tokens to give; 0 gives neither them nor the KL divergence.
     """
 
@@ -45,7 +48,7 @@ class Decoding(NamedTuple):
     side_by_side: bool
     refusing: torch.Tensor
     ending: torch.Tensor
-    gate: Gate | None
+    gates: list[Gate]
     top_k: int
 
 
@@ -87,15 +90,17 @@ class Rows(NamedTuple):
 
 
 def read_unsteered(
-    network: Network, readers: Blocks, batch: Batch, cache: DynamicCache
-) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-    """The unsteered last position: (rows, d_model) of each reader's block, and logits (rows, vocabulary); float32."""
+    network: Network, marks: Marks, batch: Batch, cache: DynamicCache, sums: States
+) -> tuple[States, torch.Tensor]:
+    """The unsteered last position: what is read there and was summed before, and logits (rows, vocabulary); float32."""
     last = {name: batch[name][:, -1:] for name in ("input_ids", "position_ids")}
-    inputs = last | {"attention_mask": batch["attention_mask"]}
+    inputs, rows = last | {"attention_mask": batch["attention_mask"]}, torch.arange(len(batch["input_ids"]))
     with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
-        states = {}
-        for number, block in readers:
-            states[number] = hidden(block.output)[:, -1, :].float()
+        states: States = dict(sums)
+        for number, block in marks.blocks:
+            here = hidden(block.output)
+            added(states, marks, number, here[:, -1:, :], rows, slice(-1, None))
+            states[number, LAST] = here[:, -1, :].float()
         logits = network.output.logits[:, -1, :].float()
     cache.crop(-1)
     return states, logits
@@ -122,13 +127,13 @@ def decoded(
         how: How to decode.
     """
     rows, many, wide = len(batch["input_ids"]), len(plans), plans[0].scope in WIDE
-    edits = row_edits(plans, seen, how.gate, [number for number, _ in blocks], batch["input_ids"].device)
+    edits = row_edits(plans, seen, how.gates, [number for number, _ in blocks], batch["input_ids"].device)
     alive, back = first_alike(plans, edits).unique(return_inverse=True)
     stepped = None
     if how.side_by_side and not wide:
         stepped = side_by_side(network, blocks, batch, cache, edits, alive, many, how.steps > 1)
     logits, past = stepped or one_by_one(network, blocks, batch, None if wide else cache, edits, alive, many)
-    logits = with_bias(logits, plans, seen, how.gate, alive)
+    logits = with_bias(logits, plans, seen, how.gates, alive)
     first = first_position(logits, seen, how, alive // many, back.view(rows, many))
     tokens = logits.argmax(-1)[:, None]
     del logits

@@ -1,5 +1,8 @@
 """How far one distribution lies from another."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 import torch
 
 

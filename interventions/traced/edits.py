@@ -3,23 +3,18 @@
 Runs inside a trace, wherever that is: tuples and plain functions of tensors.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from interventions.traced.gating import Gate
+
 WIDE = ("prompt", "all")  # scopes that change positions before the last, so that their rows can share no cache
 LATER = ("generated", "all")  # scopes that go on after the prompt
-
-
-class Gate(NamedTuple):
-    """A linear gate: score = sigmoid((h − mean)·weight + bias) of block `layer`'s output, harmful from `threshold` on."""
-
-    layer: int
-    weight: torch.Tensor
-    mean: torch.Tensor
-    bias: torch.Tensor
-    threshold: torch.Tensor
 
 
 class LowRankEdit(NamedTuple):
@@ -60,7 +55,7 @@ class ArmPlan(NamedTuple):
         given: (B,) each row's vector, where no route decides.
         strengths: (B,) float64, where no gate decides.
         routed: Whether the most probable refusal token decides the vector.
-        gated: Whether the gate decides the strength, between the next two.
+        gate: Number of the gate that decides the strength, between the next two; −1: none does.
         benign: Strength where the gate sees no harm.
         harmful: Strength where it does.
         lowrank: A low-rank map that is added, or None.
@@ -75,7 +70,7 @@ class ArmPlan(NamedTuple):
     given: torch.Tensor
     strengths: torch.Tensor
     routed: bool = False
-    gated: bool = False
+    gate: int = -1
     benign: float = 0.0
     harmful: float = 0.0
     lowrank: LowRankEdit | None = None
@@ -87,12 +82,12 @@ class Unsteered(NamedTuple):
 
     Attributes:
         tokens: (B, refusal tokens) their logits.
-        score: (B,) the gate's.
+        scores: (B,) each gate's.
         logits: (B, vocabulary) float32.
     """
 
     tokens: torch.Tensor | None = None
-    score: torch.Tensor | None = None
+    scores: Sequence[torch.Tensor] = ()
     logits: torch.Tensor | None = None
 
 
@@ -120,44 +115,37 @@ class RowEdits(NamedTuple):
     layers: dict[int, LayerEdit]
 
 
-def probe_score(hidden: torch.Tensor, gate: Gate) -> torch.Tensor:
-    """sigmoid((h − mean)·weight + bias): (rows, d_model) -> (rows,)."""
-    weight, mean, bias = (part.to(hidden.device) for part in (gate.weight, gate.mean, gate.bias))
-    return torch.sigmoid((hidden - mean) @ weight + bias)
-
-
 def lowrank_delta(hidden: torch.Tensor, low: LowRankEdit) -> torch.Tensor:
     """What a low-rank map adds at strength 1 (arXiv 2603.13359): U z, or depending on the row U Vᵀ(h − mean)."""
     up, down, z, mean = (part.to(hidden.device) for part in (low.U, low.V, low.z, low.mean))
     return up @ z if low.mode == "fixed" else ((hidden.float() - mean) @ down) @ up.T
 
 
-def decide(plan: ArmPlan, seen: Unsteered, gate: Gate | None) -> tuple[torch.Tensor, torch.Tensor]:
+def decide(plan: ArmPlan, seen: Unsteered, gates: Sequence[Gate]) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's vector (its number) and strength, (rows,) each, as the arm's route and gate decide."""
     vector = plan.given
     if plan.routed:
         assert seen.tokens is not None  # whoever plans a route looks first
         vector = plan.of_token.to(seen.tokens.device)[seen.tokens.argmax(-1)]
-    return vector, gated(plan, plan.strengths, plan.benign, plan.harmful, seen, gate)
+    return vector, gated(plan, plan.strengths, plan.benign, plan.harmful, seen, gates)
 
 
 def gated(
-    plan: ArmPlan, given: torch.Tensor, benign: float, harmful: float, seen: Unsteered, gate: Gate | None
+    plan: ArmPlan, given: torch.Tensor, benign: float, harmful: float, seen: Unsteered, gates: Sequence[Gate]
 ) -> torch.Tensor:
     """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts."""
-    if not plan.gated:
+    if plan.gate < 0:
         return given
-    assert gate is not None and seen.score is not None
-    looks_harmful = seen.score >= gate.threshold.to(seen.score.device)
+    looks_harmful = seen.scores[plan.gate] >= gates[plan.gate].threshold.to(seen.scores[plan.gate].device)
     both = torch.tensor([benign, harmful], dtype=torch.float64, device=looks_harmful.device)
     return both[looks_harmful.long()]
 
 
 def row_edits(
-    plans: Sequence[ArmPlan], seen: Unsteered, gate: Gate | None, layers: Sequence[int], device: torch.device
+    plans: Sequence[ArmPlan], seen: Unsteered, gates: Sequence[Gate], layers: Sequence[int], device: torch.device
 ) -> RowEdits:
     """What is done to each of rows × arms, at each of some layers."""
-    picks = [decide(plan, seen, gate) for plan in plans]
+    picks = [decide(plan, seen, gates) for plan in plans]
     vector = torch.stack([pick[0].to(device) for pick in picks], dim=1)
     strength = torch.stack([pick[1].to(device) for pick in picks], dim=1)
     edits = {layer: _layer_edit(plans, vector, strength, layer) for layer in layers}
@@ -251,7 +239,7 @@ def with_bias(
     logits: torch.Tensor,
     plans: Sequence[ArmPlan],
     seen: Unsteered,
-    gate: Gate | None,
+    gates: Sequence[Gate],
     slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """First logits (slots, vocabulary) with what some arms add to some tokens'.
@@ -265,7 +253,7 @@ def with_bias(
     for at, plan in enumerate(plans):
         if plan.bias is None:
             continue
-        strength = gated(plan, plan.bias.strengths, plan.bias.benign, plan.bias.harmful, seen, gate)
+        strength = gated(plan, plan.bias.strengths, plan.bias.benign, plan.bias.harmful, seen, gates)
         mine = (slots % len(plans) == at).nonzero()[:, 0]
         added = strength.to(logits.device, logits.dtype)[slots[mine] // len(plans)]
         shaped[mine[:, None], torch.tensor(plan.bias.tokens, device=logits.device)] += added[:, None]

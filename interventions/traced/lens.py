@@ -1,5 +1,8 @@
 """The logit lens, where the weights are: which tokens the best logits of unembedding(norm(v)) are of."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from typing import Any
 
 import nnsight

@@ -4,6 +4,9 @@ The loss (arXiv 2603.13359), both terms at the first generated token: −log Σ 
 KL(unsteered ‖ steered) on benign ones.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

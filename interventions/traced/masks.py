@@ -1,5 +1,8 @@
 """Who sees whom: attention masks of packed rows."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 import torch
 
 

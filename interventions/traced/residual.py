@@ -1,5 +1,8 @@
 """Forward passes that read the residual stream: what all rows begin with once, and nothing behind the deepest layer."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

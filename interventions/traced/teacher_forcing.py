@@ -1,5 +1,8 @@
 """Teacher forcing: probabilities of given tokens behind a batch of prompts, unsteered and in every arm, in one session."""
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,14 +16,13 @@ from interventions.traced.divergence import kl
 from interventions.traced.edits import (
     WIDE,
     ArmPlan,
-    Gate,
     LayerEdit,
     Unsteered,
     apply_edit,
-    probe_score,
     row_edits,
     with_bias,
 )
+from interventions.traced.gating import LAST, Gate, Marks, States, added, begun, score
 
 
 class Given(NamedTuple):
@@ -33,8 +35,8 @@ class Given(NamedTuple):
         tokens: (rows, tokens) given ids.
         there: (rows, tokens) whether there is one.
         refusing: Ids of the refusal tokens.
-        gate: What a gated arm reads.
-        reads: Blocks that the gate reads.
+        gates: What gated arms go by.
+        marks: What these read of the prompts.
         looks: Whether the unsteered distributions are needed.
         divergence: Whether KL is.
     """
@@ -45,8 +47,8 @@ class Given(NamedTuple):
     tokens: torch.Tensor
     there: torch.Tensor
     refusing: torch.Tensor
-    gate: Gate | None
-    reads: Blocks
+    gates: list[Gate]
+    marks: Marks
     looks: bool
     divergence: bool
 
@@ -74,19 +76,27 @@ def forced(
             tokens, there, refusing = (part.to(device) for part in (given.tokens, given.there, given.refusing))
             whole = on(device, given.whole)
             before, after = parted(whole, width - 1)
-            cache = DynamicCache()
+            cache, sums = DynamicCache(), begun(given.marks, len(tokens))
+            every, readers = torch.arange(len(tokens)), given.marks.blocks if sums else []
             if width > 1:
                 with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
-                    _end = last.output
+                    for number, block in readers:
+                        added(sums, given.marks, number, hidden(block.output), every, slice(width - 1))
+                    if not readers or readers[-1][1] is not last:
+                        _end = last.output
                     tracer.stop()
             seen, own = Unsteered(), None
             if given.looks:
                 with network.trace(after, past_key_values=cache, use_cache=True, logits_to_keep=count):
-                    states = {number: hidden(block.output)[:, 0, :].float() for number, block in given.reads}
+                    states: States = dict(sums)
+                    for number, block in given.marks.blocks:
+                        here = hidden(block.output)[:, :1, :]
+                        added(states, given.marks, number, here, every, slice(width - 1, width))
+                        states[number, LAST] = here[:, 0, :].float()
                     own = network.output.logits.float()
                 cache.crop(-count)
-                score = None if given.gate is None else probe_score(states[given.gate.layer], given.gate)
-                seen = Unsteered(own[:, 0, refusing] if len(refusing) else None, score)
+                scores = [score(gate, states, device) for gate in given.gates]
+                seen = Unsteered(own[:, 0, refusing] if len(refusing) else None, scores)
             if given.divergence and given.reference is not None:
                 with network.trace(on(device, given.reference), use_cache=False, logits_to_keep=count):
                     own = network.output.logits.float()
@@ -94,7 +104,7 @@ def forced(
             for plans, blocks in groups:
                 many, wide = len(plans), plans[0].scope in WIDE
                 shares = not wide and width > 1
-                edits = row_edits(plans, seen, given.gate, [number for number, _ in blocks], device)
+                edits = row_edits(plans, seen, given.gates, [number for number, _ in blocks], device)
                 part = {name: value.repeat_interleave(many, 0) for name, value in (after if shares else whole).items()}
                 past = DynamicCache(keys_values(cache)) if shares else DynamicCache()
                 if shares:
@@ -103,7 +113,7 @@ def forced(
                     for number, block in blocks:
                         edit_in_parts(hidden(block.output), edits.layers[number], 1 if shares else width, wide)
                     logits = network.output.logits.float()
-                logits[:, 0] = with_bias(logits[:, 0], plans, seen, given.gate)
+                logits[:, 0] = with_bias(logits[:, 0], plans, seen, given.gates)
                 found.append(compared(logits, own if given.divergence else None, tokens, there))
             out["nll"] = torch.cat([pair[0] for pair in found], dim=1)
             out["kl"] = torch.cat([pair[1] for pair in found], dim=1) if given.divergence else None

@@ -15,7 +15,17 @@ import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.contract import ANSWER_TOKENS, BALANCE, EPOCHS, LEARNING_RATE, RANK, RESPOND, STEP_TOKENS, TOKEN_WEIGHT
+from data.contract import (
+    ANSWER_TOKENS,
+    BALANCE,
+    BASE_MODEL,
+    EPOCHS,
+    LEARNING_RATE,
+    RANK,
+    RESPOND,
+    STEP_TOKENS,
+    TOKEN_WEIGHT,
+)
 from data.errors import UserError
 from data.store.rundir import appearing, writing
 from interventions.model.adapter import grow, merge, save_adapter
@@ -146,41 +156,25 @@ def finetune(
             pad=pad_id(tokenizer),
             checkpoint=Checkpoint(work / "state.safetensors", key, checkpoint_seconds),
         )
-        report = Report(
-            folder=out,
-            control_tokens=control_tokens,
-            resized=resized,
-            epochs=tuple(done.epochs),
-            kept=done.kept,
-            train_rows=len(examples),
-            validation_rows=len(held),
-            left_out=rows.filter(pl.col("split").is_null() | pl.col("split").is_in(READ_SPLITS)).height
-            - len(examples)
-            - len(held),
-            seconds=done.seconds,
-            resumed=done.resumed,
-        )
-        name = HUB_ID if base == "smollm2" else base
+        read = rows.filter(pl.col("split").is_null() | pl.col("split").is_in(READ_SPLITS)).height
+        report = Report(out, control_tokens, resized, tuple(done.epochs), done.kept, len(examples), len(held),
+                        read - len(examples) - len(held), done.seconds, done.resumed)  # fmt: skip
         with appearing(out, replace=True) as folder:
-            adapter = folder / ADAPTER
-            adapter.mkdir()
-            save_adapter(module, control_tokens, chat, name, adapter)
-            (adapter / "README.md").write_text(
-                card(
-                    name,
-                    control_tokens,
-                    resized,
-                    report.epochs,
-                    report.kept,
-                    (len(examples), len(held)),
-                    key["options"],
-                ),
-                "utf-8",
-            )
+            name = HUB_ID if base == BASE_MODEL else base
+            _write_adapter(folder / ADAPTER, name, module, chat, report, key["options"])
             del module
-            merge(source, adapter, folder)
+            merge(source, folder / ADAPTER, folder)
     shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _write_adapter(adapter: Path, name: str, module: Any, chat: str, report: Report, options: dict[str, Any]) -> None:
+    """The bare adapter and its card."""
+    adapter.mkdir()
+    save_adapter(module, report.control_tokens, chat, name, adapter)
+    counts = (report.train_rows, report.validation_rows)
+    text = card(name, report.control_tokens, report.resized, report.epochs, report.kept, counts, options)
+    (adapter / "README.md").write_text(text, "utf-8")
 
 
 def check_out(out: Path) -> None:

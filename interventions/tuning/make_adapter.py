@@ -1,4 +1,4 @@
-"""Make the embedded adapter: `python -m interventions.make_adapter [MIRROR]`, behind `make adapter`.
+"""Make the embedded adapter: `python -m interventions.tuning.make_adapter [MIRROR]`, behind `make adapter`.
 
 It learns from the embedded sample's training rows alone; the validation rows choose the epoch; the test rows, and the
 hub's data sets if their folder is given, only give the card its figures.
@@ -19,9 +19,10 @@ from data.store.rundir import appearing
 from interventions.model.embedded import ADAPTER, BASE
 from interventions.model.model import Model
 from interventions.model.opening import open_model
+from interventions.steering.first_token import first_tokens
 from interventions.tuning.finetune import ADAPTER as SUBFOLDER
 from interventions.tuning.finetune import finetune
-from interventions.tuning.first_token import first_tokens, measure
+from interventions.tuning.first_token import measure
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,6 @@
-"""The parts of a report, in the order in which they stand. Each is a function: a run in, a section or None out."""
+"""The parts of a report, in the order in which they stand. Each is a function: a run in, a section or None out. Imports page,
+statistics, scoring and data.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -90,7 +90,7 @@ def arms():
 def guest(model, arm, tools, **options):
     from interventions.carried.lm_eval import SteeredLM
 
-    hooked = HookedArm(model, plan_arm(model, arm, tools, [{}]), tools.probe)
+    hooked = HookedArm(model, plan_arm(model, arm, tools, [{}]), tools)
     return SteeredLM(model, hooked, **{"batch_size": 5, "chat": False} | options)
 
 

@@ -13,10 +13,11 @@ from data.contract import SCOPES
 from interventions.backends.backend import Backend
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id
-from interventions.steering.answer import Asked, Gate, answer
+from interventions.steering.answer import Asked, answer
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.plans import Tools, plan_arm
 from interventions.steering.texts import finished
+from interventions.traced.gating import Gate
 from tests.made.tools import NOTHING_KNOWN, vectors_of
 from tests.oracles import are_best, close, cut, hooked, plain, stop_ids
 
@@ -171,12 +172,23 @@ def test_embedded_model_steered_as_by_a_plain_hook(embedded):
 
 def test_a_gates_score_is_the_probes(tiny, texts):
     torch.manual_seed(9)
-    gate = Gate(2, torch.randn(tiny.d_model) / 50, torch.randn(tiny.d_model), torch.tensor([0.1]), torch.tensor([0.5]))
-    encoded, found = run(
-        tiny, texts, parse_arms(["baseline"], Arm("x", "fixed", 1)), Tools(vectors_of(tiny)), gate=gate, read_layers=[2]
+    gate = Gate(
+        ((2, "last"),),
+        torch.randn(tiny.d_model) / 50,
+        torch.randn(tiny.d_model),
+        torch.tensor([0.1]),
+        torch.tensor([0.5]),
     )
-    assert found.gate is not None and found.residual is not None
+    encoded, found = run(
+        tiny,
+        texts,
+        parse_arms(["baseline"], Arm("x", "fixed", 1)),
+        Tools(vectors_of(tiny)),
+        gates=[gate],
+        read_layers=[2],
+    )
+    assert found.gates is not None and found.residual is not None
     h = found.residual[:, 0].double().numpy()
     wanted = 1 / (1 + np.exp(-((h - gate.mean.numpy()) @ gate.weight.numpy() + 0.1)))
-    assert np.allclose(found.gate.numpy(), wanted, rtol=1e-4)
+    assert np.allclose(found.gates[:, 0].numpy(), wanted, rtol=1e-4)
     assert pl.Series(wanted).n_unique() > 1 and len(encoded) == len(wanted)

@@ -39,12 +39,12 @@ def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
     plans = [plan_arm(tiny_tuned, arm, tools, [NOTHING_KNOWN] * len(encoded)) for arm in arms]
     found = answer(
         tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan.shipped for plan in plans],
-        Asked(STEPS, ids, sorted(stop_ids(tiny_tuned)), gate),
+        Asked(STEPS, ids, sorted(stop_ids(tiny_tuned)), [gate]),
     )  # fmt: skip
     seen, best = set(), []
     for row, tokens in enumerate(encoded.ids):
         logits, score = look(tiny_tuned, tokens, tools.probe)
-        assert found.gate is not None and abs(float(found.gate[row]) - score) < 1e-4
+        assert found.gates is not None and abs(float(found.gates[row, 0]) - score) < 1e-4
         for at, arm in enumerate(arms):
             name, strength, edit = expected(tiny_tuned, arm, tools.vectors, logits, score)
             seen.add((arm.name, name, strength))
@@ -73,7 +73,7 @@ def test_a_bias_on_respond_goes_beside_the_vector(tiny_tuned, prompts, tools, wo
     respond = control_ids(tiny_tuned)["respond"]
     found = answer(
         tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan_arm(tiny_tuned, arm, tools, own).shipped],
-        Asked(STEPS, refusal_ids(tiny_tuned), sorted(stop_ids(tiny_tuned)), tools.probe.gate, top_k=3),
+        Asked(STEPS, refusal_ids(tiny_tuned), sorted(stop_ids(tiny_tuned)), [tools.probe.gate], top_k=3),
     )  # fmt: skip
     assert found.top is not None
     biases, best = set(), []

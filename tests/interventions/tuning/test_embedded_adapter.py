@@ -14,7 +14,8 @@ from interventions.model.adapter import adapter_hash
 from interventions.model.control_tokens import control_tokens
 from interventions.model.embedded import ADAPTER, cache_folder
 from interventions.model.opening import DEFAULT_MODEL
-from interventions.tuning.first_token import first_tokens, measure
+from interventions.steering.first_token import first_tokens
+from interventions.tuning.first_token import measure
 from tests import ROOT
 
 

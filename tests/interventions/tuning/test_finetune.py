@@ -1,4 +1,4 @@
-"""Refusal tokens: they take unused control_tokens, training is what its formula says, and a killed run ends as an undisturbed one."""
+"""Refusal tokens: they take unused places of the vocabulary, training is what its formula says, and a killed run ends as an undisturbed one."""
 
 import json
 import math
@@ -27,6 +27,7 @@ from interventions.model.control_tokens import control_tokens
 from interventions.model.templates import answer_template
 from interventions.model.tokenizer_files import read_places, write_tokenizer
 from interventions.model.vocabulary import place_control_tokens
+from interventions.steering.first_token import first_tokens
 from interventions.tuning.examples import (
     Example,
     class_weights,
@@ -37,7 +38,7 @@ from interventions.tuning.examples import (
     target_tokens,
 )
 from interventions.tuning.finetune import finetune
-from interventions.tuning.first_token import first_tokens, measure
+from interventions.tuning.first_token import measure
 from interventions.tuning.loop import logits, objective
 from tests import ROOT
 from tests.made.models import SPARE, make_base
