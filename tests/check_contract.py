@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
-"""Hold a run directory against the file formats of design.md's contract.
+"""Hold a run directory against the contract of its files, written down once more and apart from the code that makes them.
 
-Usage, from the project's root and in its environment: python ../shared/check_contract.py RUN_DIR
-Prints a line for each thing that does not fit, and what it read; exit 1 if anything did not fit.
+`fits_contract(folder)` in a test; or, from the project's root and in its environment, python -m tests.check_contract RUN_DIR,
+which prints a line for each thing that does not fit, and what it read, and exits with 1 if anything did not fit.
 Only files that are there are looked at; a column more than the contract's is allowed.
 """
 
@@ -143,8 +142,15 @@ TENSORS = {
 }
 
 
-def main() -> int:
-    run = Path(sys.argv[1])
+def fits_contract(folder: Path) -> None:
+    """What a run directory holds is what the contract says, and it holds something."""
+    faults, read = held_against(folder)
+    assert not faults, "\n".join(faults)
+    assert read, f"nothing to read in {folder}"
+
+
+def held_against(run: Path) -> tuple[list[str], list[str]]:
+    """What does not fit, and what was read."""
     faults: list[str] = []
     read: list[str] = []
     for name, columns in TABLES.items():
@@ -193,6 +199,12 @@ def main() -> int:
         faults.append("no run.json")
     else:
         json.loads((run / "run.json").read_text())
+    return faults, read
+
+
+def main() -> int:
+    """Look at the folder that the command line names."""
+    faults, read = held_against(Path(sys.argv[1]))
     print("\n".join([*faults, "read: " + ("; ".join(read) or "nothing")]))
     return 1 if faults or not read else 0
 

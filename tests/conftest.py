@@ -1,84 +1,20 @@
-"""Tiny random models, built in the test run, and the embedded one."""
+"""Fixtures: made-up models, the embedded one, prompts for them, the command line, and one NDIF server for the whole run."""
 
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-os.environ.setdefault(
-    "HF_HUB_VERBOSITY", "critical"
-)  # as the command line does, before anything imports the hub's client
+from tests.made.models import CONTROL, make_tiny
+from tests.made.prompts import mixed_prompts
+from tests.ndif.server import CannotRunError, Server
 
-WORDS = [
-    "how",
-    "do",
-    "i",
-    "kill",
-    "a",
-    "python",
-    "process",
-    "person",
-    "please",
-    "tell",
-    "me",
-    "the",
-    "best",
-    "painter",
-    "ever",
-    "write",
-    "poem",
-    "for",
-    "my",
-    "friend",
-]
-
-
-CONTROL = ("[weapons]", "[feelings]", "[respond]")
-
-
-def make_tiny(folder: Path, more_tokens: tuple[str, ...] = (), seed: int = 0) -> Path:
-    """A 4-layer random Llama with a word-level tokenizer and a chat template, as a model folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {
-        word: at
-        for at, word in enumerate(["<unk>", "<bos>", "<eos>", "<user>", "<bot>", *dict.fromkeys(WORDS), *more_tokens])
-    }
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        unk_token="<unk>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<eos>",
-        additional_special_tokens=["<user>", "<bot>", *more_tokens],
-    )
-    tokenizer.chat_template = (
-        "<bos>{% for m in messages %}<user>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    module = LlamaForCausalLM(config)
-    with torch.no_grad():  # wide enough that greedy choices are not near-ties
-        for parameter in module.parameters():
-            parameter.mul_(3)
-    module.save_pretrained(folder)
-    return folder
+# As the command line does, before anything imports the hub's client.
+os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
 
 
 @pytest.fixture(scope="session")
@@ -123,25 +59,29 @@ def embedded():
 @pytest.fixture(scope="session")
 def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty prompts of mixed lengths in two categories and benign, without splits."""
-    import json
-    import random
+    return mixed_prompts(tmp_path_factory.mktemp("data") / "mine.jsonl")
 
-    random_ = random.Random(1)
-    rows = []
-    for at in range(40):
-        text = " ".join(random_.choices(WORDS, k=random_.randint(1, 12)))
-        kind = at % 4
-        rows.append(
-            {
-                "id": f"p{at}",
-                "prompt": text,
-                "category": ("weapons", "feelings", None, "weapons")[kind],
-                "label": ("harmful", "harmful", "benign", "benign")[kind],
-            }
-        )
-    path = tmp_path_factory.mktemp("data") / "mine.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return path
+
+@pytest.fixture(scope="session")
+def ndif() -> Iterator[Server]:
+    """A real NDIF server on this machine: one for the whole run. Who breaks it takes `breakable`."""
+    state = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
+    server = Server(state)
+    try:
+        server.up()
+    except CannotRunError as reason:
+        shutil.rmtree(state)
+        pytest.skip(str(reason))
+    yield server
+    server.down()
+    shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture
+def breakable(ndif: Server) -> Iterator[Server]:
+    """The same server, whole again afterwards, even if the test failed halfway."""
+    yield ndif
+    ndif.mend()
 
 
 @pytest.fixture

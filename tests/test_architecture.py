@@ -35,6 +35,17 @@ MAY["interventions.carried"] = ("interventions.steering", *MAY["interventions.st
 OWN = ("commands", "data", "interventions", "reports")
 
 
+def said_in(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, and every name it takes from one."""
+    said: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            said |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            said |= {alias.name for alias in node.names}
+    return said
+
+
 def name_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -87,11 +98,10 @@ def test_no_files_import_one_another_in_a_circle():
 def test_what_ships_to_a_server_imports_nothing_else_of_the_project():
     allowed = {"torch", "transformers", "nnsight", "typing", "collections", "math"}
     for path in (ROOT / "interventions" / "traced").glob("*.py"):
-        tree = ast.parse(path.read_text("utf-8"))
-        names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         odd = {
-            name for name in names if name.partition(".")[0] not in allowed and not inside(name, "interventions.traced")
+            name
+            for name in said_in(path)
+            if name.partition(".")[0] not in allowed and not inside(name, "interventions.traced")
         }
         assert not odd, f"{path.name} imports {odd}"
 
@@ -105,3 +115,14 @@ def test_no_folder_is_crowded():
     assert (
         len([path for path in (ROOT / "interventions").iterdir() if path.is_dir() and path.name != "__pycache__"]) <= 10
     )
+
+
+def test_an_oracle_is_not_the_code_under_test():
+    assert not [name for name in said_in(ROOT / "tests" / "oracles.py") if name.partition(".")[0] in {*OWN, "cli"}]
+
+
+def test_every_test_file_stands_alone():
+    """What two of them need is in `oracles`, `made` or `faults`, and fixtures in `conftest` come by their names."""
+    odd = [f"{path.relative_to(ROOT)} imports {name}" for path in (ROOT / "tests").rglob("*.py") for name in said_in(path)
+           if name.startswith("tests.") and any(part.startswith(("test_", "conftest")) for part in name.split(".")[1:])]  # fmt: skip
+    assert not odd, "\n".join(sorted(odd))

@@ -1,5 +1,7 @@
 """What every command writes on a tiny model, frozen: frames, tensors, metadata and the keys of `run.json`.
 
+Of a frame: its schema, its height, a few rows throughout it, and of every column a checksum of all that is no fraction and
+the sum of all fractions, without their signs: so every cell counts, and the file can be read.
 `REFUSAL_GOLDEN=write` writes the expectation anew. Numbers are held to one part in a thousand, since machines differ.
 """
 
@@ -7,6 +9,8 @@ import json
 import math
 import os
 import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parent / "golden.json"
+ROWS = 6  # shown of a frame
 ARMS = ("baseline", "fixed", "routed", "gated", "gated:harmful=0", "lowrank", "ablate", "random", "wrong-category",
         "prompt-only", "logit-bias", "oracle", "fixed:operation=clamp,scope=all", "logit-bias:category=respond,strength=2")  # fmt: skip
 
@@ -41,12 +46,36 @@ def plain(value: Any, folders: dict[str, str]) -> Any:
         for folder, name in folders.items():
             value = value.replace(folder, name)
         return re.sub(r"\b[0-9a-f]{12,64}\b", "HASH", value)
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+    return float(f"{value:.5g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def frame_of(path: Path) -> Any:
     frame = pl.read_parquet(path)
     return {"schema": {name: str(kind) for name, kind in frame.schema.items()}, "rows": frame.rows()}
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What a piece of JSON holds, in its order; a dictionary's keys too."""
+    if isinstance(value, (list, dict)):
+        for part in value.items() if isinstance(value, dict) else value:
+            yield from leaves(list(part) if isinstance(part, tuple) else part)
+    else:
+        yield value
+
+
+def is_fraction(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def slim(frame: Any) -> Any:
+    """A frame's few rows, and what says that the others are as they were."""
+    columns = {}
+    for at, name in enumerate(frame["schema"]):
+        held = list(leaves([row[at] for row in frame["rows"]]))
+        words = json.dumps(["fraction" if is_fraction(one) else one for one in held])
+        columns[name] = [zlib.crc32(words.encode()), float(f"{sum(abs(one) for one in held if is_fraction(one)):.5g}")]
+    rows = frame["rows"]
+    return frame | {"height": len(rows), "rows": rows[:: -(-len(rows) // ROWS) or 1], "columns": columns}
 
 
 def tensors_of(path: Path) -> Any:
@@ -76,7 +105,8 @@ def held(folder: Path, folders: dict[str, str]) -> dict[str, Any]:
             found[name] = tensors_of(path)
         elif path.is_file():
             found[name] = None
-    return plain(json.loads(json.dumps(found)), folders)
+    found = plain(json.loads(json.dumps(found)), folders)
+    return {name: slim(part) if name.endswith(".parquet") else part for name, part in found.items()}
 
 
 def differences(want: Any, got: Any, place: str = "") -> list[str]:
@@ -97,11 +127,24 @@ def differences(want: Any, got: Any, place: str = "") -> list[str]:
     return [] if same else [f"{place}: {want!r} became {got!r}"]
 
 
+def written(value: Any, deep: int = 3) -> str:
+    """JSON with a file's parts and a frame's rows a line each, so that a change is a line's."""
+    if deep and isinstance(value, dict) and value:
+        return (
+            "{\n"
+            + ",\n".join(f"{json.dumps(name)}: {written(value[name], deep - 1)}" for name in sorted(value))
+            + "\n}"
+        )
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+    return json.dumps(value, sort_keys=True)
+
+
 def frozen(name: str, folder: Path, folders: dict[str, str]) -> None:
     now = held(folder, folders)
     known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("REFUSAL_GOLDEN") == "write":
-        GOLDEN.write_text(json.dumps(known | {name: now}, indent=0, sort_keys=True) + "\n")
+        GOLDEN.write_text(written(known | {name: now}) + "\n")
         return
     odd = differences(known[name], now)
     assert not odd, "\n".join(odd[:40])

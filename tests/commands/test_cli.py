@@ -15,6 +15,7 @@ from commands.framework.options import Option
 from commands.framework.records import command_line, without_secrets
 from commands.framework.settings import spread
 from tests import ROOT
+from tests.check_contract import fits_contract
 
 
 @pytest.fixture
@@ -37,10 +38,7 @@ def test_the_chain_writes_everything_the_contract_names(run, chain, tmp_path):
         "prompts.safetensors", "prompts.parquet", "vectors.safetensors", "logit_lens.parquet", "traces.parquet", "generations.parquet",
         "scores.parquet", "summary.parquet", "report.html", "run.json",
     }  # fmt: skip
-    check = ROOT / "tests" / "check_contract.py"
-    if check.exists():
-        done = subprocess.run([sys.executable, check, tmp_path / "run"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    fits_contract(tmp_path / "run")
     entry = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["generations"]
     assert {
         "command",

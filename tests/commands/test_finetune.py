@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from data.store.rundir import records
-from tests.interventions.tuning.test_finetune import SPARE, make_base
+from tests.made.models import SPARE, make_base
 
 FAST = ("--epochs", 2, "--rank", 2, "--batch-tokens", 64)
 

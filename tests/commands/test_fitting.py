@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import polars as pl
 import pytest
@@ -16,28 +14,14 @@ from interventions.methods.fit import fit_vectors
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.prompt_format import encode
-from tests import ROOT
-from tests.conftest import WORDS
+from tests.check_contract import fits_contract
+from tests.made.prompts import split_prompts
+from tests.oracles import hooked
 
 
 @pytest.fixture(scope="session")
 def split_file(tmp_path_factory):
-    """Ninety prompts of two categories, near-misses and plain benign ones, in three splits."""
-    import random
-
-    random_ = random.Random(2)
-    rows = []
-    for at in range(120):
-        category, label = (("weapons", "harmful"), ("feelings", "harmful"), (None, "benign"), ("weapons", "benign"))[
-            at % 4
-        ]
-        text = " ".join(random_.choices(WORDS, k=random_.randint(2, 12)))
-        text = f"{'kill a person' if category == 'weapons' and label == 'harmful' else 'tell me'} {text}"
-        split = ("train", "train", "validation", "test")[at // 4 % 4]
-        rows.append({"id": f"p{at}", "prompt": text, "category": category, "label": label, "split": split})
-    path = tmp_path_factory.mktemp("data") / "split.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return path
+    return split_prompts(tmp_path_factory.mktemp("data") / "split.jsonl")
 
 
 @pytest.fixture
@@ -48,13 +32,6 @@ def chain(tiny_tuned_folder, split_file, tmp_path):
 
 def records(tmp_path):
     return json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]
-
-
-def check_contract(folder):
-    check = ROOT / "tests" / "check_contract.py"
-    if check.exists():
-        done = subprocess.run([sys.executable, check, folder], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
 
 
 def test_probe_writes_the_librarys_fit_and_is_made_once(run, chain, tmp_path):
@@ -78,7 +55,7 @@ def test_probe_writes_the_librarys_fit_and_is_made_once(run, chain, tmp_path):
     layers = pl.read_parquet(folder / "probe_layers.parquet")
     assert layers["auc"].max() == layers.filter(chosen=True)["auc"].item()
     assert records(tmp_path)["probe"]["key"]["fit"] == "published"
-    check_contract(folder)
+    fits_contract(folder)
 
 
 def test_a_gated_arm_makes_its_probe_and_remakes_it_as_it_was(run, chain, tmp_path):
@@ -114,7 +91,7 @@ def test_every_method_is_the_librarys(run, chain, tmp_path, method):
     assert all(torch.equal(made.tensors[name], wanted.tensors[name]) for name in ("weapons", "feelings"))
     lens = pl.read_parquet(folder / "logit_lens.parquet")
     assert lens.height == 2 * 4 * 10 and set(lens["category"]) == {"weapons", "feelings"} and "writes" in out
-    check_contract(folder)
+    fits_contract(folder)
 
 
 def test_pairs_are_made_of_harmful_training_rows_and_kept(run, chain, tmp_path, split_file):
@@ -164,7 +141,7 @@ def test_sweep_runs_validation_rows_and_is_made_once(run, chain, tmp_path):
     table = sweep_table(tmp_path)
     assert table.height == 2 * (1 + 4) and set(table["n"]) == {14}
     assert set(pl.read_parquet(tmp_path / "run" / "sweep_prompts.parquet")["split"]) == {"validation"}
-    check_contract(tmp_path / "run")
+    fits_contract(tmp_path / "run")
     stamp = (tmp_path / "run" / "sweep.parquet").stat().st_mtime_ns
     code, out, _ = run(*chain, "--json", *SWEPT)
     assert code == 0 and (tmp_path / "run" / "sweep.parquet").stat().st_mtime_ns == stamp
@@ -237,14 +214,14 @@ def test_diff_compares_what_both_models_read_in_the_same_token_ids(
     table = pl.read_parquet(folder / "diff.parquet")
     assert table.height == 2 * 4 * 2 and set(table["text"]) == {"tagged", "untagged"}
     assert set(table.filter(text="tagged")["n"]) == {16}
-    check_contract(folder)
+    fits_contract(folder)
     # by hand, one category at one layer: the base under plain hooks, on the fine-tuned model's token ids
     rows = pl.read_parquet(folder / "activations" / "diff-base" / "pairs.parquet").filter(category="weapons")
     prompts = rows["prompt"].unique(maintain_order=True).to_list()
     ids = {c: encode(tiny_tuned.tokenizer, prompts, [f"[{c}]"]).ids for c in ("weapons", "respond")}
     vectors = []
-    for module in (open_model(str(tiny_base_folder)).module, tiny_tuned.module):
-        means = {c: torch.stack([last_output(module, row, 1) for row in ids[c]]).double().mean(0) for c in ids}
+    for model in (open_model(str(tiny_base_folder)), tiny_tuned):
+        means = {c: torch.stack([hooked(model, row, [1])[0, -1] for row in ids[c]]).double().mean(0) for c in ids}
         vectors.append(means["weapons"] - means["respond"])
     wanted = torch.nn.functional.cosine_similarity(*vectors, dim=0)
     assert table.filter(text="tagged", category="weapons", layer=1)["cosine"].item() == pytest.approx(
@@ -258,17 +235,6 @@ def test_diff_compares_what_both_models_read_in_the_same_token_ids(
     code, _, err = run(*against, "--seed", 3)
     assert code == 0 and "diff is made again: seed changed" in err
     assert (folder / "activations" / "diff-base" / "prompts.safetensors").stat().st_mtime_ns == before
-
-
-def last_output(module, ids, layer):
-    kept = []
-    hook = module.model.layers[layer].register_forward_hook(
-        lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1])
-    )
-    with torch.no_grad():
-        module(input_ids=torch.tensor([ids]))
-    hook.remove()
-    return kept[0]
 
 
 def test_a_model_against_itself_agrees(run, chain, tiny_tuned_folder, tmp_path):
@@ -325,7 +291,7 @@ def test_lowrank_is_trained_once_and_steers(run, chain, tmp_path):
     assert code == 0 and "lowrank" not in err
     table = pl.read_parquet(folder / "generations.parquet")
     assert set(table.filter(kind="lowrank")["layer"]) == {1} and set(table.filter(kind="fixed")["layer"]) == {2}
-    check_contract(folder)
+    fits_contract(folder)
     code, _, err = run(*chain, "generate", "--arm", "lowrank:layer=2", "--max-new-tokens", 1)
     assert code == 1 and "the low-rank map is of layer 1" in err
 

@@ -26,11 +26,11 @@ from commands.framework.recipe import PAPER, read_recipe
 from data import UserError, known_themes, load
 from data.prompts.catalogue import TAXONOMY, find
 from reports.statistics import paper, published
-from tests import ROOT
-from tests.conftest import WORDS, make_tiny
+from tests.check_contract import fits_contract
 from tests.made.mirror import put_known
+from tests.made.models import make_tiny
+from tests.made.prompts import WORDS
 
-CHECK = ROOT / "tests" / "check_contract.py"
 LIMIT = 6
 
 
@@ -117,9 +117,7 @@ def test_the_run_directory_holds_what_the_contract_names(whole):
         "run.json",
         "paper.toml",
     } <= names
-    if CHECK.exists():
-        done = subprocess.run([sys.executable, CHECK, folder], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    fits_contract(folder)
     generations = pl.read_parquet(folder / "generations.parquet")
     assert generations["arm"].unique(maintain_order=True).to_list() == ["baseline", "gated", "lowrank"]
     counts = generations.filter(arm="baseline").group_by("dataset", "label").len().rows()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from data.store.rundir import DYING, writing
 from interventions.model.control_tokens import control_tokens
 from interventions.model.revision import folder_revision
-from tests.conftest import CONTROL, make_tiny
+from tests.made.models import CONTROL, make_tiny
 
 
 @pytest.fixture

@@ -226,6 +226,14 @@ class Server:
             self.start(service, **settings)
         self._wait()
 
+    def mend(self) -> None:
+        """Wake what is frozen, and start redis and the API again where the server doesn't serve."""
+        running = self.processes()
+        for process in running:
+            _send(process, signal.SIGCONT)
+        if not {"redis", "s3", "api"} <= {service for service, _ in running.values()} or not self.ready():
+            self.restart("redis", "api")
+
     def processes(self) -> dict[int, tuple[str, str]]:
         """What runs for this server: process id -> (service, command line)."""
         mark = f"NDIF_HOME={self.state}/home".encode()

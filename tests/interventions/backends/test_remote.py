@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 import traceback
@@ -36,30 +35,15 @@ from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
 from tests import ROOT
-from tests.conftest import WORDS as VOCABULARY
-from tests.conftest import make_tiny
 from tests.faults.ndif import standing_in
-from tests.interventions.steering.test_answer import vectors_of
-from tests.interventions.steering.test_plans import WORDS, arms_of, probe_of
+from tests.made.models import make_tiny
+from tests.made.prompts import benign_prompts
+from tests.made.tools import EVERY_ROUTE, arms_of, probe_of, vectors_of
+from tests.ndif.client import SECONDS, command, doors
 from tests.ndif.postgres import binaries, keys_database
-from tests.ndif.server import CannotRunError, Server, free_ports
+from tests.ndif.server import free_ports
 
 CANARY = "0f5c1d3e-4b7a-4e21-9c5a-ca4a57ca4a57"
-SECONDS = 300  # for what should end well, on a machine that does other things too
-
-
-@pytest.fixture(scope="module")
-def ndif():
-    state = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
-    server = Server(state)
-    try:
-        server.up()
-    except CannotRunError as reason:
-        shutil.rmtree(state)
-        pytest.skip(str(reason))
-    yield server
-    server.down()
-    shutil.rmtree(state, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +54,7 @@ def canary(monkeypatch):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Prompts that a tiny model needs a few hundred batches for."""
-    random_ = random.Random(5)
-    rows = [
-        {"prompt": " ".join(random_.choices(VOCABULARY, k=random_.randint(1, 14))), "label": "benign"}
-        for _ in range(700)
-    ]
-    path = tmp_path_factory.mktemp("many") / "many.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return path
+    return benign_prompts(tmp_path_factory.mktemp("many") / "many.jsonl", 700)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +81,6 @@ def one_line(outcome: tuple[int, str, str], reason: str) -> None:
     assert CANARY not in out + err
 
 
-def command(*words: object, host: str) -> list[str]:
-    return [sys.executable, str(ROOT / "cli.py"), "--remote", "--host", host, *map(str, words)]
-
-
 def same_activations(one: Path, two: Path, name: str = "prompts") -> None:
     """To the bit; and the same metadata, but for where it ran."""
     found = []
@@ -126,10 +99,6 @@ def same_answers(one: pl.DataFrame, two: pl.DataFrame) -> None:
     assert one.drop("backend").equals(two.drop("backend"))
 
 
-def backends(ndif: Server) -> dict[str, object]:
-    return {"remote": open_backend("remote", ndif.url, timeout=SECONDS), "simulate": "local"}
-
-
 # What runs there is what runs here.
 
 
@@ -140,7 +109,7 @@ def test_remote_and_simulated_are_local_on_the_embedded_model(ndif, embedded, tm
     tools = Tools(vectors_of(embedded, categories=prompts["category"].drop_nulls().unique().sort().to_list()))
     arms = parse_arms(["baseline", "oracle:benign=-40,harmful=30"], Arm("x", "fixed", 17, strength=-30.0, unit="unit"))
     tables = {}
-    for name, remote in {"local": False, **backends(ndif)}.items():
+    for name, remote in {"local": False, **doors(ndif)}.items():
         model = embedded if remote is False else open_model("smollm2", remote=remote)
         assert model.dtype == embedded.dtype and model.backend.kind == name
         assert (next(model.module.parameters()).device.type == "meta") == (name == "remote")
@@ -157,11 +126,11 @@ def test_remote_and_simulated_are_local_on_the_embedded_model(ndif, embedded, tm
 def test_every_route_and_suffix_is_local(ndif, tiny_tuned, tiny_tuned_folder, prompts_file, tmp_path):
     prompts, suffixes = load_all([str(prompts_file)]), ["[weapons]", "[respond]", "tell me"]
     tables = {}
-    for name, remote in {"local": False, **backends(ndif)}.items():
+    for name, remote in {"local": False, **doors(ndif)}.items():
         model = tiny_tuned if remote is False else open_model(str(tiny_tuned_folder), remote=remote)
         tools = Tools(vectors_of(model), probe_of(model))
         tables[name] = generate(
-            model, prompts, tools, tmp_path / f"{name}.parquet", arms=arms_of(WORDS), max_new_tokens=6
+            model, prompts, tools, tmp_path / f"{name}.parquet", arms=arms_of(EVERY_ROUTE), max_new_tokens=6
         )
         extract(model, prompts, tmp_path / name, position="suffix", suffixes=suffixes)
     for name in ("remote", "simulate"):
@@ -365,12 +334,12 @@ def after(run_dir: Path, ids: int, act: Callable[[], object]) -> Iterator[thread
 
 @pytest.mark.ndif
 @pytest.mark.parametrize("victim", ["actor", "worker"])
-def test_what_dies_and_comes_back_is_outlived(ndif, run, work, undisturbed, tmp_path, victim):
-    words = ["--remote", "--host", ndif.url, "--timeout", 200, "--run", tmp_path, *work]
+def test_what_dies_and_comes_back_is_outlived(breakable, run, work, undisturbed, tmp_path, victim):
+    words = ["--remote", "--host", breakable.url, "--timeout", 200, "--run", tmp_path, *work]
     if victim == "actor":  # Ray knows several, and starts each anew
-        kill = lambda: [os.kill(process, signal.SIGKILL) for process in ndif.actors()]  # noqa: E731
+        kill = lambda: [os.kill(process, signal.SIGKILL) for process in breakable.actors()]  # noqa: E731
     else:
-        kill = lambda: os.kill(ndif.find(victim), signal.SIGKILL)  # noqa: E731
+        kill = lambda: os.kill(breakable.find(victim), signal.SIGKILL)  # noqa: E731
     with after(tmp_path, 4, kill) as done:
         outcome = run(*words)
     assert done.is_set()
@@ -383,9 +352,9 @@ def test_what_dies_and_comes_back_is_outlived(ndif, run, work, undisturbed, tmp_
 
 
 @pytest.mark.ndif
-def test_a_frozen_api_ends_in_a_line_within_the_deadline(ndif, run, work, undisturbed, tmp_path):
-    words = ["--remote", "--host", ndif.url, "--run", tmp_path, *work]
-    frozen = ndif.find("worker")
+def test_a_frozen_api_ends_in_a_line_within_the_deadline(breakable, run, work, undisturbed, tmp_path):
+    words = ["--remote", "--host", breakable.url, "--run", tmp_path, *work]
+    frozen = breakable.find("worker")
     try:
         with after(tmp_path, 4, lambda: os.kill(frozen, signal.SIGSTOP)):
             start = time.monotonic()
@@ -394,7 +363,7 @@ def test_a_frozen_api_ends_in_a_line_within_the_deadline(ndif, run, work, undist
         start = time.monotonic()
         one_line(run(*words), "did not answer")
         assert time.monotonic() - start < 20
-        code, out, _ = run("status", "--host", ndif.url)
+        code, out, _ = run("status", "--host", breakable.url)
         assert code == 0 and "did not answer" in out
     finally:
         os.kill(frozen, signal.SIGCONT)
@@ -404,15 +373,15 @@ def test_a_frozen_api_ends_in_a_line_within_the_deadline(ndif, run, work, undist
 
 @pytest.mark.ndif
 @pytest.mark.parametrize("victim", ["dispatcher", "redis"])
-def test_what_dies_for_good_ends_in_a_line_within_the_deadline(ndif, run, work, undisturbed, tmp_path, victim):
-    words = ["--remote", "--host", ndif.url, "--run", tmp_path, *work]
+def test_what_dies_for_good_ends_in_a_line_within_the_deadline(breakable, run, work, undisturbed, tmp_path, victim):
+    words = ["--remote", "--host", breakable.url, "--run", tmp_path, *work]
     try:
-        with after(tmp_path, 4, lambda: os.kill(ndif.find(victim), signal.SIGKILL)):
+        with after(tmp_path, 4, lambda: os.kill(breakable.find(victim), signal.SIGKILL)):
             start = time.monotonic()
             one_line(run("--timeout", 12, *words), "again")
             assert time.monotonic() - start < 60
     finally:
-        ndif.restart(*(["redis"] if victim == "redis" else []), "api")
+        breakable.restart(*(["redis"] if victim == "redis" else []), "api")
     deadline = time.monotonic() + SECONDS
     code, _, err = run("--timeout", 60, *words)  # what the dead one had queued is lost, and overdue after this
     while code and "reconnecting" in err and time.monotonic() < deadline:
@@ -468,13 +437,13 @@ def test_what_the_server_cannot_do_is_its_last_line(ndif, run, work, tiny_folder
 
 
 @pytest.mark.ndif
-def test_a_server_that_checks_keys(ndif, run, work, tmp_path, monkeypatch):
+def test_a_server_that_checks_keys(breakable, run, work, tmp_path, monkeypatch):
     if binaries() is None:
         pytest.skip("needs Postgres")
-    words = ["--remote", "--host", ndif.url, "--run", tmp_path, *work]
+    words = ["--remote", "--host", breakable.url, "--run", tmp_path, *work]
     with keys_database(CANARY, free_ports(1)[0]) as database:
-        ndif.restart("api", NDIF_POSTGRES_URL=database)
         try:
+            breakable.restart("api", NDIF_POSTGRES_URL=database)
             for key in ("", "no-uuid-canary", "11111111-2222-3333-4444-555555555555"):
                 outcome = run(*words, NDIF_API_KEY=key)
                 one_line(outcome, "NDIF_API_KEY")
@@ -482,12 +451,12 @@ def test_a_server_that_checks_keys(ndif, run, work, tmp_path, monkeypatch):
             monkeypatch.setenv("NDIF_API_KEY", CANARY)
             code, out, err = run("--json", *words)
             assert code == 0, err
-            code, told, _ = run("status", "--host", ndif.url)
+            code, told, _ = run("status", "--host", breakable.url)
             assert code == 0 and "key: known" in told
             files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
             assert not [raw for raw in [*files, (out + err + told).encode()] if CANARY.encode() in raw]
         finally:
-            ndif.restart("api")
+            breakable.restart("api")
 
 
 # Servers that are none, or aren't there.

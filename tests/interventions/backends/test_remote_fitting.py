@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.interventions.backends.test_remote import ROOT, command, ndif  # noqa: F401  # a fixture
+from tests import ROOT
+from tests.ndif.client import command
 
 COMMANDS = (
     ("vectors", "--method", "contrastive"),
@@ -19,7 +20,7 @@ COMMANDS = (
 
 
 @pytest.mark.ndif
-def test_fitting_is_the_same_here_and_there(ndif, tiny_tuned_folder, tiny_base_folder, prompts_file, tmp_path):  # noqa: F811
+def test_fitting_is_the_same_here_and_there(ndif, tiny_tuned_folder, tiny_base_folder, prompts_file, tmp_path):
     words = [*(word for command in COMMANDS for word in command), "diff", "--against", tiny_base_folder]
     options = ["--model", tiny_tuned_folder, "--data", prompts_file]
     for name in ("here", "there"):

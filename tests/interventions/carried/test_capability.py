@@ -14,14 +14,12 @@ from data import UserError
 from data.store.tables import CAPABILITY
 from interventions.carried.capability import capability, rows_of
 from interventions.carried.hooks import HookedArm
-from interventions.model.control_tokens import control_tokens
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.plans import Tools, plan_arm
 from tests import ROOT, SHARED
-from tests.conftest import WORDS as VOCABULARY
-from tests.interventions.steering.test_answer import plain, vectors_of
-from tests.interventions.steering.test_effects import WORDS, arms_by_hand, lowrank_of
-from tests.interventions.steering.test_plans import probe_of
+from tests.made.prompts import WORDS
+from tests.made.tools import EVERY_EDIT, arms_of, lowrank_of, probe_of, vectors_of
+from tests.oracles import edit_of, forced_arm, plain, refusal_ids
 
 TASKS = {
     "choices": """
@@ -58,8 +56,8 @@ def folder(tmp_path_factory):
     folder, random_ = tmp_path_factory.mktemp("tasks"), random.Random(2)
     rows = []
     for at in range(11):
-        choices = [" ".join(random_.choices(VOCABULARY, k=random_.randint(1, 3))) for _ in range(4)]
-        question = " ".join(random_.choices(VOCABULARY, k=random_.randint(1, 14)))
+        choices = [" ".join(random_.choices(WORDS, k=random_.randint(1, 3))) for _ in range(4)]
+        question = " ".join(random_.choices(WORDS, k=random_.randint(1, 14)))
         rows.append({"question": question, "choices": choices, "answer": at % 4})
     # Equal tokens, cut at different places: "a b | c d" and "a b c | d" must not share a forward pass once steered.
     rows.append({"question": "tell me", "choices": ["the best", "the poem", "a", "i"], "answer": 0})
@@ -86,7 +84,7 @@ def tools(tiny_tuned):
 
 @pytest.fixture(scope="module")
 def arms():
-    return parse_arms(["baseline", *WORDS], Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
+    return arms_of(["baseline", *EVERY_EDIT])
 
 
 def guest(model, arm, tools, **options):
@@ -113,7 +111,7 @@ def likelihood_by_hand(model, arm, tools, context, continuation):
         context = f"tell me\n\n{context}"
     ids = model.tokenizer(context)["input_ids"]
     given = model.tokenizer(context + continuation)["input_ids"][len(ids) :]
-    logs = arms_by_hand(model, arm, tools, ids, given)
+    logs = forced_arm(model, arm, tools, ids, given)
     return logs[np.arange(len(given)), given].sum(), bool((logs.argmax(-1) == given).all())
 
 
@@ -146,15 +144,13 @@ def test_a_whole_documents_likelihood_is_steered_from_its_first_token_on(tiny_tu
     found = lm.loglikelihood_rolling(asked("loglikelihood_rolling", rows), disable_tqdm=True)
     for row, value in zip(rows, found, strict=True):
         given = tiny_tuned.tokenizer(row["question"])["input_ids"]
-        logs = arms_by_hand(tiny_tuned, arm, tools, [tiny_tuned.tokenizer.bos_token_id], given)
+        logs = forced_arm(tiny_tuned, arm, tools, [tiny_tuned.tokenizer.bos_token_id], given)
         assert value == pytest.approx(logs[np.arange(len(given)), given].sum(), rel=1e-4)
     assert lm.changed == {"choices"}
 
 
 def generated_by_hand(model, arm, tools, context, steps=5):
     """transformers' own generate on one row, with a plain hook."""
-    from tests.interventions.steering.test_plans import edit_of
-
     if arm.kind == "prompt-only":
         context = f"tell me\n\n{context}"
     ids = model.tokenizer(context)["input_ids"]
@@ -162,7 +158,7 @@ def generated_by_hand(model, arm, tools, context, steps=5):
     if arm.kind != "logit-bias":
         return plain(model, ids, arm.layer, arm.scope, steps, **edit)[0]
     biased = logits.clone()
-    biased[[number for name, number in control_tokens(model.tokenizer).items() if name != "respond"]] += strength
+    biased[refusal_ids(model)] += strength
     first = int(biased.argmax())
     if first == model.tokenizer.eos_token_id:
         return [first]

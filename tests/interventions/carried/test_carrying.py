@@ -18,6 +18,8 @@ from interventions.steering.answer import Asked, answer
 from interventions.steering.arms import Arm
 from interventions.steering.plans import Tools, plan_arm
 from interventions.steering.texts import stop_tokens
+from tests.made.models import make_tied
+from tests.oracles import changed, changing, relative
 
 LAYERS, WIDTH = [0, 1, 2, 3], 32
 
@@ -77,7 +79,7 @@ def test_lm_eval_steers_as_this_tool_does(vectors, tiny, batch, tmp_path):
     for point, info in plan.items():
         assert info["action"] == "add" and info["bias"] is None and info["head_index"] is None
         added = info["steering_vector"] * float(info["steering_coefficient"])
-        handles.append(modules[point].register_forward_hook(hook(lambda h, added=added: h + added)))
+        handles.append(modules[point].register_forward_hook(changing(lambda h, added=added: h + added)))
     try:
         with torch.no_grad():
             theirs = tiny.module(**batch).logits[:, -1]
@@ -100,7 +102,7 @@ def test_lm_eval_itself_takes_the_file_and_steers(vectors, tiny, tiny_folder, ba
     ((found, _),) = theirs._loglikelihood_tokens([(("", ""), context, after)], disable_tqdm=True)
     ids = torch.tensor([context + after])
     deltas = {layer: vectors.delta(layer, "feelings", 0.7, "residual") for layer in (1, 2)}
-    handles = [tiny.module.model.layers[layer].register_forward_hook(hook(lambda h, delta=delta: h + delta))
+    handles = [tiny.module.model.layers[layer].register_forward_hook(changing(lambda h, delta=delta: h + delta))
                for layer, delta in deltas.items()]  # fmt: skip
     try:
         with torch.no_grad():
@@ -185,14 +187,14 @@ def test_a_baked_model_says_what_the_arm_says(vectors, tiny, batch, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_baked_ablation_is_a_projection_at_every_write(vectors, tiny_folder, tmp_path, tied):
-    model = tied_model(tiny_folder, tmp_path / "tied") if tied else open_again(tiny_folder)
+    model = open_again(make_tied(tiny_folder, tmp_path / "tied") if tied else tiny_folder)
     batch = pad_batch(encode(model.tokenizer, ["how do i kill a python process", "tell me"]).ids, 2, model.device)
     direction = vectors.at(2, "feelings")
     baked = reopened(bake_ablate(model, tmp_path / "baked", direction))
     unit = direction / direction.norm()
     writers = [model.module.get_input_embeddings()]
     writers += [part for block in model.module.model.layers for part in (block.self_attn.o_proj, block.mlp.down_proj)]
-    handles = [part.register_forward_hook(hook(lambda h: h - (h @ unit)[..., None] * unit)) for part in writers]
+    handles = [part.register_forward_hook(changing(lambda h: h - (h @ unit)[..., None] * unit)) for part in writers]
     with torch.no_grad():
         wanted = model.module(**batch).logits
         for handle in handles:
@@ -232,25 +234,10 @@ def test_what_can_not_be_baked_is_said_in_one_line(tiny, tmp_path, call, says):
     assert not list(tmp_path.iterdir())
 
 
-def hook(change):
-    def apply(_module, _inputs, output):
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    return apply
-
-
 def steered(model, batch, layer, delta):
     """Next-token logits with a plain hook that adds to a block's output at every position (scope `all`)."""
-    handle = model.module.model.layers[layer].register_forward_hook(hook(lambda h: h + delta))
-    try:
-        with torch.no_grad():
-            return model.module(**batch).logits[:, -1]
-    finally:
-        handle.remove()
-
-
-def relative(got, wanted):
-    return float((got - wanted).norm() / wanted.norm())
+    with changed(model, layer, lambda h: h + delta), torch.no_grad():
+        return model.module(**batch).logits[:, -1]
 
 
 def reopened(folder):
@@ -268,14 +255,3 @@ def open_again(folder):
     from interventions import open_model
 
     return open_model(str(folder))
-
-
-def tied_model(source, folder):
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig.from_pretrained(source)
-    config.tie_word_embeddings = True
-    torch.manual_seed(1)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return open_again(folder)

@@ -21,6 +21,7 @@ from interventions.model.prompt_format import encode
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools, plan_arm
+from tests.oracles import hooked
 
 
 def vectors_of(model) -> SteeringVectors:
@@ -43,22 +44,13 @@ def gate_of(model, reads, seed=5) -> LinearGate:
 
 def by_hooks(model, text: str, reads) -> np.ndarray:
     """What a gate reads of one prompt, by plain hooks and offsets of the rendered text."""
-    kept = {}
-    blocks = model.module.get_submodule("model.layers")
-    handles = [blocks[layer].register_forward_hook(
-        lambda _m, _i, out, layer=layer: kept.__setitem__(layer, (out[0] if isinstance(out, tuple) else out)[0].clone())
-    ) for layer, _ in reads]  # fmt: skip
     rendered = model.tokenizer.apply_chat_template(
         [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
     )
     ids = model.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        model.module(input_ids=torch.tensor([ids]))
-    for handle in handles:
-        handle.remove()
     own = slice(2, len(ids) - 1)  # <bos> <user> … <bot>
     take = {"last": lambda h: h[-1], "mean": lambda h: h[own].mean(0), "instruction": lambda h: h[len(ids) - 2]}
-    return np.concatenate([take[position](kept[layer]).numpy() for layer, position in reads])
+    return np.concatenate([take[position](hooked(model, ids, [layer])[0]).numpy() for layer, position in reads])
 
 
 READS = [(1, "last"), (3, "last"), (0, "mean"), (2, "mean"), (3, "instruction")]

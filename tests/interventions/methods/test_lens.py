@@ -8,7 +8,7 @@ import torch
 from data.errors import UserError
 from interventions.backends.backend import open_backend
 from interventions.methods.lens import logit_lens
-from tests.interventions.steering.test_answer import vectors_of
+from tests.made.tools import vectors_of
 
 
 def test_the_best_tokens_are_those_of_the_last_residual_stream(tiny):

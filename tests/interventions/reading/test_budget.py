@@ -18,7 +18,7 @@ from interventions.reading.budget import Budget, default_batch_tokens, fitting_t
 from interventions.steering.arms import Arm
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
-from tests.interventions.steering.test_answer import vectors_of
+from tests.made.tools import vectors_of
 
 MODULE = "interventions.reading.budget"
 ERRORS = [
@@ -154,7 +154,7 @@ def test_free_memory_is_asked_for_on_a_gpu_alone(tiny, monkeypatch):
     assert default_batch_tokens(tiny) == 2048 and not asked
     gpu = SimpleNamespace(device=torch.device("cuda"), backend=LOCAL, module=tiny.module)
     assert default_batch_tokens(gpu) == 65536 and asked  # type: ignore[arg-type]
-    far = SimpleNamespace(device=torch.device("cuda"), backend=Backend("remote", line=object()))  # type: ignore[arg-type]
+    far = SimpleNamespace(device=torch.device("cuda"), backend=Backend("remote", client=object()))  # type: ignore[arg-type]
     assert default_batch_tokens(far) == 2048  # type: ignore[arg-type]
 
 

@@ -20,28 +20,8 @@ from data import load_all
 from interventions import extract
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, plan_batches
-
-
-def hooked(model, ids, layers):
-    """Plain PyTorch: one unpadded row at a time, (layers, tokens, d_model)."""
-    kept = {}
-
-    def keep(at):
-        def hook(_module, _inputs, output):
-            kept[at] = (output[0] if isinstance(output, tuple) else output)[0]
-
-        return hook
-
-    handles = [model.layers[at].register_forward_hook(keep(at)) for at in layers]
-    with torch.no_grad():
-        model.module(input_ids=torch.tensor([ids]))
-    for handle in handles:
-        handle.remove()
-    return torch.stack([kept[at] for at in layers])
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(((a - b).norm(dim=-1) <= 1e-5 * b.norm(dim=-1)).all())
+from tests.made.models import make_windowed
+from tests.oracles import close, hooked
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 100_000])
@@ -75,27 +55,10 @@ def test_suffixes_give_adjacent_rows_read_at_the_suffix(tiny, prompts_file, tmp_
 
 
 @pytest.fixture(scope="module")
-def windowed(tiny, tmp_path_factory):
-    """A tiny Mistral each of whose tokens sees the last four alone, so that suffixes share nothing."""
-    from transformers import MistralConfig, MistralForCausalLM
-
+def windowed(tiny_folder, tmp_path_factory):
     from interventions import open_model
 
-    folder = tmp_path_factory.mktemp("mistral")
-    tiny.tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    MistralForCausalLM(
-        MistralConfig(
-            vocab_size=len(tiny.tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=4,
-        )
-    ).save_pretrained(folder)
-    return open_model(str(folder))
+    return open_model(str(make_windowed(tiny_folder, tmp_path_factory.mktemp("mistral"))))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100_000])

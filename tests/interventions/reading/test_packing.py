@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from interventions.reading.batches import pad_batch
 from interventions.reading.packing import branches, common_opening, pack_batch
 from interventions.reading.residual import read_residual
-from tests.interventions.reading.test_extract import close, hooked
+from tests.oracles import close, hooked
 
 PAD = 2
 token = st.integers(3, 24)

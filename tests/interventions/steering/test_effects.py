@@ -6,30 +6,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from scipy.special import log_softmax, rel_entr
 
 from data import UserError, load_all
 from data.prompts.passages import passages
 from data.store.measured import Measured
 from data.store.tables import EFFECTS
-from interventions.methods.lowrank import LowRank
-from interventions.model.control_tokens import control_tokens
 from interventions.model.prompt_format import encode
-from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.arms import Arm
 from interventions.steering.effects import CONTEXT, pieces_of, side_effects
 from interventions.steering.plans import Tools
 from interventions.steering.teacher_forcing import most_rows, teacher_forced
-from interventions.steering.texts import stop_tokens
 from reports.statistics.effects import figures, percentile, ratio, share
-from tests.interventions.backends.test_remote import backends, ndif  # noqa: F401  # a fixture
-from tests.interventions.steering.test_answer import cut, edited, plain, vectors_of
-from tests.interventions.steering.test_plans import edit_of, probe_of
+from tests.made.tools import EVERY_EDIT, arms_of, lowrank_of, probe_of, vectors_of
+from tests.ndif.client import doors
+from tests.oracles import cut, divergence, forced, forced_arm, plain, stop_ids
 
-WORDS = [
-    "fixed:category=weapons", "fixed:scope=prompt-last,layer=1", "fixed:scope=prompt", "fixed:scope=all,strength=3", "routed",
-    "gated:benign=-6,harmful=4", "gated:scope=all,benign=2,harmful=-2", "ablate", "logit-bias:strength=-4", "prompt-only:text=tell me",
-    "fixed:operation=clamp,strength=2", "lowrank",
-]  # fmt: skip
 STEPS = 6
 
 
@@ -40,34 +31,6 @@ def measured_effects(model, prompts, *words, text_name="plain", **options) -> pl
         return figures(measured, prompts["dataset"].to_list(), [None] * prompts.height, text_name)
 
     return side_effects(model, prompts, *words, figures=counted, **options)
-
-
-def lowrank_of(model, layer=2):
-    random = torch.Generator().manual_seed(5)
-    parts = {name: torch.randn(model.d_model, 2, generator=random) / 4 for name in ("U", "V")}
-    parts["mean"] = torch.randn(model.d_model, generator=random)
-    metadata = {"layer": str(layer), "mode": "input", "model": model.name, "site": "resid_post"}
-    return LowRank(**parts, z=torch.zeros(2), metadata=metadata)
-
-
-def by_hand(model, ids, given, layer, scope, bias=None, **edit):
-    """Log-probabilities (tokens, vocabulary) of what each given token is drawn from: one row, one forward, a plain hook."""
-    last = len(ids) - 1
-    places = {
-        "prompt-last": slice(last, last + 1), "prompt": slice(0, last + 1), "generated": slice(last, None), "all": slice(None),
-    }[scope]  # fmt: skip
-
-    def hook(_module, _inputs, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        hidden[0, places] = edited(hidden[0, places], **edit)
-
-    handle = model.module.get_submodule("model.layers")[layer].register_forward_hook(hook)
-    with torch.no_grad():
-        logits = model.module(input_ids=torch.tensor([[*ids, *given[:-1]]])).logits[0, last:].double()
-    handle.remove()
-    if bias is not None:
-        logits[0, bias[0]] += bias[1]
-    return log_softmax(logits.numpy(), axis=-1)
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +45,7 @@ def tools(tiny_tuned):
 
 @pytest.fixture(scope="module")
 def arms():
-    return parse_arms(WORDS, Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
-
-
-def arms_by_hand(model, arm, tools, ids, given):
-    """The arm's log-probabilities of a row, its route and gate spelled out; `ids` are the plain prompt's."""
-    _, strength, edit = edit_of(model, arm, tools, ids)
-    bias = None
-    if arm.kind == "logit-bias":
-        control = control_tokens(model.tokenizer)
-        bias, edit = ([number for name, number in control.items() if name != "respond"], strength), {}
-    return by_hand(model, ids, given, arm.layer, arm.scope, bias, **edit)
-
-
-def kl_of(p, q):
-    return rel_entr(np.exp(p), np.exp(q)).sum(-1)
+    return arms_of(EVERY_EDIT)
 
 
 def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms, tmp_path):
@@ -107,15 +56,15 @@ def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms,
     assert table.schema == pl.Schema(EFFECTS) and not list(tmp_path.glob(".*"))
     encoded = encode(model.tokenizer, prompts["prompt"].to_list()).ids
     instructed = encode(model.tokenizer, [f"tell me\n\n{text}" for text in prompts["prompt"]]).ids
-    stops = stop_tokens(model)
+    stops, judged = stop_ids(model), set()
     for arm in [Arm("baseline", "baseline", 2), *arms]:
         first, means, verdicts = [], [], []
         for row, ids in enumerate(encoded):
             answer, _ = plain(model, ids, 0, "all", STEPS)
             end = next((at + 1 for at, token in enumerate(answer) if token in stops), len(answer))
-            before = by_hand(model, ids, answer[:end], 0, "all")
-            after = arms_by_hand(model, arm, tools, instructed[row] if arm.kind == "prompt-only" else ids, answer[:end])
-            kl = kl_of(before, after)
+            before = forced(model, ids, answer[:end], 0, "all")
+            after = forced_arm(model, arm, tools, instructed[row] if arm.kind == "prompt-only" else ids, answer[:end])
+            kl = divergence(before, after)
             first.append(kl[0])
             means.append(kl.mean())
             if arm.kind == "fixed" and arm.operation == "add":
@@ -127,9 +76,12 @@ def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms,
                   f"kl_{STEPS}_mean": np.mean(means), f"kl_{STEPS}_p95": np.quantile(means, 0.95)}  # fmt: skip
         for measure, value in wanted.items():
             assert got[measure] == pytest.approx(value, rel=1e-3, abs=1e-6), (arm.name, measure)
-        assert not verdicts or got["broken"] == np.mean(verdicts)
+        if verdicts:
+            assert got["broken"] == np.mean(verdicts)
+            judged |= set(verdicts)
         if arm.kind != "baseline":
             assert got["kl_first_mean"] > 1e-3
+    assert judged == {True, False}
     assert table.filter(pl.col("measure") == "kl_first_mean")["n"].to_list() == [prompts.height] * (len(arms) + 1)
 
 
@@ -150,7 +102,7 @@ def test_perplexity_is_what_transformers_own_loss_gives(tiny_tuned, tools, arms,
         lead = tokenizer("tell me\n\n", add_special_tokens=False)["input_ids"] if arm.kind == "prompt-only" else []
         total = 0.0
         for ids in pieces:
-            logs = arms_by_hand(model, arm, tools, [*lead, *ids[:CONTEXT]], ids[CONTEXT:])
+            logs = forced_arm(model, arm, tools, [*lead, *ids[:CONTEXT]], ids[CONTEXT:])
             total -= logs[np.arange(len(ids) - CONTEXT), ids[CONTEXT:]].sum()
         if arm.kind == "baseline":  # and once with transformers' loss, which this tool has no part in
             with torch.no_grad():
@@ -178,30 +130,38 @@ def test_a_forward_pass_stays_within_its_memory(tiny_tuned, tools, arms, prompts
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_tuned, tools, prompts, tmp_path):
-    arms = parse_arms(["fixed"], Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
-    options = {"arms": arms, "max_new_tokens": 4, "batch_tokens": 20}
-    calls = []
+    """What finished batches answered is not asked again: of the killed run's answers, those of one batch are repeated at most."""
+    options = {"arms": arms_of(["fixed"]), "max_new_tokens": 4, "batch_tokens": 20}
+    asked = {"killed": [], "again": [], "fresh": []}
 
-    def broken(text):
-        calls.append(text)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return False
+    def judge(name, dies_at=None):
+        def broken(text):
+            asked[name].append(text)
+            if len(asked[name]) == dies_at:
+                raise KeyboardInterrupt
+            return False
+
+        return broken
+
+    def measure(name, path, **fate):
+        return measured_effects(
+            tiny_tuned, prompts, passages()[:2], tools, tmp_path / path, broken=judge(name, **fate), **options
+        )
 
     with pytest.raises(KeyboardInterrupt):
-        measured_effects(tiny_tuned, prompts, passages()[:2], tools, tmp_path / "e.parquet", broken=broken, **options)
-    again = measured_effects(
-        tiny_tuned, prompts, passages()[:2], tools, tmp_path / "e.parquet", broken=broken, **options
-    )
-    assert len(calls) < 2 * 2 * prompts.height  # a batch was not judged twice
-    fresh = measured_effects(
-        tiny_tuned, prompts, passages()[:2], tools, tmp_path / "f.parquet", broken=lambda _: False, **options
-    )
+        measure("killed", "e.parquet", dies_at=9)
+    lines = (tmp_path / ".e-answers.journal").read_text().splitlines()
+    finished = [number for line in lines[1:] for number in json.loads(line)["done"]]
+    rows = sum(len(json.loads(lines[0])["plan"][int(number)]) for number in finished)
+    assert rows and len(finished) == len(set(finished))
+    again, fresh = measure("again", "e.parquet"), measure("fresh", "f.parquet")
     assert again.equals(fresh)
+    assert len(asked["fresh"]) == 2 * prompts.height
+    assert asked["again"] == asked["fresh"][2 * rows :] and len(asked["killed"]) == 9
 
 
 def test_no_arm_but_oracle_reads_categories_or_labels(tiny_tuned, tools, prompts, tmp_path):
-    arms = parse_arms(["routed", "gated", "oracle"], Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
+    arms = arms_of(["routed", "gated", "oracle"])
     swapped = prompts.with_columns(category=pl.lit("feelings"), label=pl.lit("harmful"))
     one, two = (measured_effects(tiny_tuned, rows, passages()[:2], tools, tmp_path / "e.parquet", arms=arms, broken=bool)
                 for rows in (prompts, swapped))  # fmt: skip
@@ -221,10 +181,10 @@ def test_simulated_traces_measure_the_same(tiny_tuned, tools, arms, prompts, tmp
 
 
 @pytest.mark.ndif
-def test_a_server_measures_the_same(ndif, tiny_tuned, tiny_tuned_folder, tools, arms, prompts, tmp_path):  # noqa: F811
+def test_a_server_measures_the_same(ndif, tiny_tuned, tiny_tuned_folder, tools, arms, prompts, tmp_path):
     from interventions import open_model
 
-    there = open_model(str(tiny_tuned_folder), remote=backends(ndif)["remote"])  # type: ignore[arg-type]  # an open backend
+    there = open_model(str(tiny_tuned_folder), remote=doors(ndif)["remote"])  # type: ignore[arg-type]  # an open backend
     one, two = (measured_effects(model, prompts, passages()[:4], tools, tmp_path / "e.parquet", arms=arms, broken=bool,
                              max_new_tokens=4, batch_tokens=60) for model in (tiny_tuned, there))  # fmt: skip
     assert one.equals(two)
@@ -245,7 +205,9 @@ def test_intervals_are_those_of_hand_written_numpy():
     value, low, high = percentile(np.sort(sums), 0.5)
     # Binomial(40, 1/2) between 14 and 26 covers 95 %: the 14th and 27th values (Hahn & Meeker 1991, section 5.2).
     assert (value, low, high) == (np.median(sums), np.sort(sums)[13], np.sort(sums)[26])
-    assert percentile(sums, 0.95)[2] != percentile(sums, 0.95)[2]  # no number: 40 values bound it from below alone
+    value, low, high = percentile(sums, 0.95)  # 40 values bound it from below alone
+    assert value is not None and low is not None and high is not None
+    assert low < value == np.quantile(sums, 0.95) and np.isnan(high)
     value, low, high = share(np.array([True, False, False, False]))
     assert value == 0.25 and low == pytest.approx(0.0456, abs=1e-3) and high == pytest.approx(0.6994, abs=1e-3)
 
@@ -328,9 +290,9 @@ def test_the_embedded_models_figures(embedded):
     vector = vectors.at(17, "weapons")
     assert found.kl is not None
     for row in range(3):
-        before = by_hand(embedded, ids[row], given[row], 17, "all")
-        after = by_hand(embedded, ids[row], given[row], 17, "generated", delta=40 * vector / vector.norm())
-        assert np.allclose(found.kl[row, 0], kl_of(before, after), rtol=1e-4)
+        before = forced(embedded, ids[row], given[row], 17, "all")
+        after = forced(embedded, ids[row], given[row], 17, "generated", delta=40 * vector / vector.norm())
+        assert np.allclose(found.kl[row, 0], divergence(before, after), rtol=1e-4)
         assert np.allclose(found.nll[row, 0], -after[np.arange(8), given[row]], rtol=1e-4)
 
 

@@ -10,29 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import UserError, load_all
-from interventions.gates.probe import Probe
-from interventions.model.control_tokens import control_tokens, refusal_tokens
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id
 from interventions.steering.answer import Asked, answer
-from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.arms import Arm
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools, plan_arm
-from interventions.steering.texts import stop_tokens
-from tests.interventions.steering.test_answer import NONE, STEPS, cut, near_tie, plain, vectors_of
+from tests.made.tools import EVERY_ROUTE, NOTHING_KNOWN, arms_of, probe_of, vectors_of
+from tests.oracles import are_best, control_ids, cut, expected, look, plain, refusal_ids, stop_ids
 
-WORDS = [
-    "baseline", "fixed:category=weapons", "routed", "gated:benign=-6,harmful=4", "wrong-category:route=gated",
-    "random:seed=3,route=gated", "ablate:route=routed", "logit-bias:strength=-4", "logit-bias:route=gated,strength=-3",
-    "logit-bias:category=respond,strength=5",
-]  # fmt: skip
-
-
-def probe_of(model, layer=2, seed=4):
-    torch.manual_seed(seed)
-    metadata = {"model": model.name, "layer": str(layer), "site": "resid_post", "position": "last"}
-    parts = (torch.randn(model.d_model) / 30, torch.randn(model.d_model) / 5, torch.zeros(1), torch.tensor([0.5]))
-    return Probe(*parts, metadata)
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -45,69 +32,16 @@ def tools(tiny_tuned):
     return Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned))
 
 
-def arms_of(words=WORDS):
-    return parse_arms(words, Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
-
-
-def look(model, ids, probe):
-    """What a route may know of a prompt, by a plain forward pass: its logits, and the probe's score."""
-    kept = []
-    handle = model.module.get_submodule("model.layers")[probe.layer].register_forward_hook(
-        lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1].clone())
-    )
-    with torch.no_grad():
-        logits = model.module(input_ids=torch.tensor([ids])).logits[0, -1].double()
-    handle.remove()
-    return logits, float(torch.sigmoid((kept[0] - probe.mean) @ probe.weight + probe.bias))
-
-
-def expected(model, arm, vectors, logits, score):
-    """Vector, strength and edit of one row, spelled out."""
-    control = control_tokens(model.tokenizer)
-    names = [name for name in control if name != "respond"]
-    best = max(names, key=lambda name: float(logits[control[name]]))
-    strength = arm.strength
-    if arm.route == "gated":
-        strength = arm.harmful if score >= 0.5 else arm.strength
-    name = arm.category if arm.route == "fixed" else best
-    if arm.kind == "wrong-category":
-        order = vectors.categories
-        name = order[(order.index(best) + 1) % len(order)]
-    if not arm.steers:
-        return None, strength, {}
-    vector = vectors.at(arm.layer, name)
-    unit = vector / vector.norm()
-    if arm.kind == "random":
-        generator = torch.Generator().manual_seed(arm.seed)
-        unit = torch.randn(model.d_model, generator=generator, dtype=torch.float64)
-        unit = (unit / unit.norm()).float()
-    return name, strength, {"unit": unit} if arm.operation == "ablate" else {"delta": strength * unit}
-
-
-def edit_of(model, arm, tools, ids):
-    """Logits of the unsteered row, the arm's strength on it, and its edit as a plain hook takes it."""
-    logits, score = look(model, ids, tools.probe)
-    _, strength, edit = expected(model, arm, tools.vectors, logits, score)
-    if arm.kind in ("baseline", "prompt-only"):
-        edit = {}
-    if arm.kind == "lowrank":
-        edit = {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
-    if arm.operation == "clamp":
-        unit = edit["delta"] / strength
-        edit = {"unit": unit, "delta": strength * unit}
-    return logits, strength, edit
-
-
 def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
     arms, encoded = arms_of(), encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
-    ids = refusal_tokens(tiny_tuned).ids
+    ids, respond = refusal_ids(tiny_tuned), control_ids(tiny_tuned)["respond"]
     gate = tools.probe.gate
-    plans = [plan_arm(tiny_tuned, arm, tools, [NONE] * len(encoded)) for arm in arms]
+    plans = [plan_arm(tiny_tuned, arm, tools, [NOTHING_KNOWN] * len(encoded)) for arm in arms]
     found = answer(
         tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan.shipped for plan in plans],
-        Asked(STEPS, ids, sorted(stop_tokens(tiny_tuned)), [gate]),
+        Asked(STEPS, ids, sorted(stop_ids(tiny_tuned)), [gate]),
     )  # fmt: skip
-    seen = set()
+    seen, best = set(), []
     for row, tokens in enumerate(encoded.ids):
         logits, score = look(tiny_tuned, tokens, tools.probe)
         assert found.gates is not None and abs(float(found.gates[row, 0]) - score) < 1e-4
@@ -121,11 +55,12 @@ def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
                 assert plans[at].names[int(found.vector[row, at])] == name
             if arm.kind == "logit-bias":
                 biased = logits.clone()
-                biased[refusal_tokens(tiny_tuned).respond if arm.category == "respond" else ids] += strength
-                assert int(found.tokens[row, at, 0]) == int(biased.argmax()) or near_tie(biased)
+                biased[respond if arm.category == "respond" else ids] += strength
+                best.append(([int(found.tokens[row, at, 0])], biased))
                 continue
             wanted, _ = plain(tiny_tuned, tokens, arm.layer, arm.scope, STEPS, **edit)
             assert cut(tiny_tuned, found.tokens[row, at].tolist()) == cut(tiny_tuned, wanted), (arm.name, row)
+    are_best(best)
     assert len({pair for pair in seen if pair[0].startswith("gated")}) > 2  # both categories and both strengths occur
 
 
@@ -134,14 +69,14 @@ def test_every_row_goes_the_way_its_own_prompt_says(tiny_tuned, prompts, tools):
 )
 def test_a_bias_on_respond_goes_beside_the_vector(tiny_tuned, prompts, tools, word):
     (arm,), encoded = arms_of([word]), encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
-    own = prompts.select("category", "label").to_dicts() if arm.kind == "oracle" else [NONE] * len(encoded)
-    tokens = refusal_tokens(tiny_tuned)
+    own = prompts.select("category", "label").to_dicts() if arm.kind == "oracle" else [NOTHING_KNOWN] * len(encoded)
+    respond = control_ids(tiny_tuned)["respond"]
     found = answer(
         tiny_tuned, pad_batch(encoded.ids, pad_id(tiny_tuned.tokenizer)), [plan_arm(tiny_tuned, arm, tools, own).shipped],
-        Asked(STEPS, tokens.ids, sorted(stop_tokens(tiny_tuned)), [tools.probe.gate], top_k=3),
+        Asked(STEPS, refusal_ids(tiny_tuned), sorted(stop_ids(tiny_tuned)), [tools.probe.gate], top_k=3),
     )  # fmt: skip
     assert found.top is not None
-    biases = set()
+    biases, best = set(), []
     for row, ids in enumerate(encoded.ids):
         logits, score = look(tiny_tuned, ids, tools.probe)
         _, _, edit = expected(tiny_tuned, arm, tools.vectors, logits, score)
@@ -153,10 +88,11 @@ def test_a_bias_on_respond_goes_beside_the_vector(tiny_tuned, prompts, tools, wo
         bias = {"gated:bias=9": (9, -6)}.get(word, (arm.bias, arm.harmful_bias))[arm.kind != "fixed" and looks_harmful]
         biases.add(bias)
         _, first = plain(tiny_tuned, ids, arm.layer, arm.scope, 1, **edit)
-        first[tokens.respond] += bias
+        first[respond] += bias
         shares = first.softmax(-1)
-        assert int(found.tokens[row, 0, 0]) == int(first.argmax()) or near_tie(first)
+        best.append(([int(found.tokens[row, 0, 0])], first))
         assert float(found.top[1][row, 1, 0]) == pytest.approx(float(shares.max()), abs=1e-4)
+    are_best(best)
     assert len(biases) == (1 if arm.kind == "fixed" else 2)
 
 
@@ -175,7 +111,7 @@ def test_a_bias_without_a_vector_is_refused():
 
 
 def test_a_batch_answers_as_one_row_at_a_time(tiny_tuned, prompts, tools, tmp_path):
-    words = [*WORDS, "prompt-only", "fixed:scope=all"]
+    words = [*EVERY_ROUTE, "prompt-only", "fixed:scope=all"]
     together = generate(tiny_tuned, prompts, tools, tmp_path / "a.parquet", arms=arms_of(words), max_new_tokens=6)
     alone = generate(
         tiny_tuned, prompts, tools, tmp_path / "b.parquet", arms=arms_of(words), max_new_tokens=6, batch_tokens=1
@@ -190,7 +126,7 @@ def test_no_arm_but_oracle_reads_categories_or_labels(tiny_tuned, prompts, tools
     shuffled = list(range(prompts.height))
     random.Random(3).shuffle(shuffled)
     swapped = prompts.with_columns(category=prompts["category"][shuffled], label=prompts["label"][shuffled])
-    words = [*WORDS, "oracle"]
+    words = [*EVERY_ROUTE, "oracle"]
     one = generate(tiny_tuned, prompts, tools, tmp_path / "a.parquet", arms=arms_of(words), max_new_tokens=6)
     two = generate(tiny_tuned, swapped, tools, tmp_path / "b.parquet", arms=arms_of(words), max_new_tokens=6)
     hidden = ["category", "label"]
@@ -218,7 +154,7 @@ def test_the_wrong_categorys_vector_is_never_the_named_ones(tiny_tuned, category
     names = ["weapons", "feelings", "third"]
     vectors = vectors_of(tiny_tuned, categories=names)
     (arm,) = arms_of([f"wrong-category:category={category},route=fixed"])
-    plan = plan_arm(tiny_tuned, arm, Tools(vectors), [NONE] * 2)
+    plan = plan_arm(tiny_tuned, arm, Tools(vectors), [NOTHING_KNOWN] * 2)
     wanted = names[(names.index(category) + 1) % 3]
     assert [plan.names[at] for at in plan.shipped.given] == [wanted] * 2
     unit = vectors.at(2, wanted) / vectors.at(2, wanted).norm()
@@ -227,7 +163,7 @@ def test_the_wrong_categorys_vector_is_never_the_named_ones(tiny_tuned, category
 
 def test_what_an_arm_lacks_is_said(tiny, tiny_tuned, tools):
     def plan(model, word, tools):
-        return plan_arm(model, arms_of([word])[0], tools, [NONE])
+        return plan_arm(model, arms_of([word])[0], tools, [NOTHING_KNOWN])
 
     with pytest.raises(UserError, match="reads refusal tokens"):
         plan(tiny, "routed", Tools(vectors_of(tiny)))

@@ -12,13 +12,13 @@ from data import load_all
 from data.errors import UserError
 from data.store.tables import SWEEP
 from interventions.backends.backend import open_backend
-from interventions.model.control_tokens import control_tokens
 from interventions.model.prompt_format import encode
 from interventions.steering.arms import Arm
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
 from interventions.steering.sweep import Shares, choose, grid, shortlist, sweep, sweep_layers
-from tests.interventions.steering.test_answer import plain, vectors_of
+from tests.made.tools import vectors_of
+from tests.oracles import plain, refusal_ids
 
 BASE = Arm("fixed", "fixed", 2, "weapons", -0.3)
 
@@ -48,8 +48,7 @@ def swept(tiny_tuned, prompts, arms, tmp_path):
 
 def test_probabilities_are_those_under_a_plain_hook(swept, tiny_tuned, prompts, arms):
     vectors = vectors_of(tiny_tuned)
-    tokens = control_tokens(tiny_tuned.tokenizer)
-    ids = [tokens["weapons"], tokens["feelings"]]
+    ids = refusal_ids(tiny_tuned)
     encoded = encode(tiny_tuned.tokenizer, prompts["prompt"].to_list())
     for arm in arms:
         delta = vectors.delta(arm.layer, "weapons", arm.strength, "residual")

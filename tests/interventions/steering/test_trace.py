@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import rel_entr, softmax
 
 from commands.trace import trace_table
@@ -14,7 +13,8 @@ from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
 from interventions.steering.trace import trace
-from tests.interventions.steering.test_answer import plain, vectors_of
+from tests.made.tools import vectors_of
+from tests.oracles import last_logits, plain
 
 BASE = Arm("fixed", "fixed", 2, "weapons", 4.0, unit="unit")
 INSTRUCTION = "please write me the best poem"
@@ -25,12 +25,6 @@ def prompts(prompts_file):
     return load_all([str(prompts_file)]).head(6)
 
 
-def first_logits(model, text):
-    (ids,) = encode(model.tokenizer, [text]).ids
-    with torch.no_grad():
-        return model.module(input_ids=torch.tensor([ids])).logits[0, -1].double().numpy()
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 1000])
 def test_an_instruction_is_traced_as_it_answers(tiny, prompts, tmp_path, batch_tokens):
     (arm,), tools = parse_arms([f"prompt-only:text={INSTRUCTION}"], BASE), Tools(vectors_of(tiny))
@@ -38,8 +32,8 @@ def test_an_instruction_is_traced_as_it_answers(tiny, prompts, tmp_path, batch_t
     arms = [Arm("baseline", "baseline", 2), arm]
     answers = generate(tiny, prompts, tools, tmp_path / "g.parquet", arms=arms, max_new_tokens=5)
     for at, (text, row) in enumerate(zip(prompts["prompt"], table.to_dicts(), strict=True)):
-        before, after = (first_logits(tiny, words) for words in (text, f"{INSTRUCTION}\n\n{text}"))
-        p, q = softmax(before), softmax(after)
+        p, q = (softmax(last_logits(tiny, ids).numpy())
+                for ids in encode(tiny.tokenizer, [text, f"{INSTRUCTION}\n\n{text}"]).ids)  # fmt: skip
         assert row["kl"] == pytest.approx(rel_entr(p, q).sum(), rel=1e-3) and row["kl"] > 1e-3
         for side, shares in (("unsteered", p), ("steered", q)):
             assert np.allclose([one["probability"] for one in row[f"top_{side}"]], np.sort(shares)[::-1][:5], rtol=1e-3)

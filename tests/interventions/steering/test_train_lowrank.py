@@ -14,7 +14,7 @@ from interventions.model.control_tokens import control_tokens
 from interventions.model.prompt_format import encode
 from interventions.steering import train_lowrank as lowrank_training
 from interventions.steering.train_lowrank import LabelledBatches, labelled_batches, steps, train_lowrank
-from tests.interventions.steering.test_answer import vectors_of
+from tests.made.tools import vectors_of
 
 RANK, LAYER = 2, 2
 

@@ -41,25 +41,10 @@ from interventions.tuning.finetune import finetune
 from interventions.tuning.first_token import measure
 from interventions.tuning.loop import logits, objective
 from tests import ROOT
-from tests.conftest import WORDS
+from tests.made.models import SPARE, make_base
+from tests.made.prompts import WORDS
 
-SPARE = ["<|reserved_special_token_0|>", "<repo_name>", "<file_sep>"]
 FAST: dict[str, Any] = {"epochs": 2, "rank": 2, "batch_tokens": 64, "device": "cpu"}
-
-
-def make_base(tiny_folder: Path, folder: Path, spare: list[str], *, tied: bool) -> Path:
-    """The tiny Llama with spare special tokens in its vocabulary, tied or not."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<bot>", *spare]})
-    module = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    torch.manual_seed(1)
-    module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if tied:
-        module.config.tie_word_embeddings = True
-        module.tie_weights()
-    module.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +127,9 @@ def test_a_model_that_has_refusal_tokens_keeps_their_ids(tuned, rows, tmp_path):
 
 def test_embedded_tokenizer_is_the_same_but_for_its_slots(embedded, tmp_path):
     tokenizer = embedded.tokenizer
-    control_tokens = place_control_tokens(tokenizer, ["Unsupported requests", "respond"])
-    assert [token.replaces for token in control_tokens] == ["<repo_name>", "<reponame>"]
-    write_tokenizer(tokenizer, control_tokens, answer_template(tokenizer), tmp_path)
+    placed = place_control_tokens(tokenizer, ["Unsupported requests", "respond"])
+    assert [token.replaces for token in placed] == ["<repo_name>", "<reponame>"]
+    write_tokenizer(tokenizer, placed, answer_template(tokenizer), tmp_path)
     new = AutoTokenizer.from_pretrained(tmp_path)
     for text in [*load_training(["embedded/test"])["prompt"].to_list(), "ça 日本 \t x\n\n<|im_start|>user", ""]:
         assert new(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -305,7 +290,7 @@ def test_one_seed_one_adapter_another_seed_another(tuned, base, rows, tmp_path):
 SCRIPT = """
 import sys, polars as pl
 from pathlib import Path
-from interventions.finetuning import finetune
+from interventions.tuning.finetune import finetune
 report = finetune(sys.argv[1], pl.read_parquet(sys.argv[2]), Path(sys.argv[3]), epochs=int(sys.argv[4]), rank=2,
                   batch_tokens=64, device="cpu", checkpoint_seconds=0)
 print(report.resumed)

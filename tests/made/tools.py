@@ -1,0 +1,57 @@
+"""What arms draw on, at random: vectors, a probe, a low-rank map; and arms of every kind."""
+
+import json
+
+import torch
+
+from interventions.gates.probe import Probe
+from interventions.methods.lowrank import LowRank
+from interventions.methods.vectors import SteeringVectors
+from interventions.steering.arms import Arm, parse_arms
+
+NOTHING_KNOWN = {"category": None, "label": None}
+EVERY_ROUTE = [
+    "baseline", "fixed:category=weapons", "routed", "gated:benign=-6,harmful=4", "wrong-category:route=gated",
+    "random:seed=3,route=gated", "ablate:route=routed", "logit-bias:strength=-4", "logit-bias:route=gated,strength=-3",
+    "logit-bias:category=respond,strength=5",
+]  # fmt: skip
+EVERY_EDIT = [
+    "fixed:category=weapons", "fixed:scope=prompt-last,layer=1", "fixed:scope=prompt", "fixed:scope=all,strength=3", "routed",
+    "gated:benign=-6,harmful=4", "gated:scope=all,benign=2,harmful=-2", "ablate", "logit-bias:strength=-4", "prompt-only:text=tell me",
+    "fixed:operation=clamp,strength=2", "lowrank",
+]  # fmt: skip
+
+
+def arms_of(words=EVERY_ROUTE) -> list[Arm]:
+    """Arms of block 2, five units against the vector where they say nothing else."""
+    return parse_arms(words, Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
+
+
+def vectors_of(model, seed=1, categories=("weapons", "feelings")) -> SteeringVectors:
+    """A random vector a category and layer."""
+    torch.manual_seed(seed)
+    names = list(categories)
+    tensors = {name: torch.randn(model.n_layers, model.d_model) for name in names}
+    metadata = {
+        "format": "refusal-steering/1", "model": model.name, "revision": "", "site": "resid_post", "position": "last",
+        "layers": json.dumps(list(range(model.n_layers))), "counts": json.dumps(dict.fromkeys(names, 1)),
+        "residual_norms": json.dumps([10.0] * model.n_layers), "method": "mean", "data": "x",
+    }  # fmt: skip
+    return SteeringVectors(tensors, metadata)
+
+
+def probe_of(model, layer=2, seed=4) -> Probe:
+    """A random direction that finds about half of all prompts harmful."""
+    torch.manual_seed(seed)
+    metadata = {"model": model.name, "layer": str(layer), "site": "resid_post", "position": "last"}
+    parts = (torch.randn(model.d_model) / 30, torch.randn(model.d_model) / 5, torch.zeros(1), torch.tensor([0.5]))
+    return Probe(*parts, metadata)
+
+
+def lowrank_of(model, layer=2) -> LowRank:
+    """A random map of rank two."""
+    random = torch.Generator().manual_seed(5)
+    parts = {name: torch.randn(model.d_model, 2, generator=random) / 4 for name in ("U", "V")}
+    parts["mean"] = torch.randn(model.d_model, generator=random)
+    metadata = {"layer": str(layer), "mode": "input", "model": model.name, "site": "resid_post"}
+    return LowRank(**parts, z=torch.zeros(2), metadata=metadata)

@@ -1,0 +1,235 @@
+"""What is right, by other means than the code under test: plain PyTorch hooks on one row, transformers, numpy and scipy.
+
+Nothing here imports the project. A `model` is whatever has a `module` (transformers' own) and a `tokenizer`; arms, vectors,
+probes and maps are read for their numbers alone. Rows go one at a time, without padding, packing or a cache that is shared.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, rel_entr
+
+TIE = 1e-3  # logits nearer to one another than this may change places between one order of summing and another
+ESCAPES = 50  # of so many rows at most one may rest on a tie
+
+# Models.
+
+
+def blocks(model) -> Any:
+    """The blocks whose outputs are the residual stream."""
+    return model.module.get_submodule("model.layers")
+
+
+def stream(output) -> torch.Tensor:
+    """The residual stream in a block's output, whichever way the block hands it on."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def changing(change) -> Any:
+    """A plain hook: a module's output is what `change` makes of it."""
+
+    def hook(_module, _inputs, output):
+        new = change(stream(output))
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
+@contextmanager
+def changed(model, layer, change) -> Iterator[None]:
+    """While it lasts, a block's output is what `change` makes of it."""
+    handle = blocks(model)[layer].register_forward_hook(changing(change))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hooked(model, ids, layers) -> torch.Tensor:
+    """The residual stream behind some blocks, (layers, tokens, d_model)."""
+    kept = {}
+
+    def keep(at):
+        return lambda _module, _inputs, output: kept.update({at: stream(output)[0].clone()})
+
+    handles = [blocks(model)[at].register_forward_hook(keep(at)) for at in layers]
+    try:
+        last_logits(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack([kept[at] for at in layers])
+
+
+def last_logits(model, ids) -> torch.Tensor:
+    """Logits of the token that follows, float64."""
+    with torch.no_grad():
+        return model.module(input_ids=torch.tensor([ids])).logits[0, -1].double()
+
+
+def control_ids(model) -> dict[str, int]:
+    """Added tokens in brackets, name -> id, in the order of their ids: all of them, so for made-up models alone."""
+    known = sorted(model.tokenizer.get_added_vocab().items(), key=lambda pair: pair[1])
+    return {token[1:-1]: number for token, number in known if token.startswith("[") and token.endswith("]")}
+
+
+def refusal_ids(model) -> list[int]:
+    """Those of the tokens that name a category."""
+    return [number for name, number in control_ids(model).items() if name != "respond"]
+
+
+def stop_ids(model) -> set[int]:
+    """Where transformers' own `generate` stops."""
+    ends = model.module.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
+def cut(model, tokens) -> list[int]:
+    """An answer without its stop token and what stands behind it."""
+    end = next((at for at, token in enumerate(tokens) if token in stop_ids(model)), len(tokens))
+    return tokens[:end]
+
+
+# Steering.
+
+
+def edited(hidden, delta=None, unit=None, low=None) -> torch.Tensor:
+    """The edit, written down once more: on (positions, d_model)."""
+    new = hidden.clone()
+    if unit is not None:
+        new = new - (hidden @ unit)[:, None] * unit
+    if low is not None:
+        new = new + ((hidden - low["mean"]) @ low["V"]) @ low["U"].T
+    return new if delta is None else new + delta
+
+
+def plain(model, ids, layer, scope, steps, **edit) -> tuple[list[int], torch.Tensor]:
+    """The answer of transformers' own `generate` under a plain hook, and its first logits, float64."""
+    calls = {"n": 0}
+
+    def change(hidden):
+        first = calls["n"] == 0
+        calls["n"] += 1
+        if first or scope in ("generated", "all"):
+            at = slice(None) if scope in ("prompt", "all") else slice(-1, None)
+            hidden[0, at] = edited(hidden[0, at], **edit)
+        return hidden
+
+    row = torch.tensor([ids])
+    with changed(model, layer, change), torch.no_grad():
+        out = model.module.generate(
+            input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=steps, do_sample=False,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    return out.sequences[0, len(ids) :].tolist(), out.logits[0][0].double()
+
+
+def forced(model, ids, given, layer, scope, bias=None, **edit) -> np.ndarray:
+    """Log-probabilities (tokens, vocabulary) of what each given token is drawn from: one forward pass, a plain hook."""
+    last = len(ids) - 1
+    places = {
+        "prompt-last": slice(last, last + 1), "prompt": slice(0, last + 1), "generated": slice(last, None), "all": slice(None),
+    }[scope]  # fmt: skip
+
+    def change(hidden):
+        hidden[0, places] = edited(hidden[0, places], **edit)
+        return hidden
+
+    with changed(model, layer, change), torch.no_grad():
+        logits = model.module(input_ids=torch.tensor([[*ids, *given[:-1]]])).logits[0, last:].double()
+    if bias is not None:
+        logits[0, bias[0]] += bias[1]
+    return log_softmax(logits.numpy(), axis=-1)
+
+
+def forced_arm(model, arm, tools, ids, given) -> np.ndarray:
+    """The arm's log-probabilities of a row, its route and gate spelled out; `ids` are the plain prompt's."""
+    _, strength, edit = edit_of(model, arm, tools, ids)
+    bias = None
+    if arm.kind == "logit-bias":
+        bias, edit = (refusal_ids(model), strength), {}
+    return forced(model, ids, given, arm.layer, arm.scope, bias, **edit)
+
+
+def divergence(p, q) -> np.ndarray:
+    """KL(p ‖ q) of log-probabilities, nats."""
+    return rel_entr(np.exp(p), np.exp(q)).sum(-1)
+
+
+# Routes and gates.
+
+
+def look(model, ids, probe) -> tuple[torch.Tensor, float]:
+    """What a route may know of a prompt: its logits, and the probe's score."""
+    state = hooked(model, ids, [probe.layer])[0, -1]
+    return last_logits(model, ids), float(torch.sigmoid((state - probe.mean) @ probe.weight + probe.bias))
+
+
+def expected(model, arm, vectors, logits, score) -> tuple[str | None, float, dict[str, Any]]:
+    """Vector, strength and edit of one row, spelled out."""
+    control = control_ids(model)
+    names = [name for name in control if name != "respond"]
+    best = max(names, key=lambda name: float(logits[control[name]]))
+    strength = arm.strength
+    if arm.route == "gated":
+        strength = arm.harmful if score >= 0.5 else arm.strength
+    name = arm.category if arm.route == "fixed" else best
+    if arm.kind == "wrong-category":
+        order = vectors.categories
+        name = order[(order.index(best) + 1) % len(order)]
+    if not arm.steers:
+        return None, strength, {}
+    vector = vectors.at(arm.layer, name)
+    unit = vector / vector.norm()
+    if arm.kind == "random":
+        generator = torch.Generator().manual_seed(arm.seed)
+        unit = torch.randn(len(vector), generator=generator, dtype=torch.float64)
+        unit = (unit / unit.norm()).float()
+    return name, strength, {"unit": unit} if arm.operation == "ablate" else {"delta": strength * unit}
+
+
+def edit_of(model, arm, tools, ids) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    """Logits of the unsteered row, the arm's strength on it, and its edit as a plain hook takes it."""
+    logits, score = look(model, ids, tools.probe)
+    _, strength, edit = expected(model, arm, tools.vectors, logits, score)
+    if arm.kind in ("baseline", "prompt-only"):
+        return logits, strength, {}
+    if arm.kind == "lowrank":
+        return logits, strength, {"low": {name: getattr(tools.lowrank, name) for name in ("U", "V", "mean")}}
+    if arm.operation == "clamp":
+        return logits, strength, edit | {"unit": edit["delta"] / strength}
+    return logits, strength, edit
+
+
+# Near enough.
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether vectors are equal to float32's precision, each to its own length."""
+    return bool(((a - b).norm(dim=-1) <= 1e-5 * b.norm(dim=-1)).all())
+
+
+def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How far one tensor is from another, to the other's length."""
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def are_best(rows: Sequence[tuple[Sequence[int], torch.Tensor]]) -> None:
+    """Each row's tokens are those of its largest logits, in their order.
+
+    A token may stand where another one belongs if their logits are a tie; rows that rest on that are counted, and more than
+    one in fifty are too many. Few rows allow none.
+    """
+    assert rows, "nothing was compared"
+    escaped = []
+    for at, (tokens, logits) in enumerate(rows):
+        wanted = logits.topk(len(tokens))
+        if list(tokens) == wanted.indices.tolist():
+            continue
+        apart = (logits[list(tokens)] - wanted.values).abs().max()
+        assert len(set(tokens)) == len(tokens) and apart < TIE, (at, list(tokens), wanted)
+        escaped.append(at)
+    assert len(escaped) * ESCAPES <= len(rows), f"rows {escaped} of {len(rows)} rest on ties"
