@@ -180,7 +180,7 @@ def by_strengths(model: Model) -> list[Point]:
         plans = [plan_arm(model, arm, tools, nobody) for arm in parse_arms(words, Arm("a", "fixed", LAYER, unit="raw"))]
 
         def run(plans: Any = plans) -> np.ndarray:
-            refusal = answer_rows(model, encoded, range(len(prompts)), plans, None, 0).refusal
+            refusal = answer_rows(model, encoded, range(len(prompts)), plans, (), 0).refusal
             assert refusal is not None
             return refusal[:, :1].numpy()
 

@@ -120,7 +120,7 @@ def answering(job: dict[str, Any], words: list[str]) -> Run:
     plans = [plan_arm(model, arm, drawn, [NOBODY] * many) for arm in arms]
 
     def run() -> np.ndarray:
-        found = answer_rows(model, encoded, range(many), plans, None, 0)
+        found = answer_rows(model, encoded, range(many), plans, (), 0)
         assert found.refusal is not None
         return found.refusal.numpy()
 

@@ -221,7 +221,8 @@ def module_of(source: str, device: str | None, dtype: str | None) -> Any:
     """The base, on its device and in the type it computes in."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
-    return AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(device)
+    module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    return module.to(device)
 
 
 def _adapted(

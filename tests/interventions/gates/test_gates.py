@@ -1,5 +1,7 @@
 """Gates beside the probe: their fits against scikit-learn, their thresholds against counting, their reads against plain hooks."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -221,7 +223,7 @@ def test_a_gate_comes_back_from_its_file_and_others_are_refused(tiny_tuned, tmp_
     again = LinearGate.load(tmp_path / "g.safetensors")
     assert again.reads == tuple(READS) and torch.equal(again.weight, gate.weight)
     for odd in ({"reads": "[[1"}, {"reads": "[]"}, {"reads": '[[1, "last"], [2, "last"], [3, "last"]]'}):
-        LinearGate(*gate.parts, gate.metadata | odd).save(tmp_path / "odd.safetensors")
+        replace(gate, metadata=gate.metadata | odd).save(tmp_path / "odd.safetensors")
         with pytest.raises(UserError, match="does not say what its weights are of"):
             LinearGate.load(tmp_path / "odd.safetensors")
 
