@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.errors import UserError
+from data.store.files import check_replaceable, open_own, room_for, settle
 
 DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
 Record = dict[str, Any]  # what `run.json` says of one artefact
@@ -27,10 +28,13 @@ def writing(folder: Path) -> Iterator[None]:
     """Hold the run directory's lock; the system frees it when its holder dies, however it dies.
 
     Raises:
-        UserError: Another process writes there; it is named.
+        UserError: Another process writes there; it is named. Or a folder in there is a link to one elsewhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    for inside in folder.iterdir():
+        if inside.is_symlink() and inside.is_dir():
+            raise UserError(f"{inside} is a link to a folder elsewhere, where files would be replaced; remove the link")
+    with room_for(folder / ".lock"), open_own(folder / ".lock", "a+") as lock:
         deadline = time.monotonic() + DYING
         while not _locked(lock):
             if time.monotonic() > deadline:
@@ -57,14 +61,23 @@ def _locked(lock: IO[str]) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` by rename when the block ends without an error."""
+    """A path to write to, which becomes `path` by rename when the block ends without an error.
+
+    Raises:
+        UserError: There is no room on the disk, or something that is no file has the name.
+    """
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with room_for(path):
+        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     os.close(handle)
     try:
-        yield Path(unfinished)
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
+        with room_for(path):
+            yield Path(unfinished)
+            settle(Path(unfinished))
+            Path(unfinished).chmod(0o644)
+            Path(unfinished).replace(path)
+            settle(path.parent)
     finally:
         Path(unfinished).unlink(missing_ok=True)
 
@@ -118,10 +131,13 @@ def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = Path(f"{unfinished}-old")
     try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        for file in unfinished.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)
+        with room_for(folder):
+            yield unfinished
+            unfinished.chmod(0o755)
+            for file in unfinished.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
+                settle(file)
+            settle(unfinished)
         if replace and folder.exists():
             folder.rename(old)
         try:
@@ -129,6 +145,7 @@ def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
         except OSError:
             if replace or not folder.is_dir():
                 raise
+        settle(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from data.store.rundir import replacing
 from reports.page import charts
 from reports.page.blocks import Chart, Row, Section, Table
 
@@ -39,8 +40,9 @@ def write_chart(chart: Chart, folder: Path, width: int) -> list[Path]:
 
     spec = on_paper(chart, width)
     paths = [folder / f"{chart.name}.svg", folder / f"{chart.name}.png"]
-    paths[0].write_text(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), encoding="utf-8")
-    paths[1].write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[]))
+    with replacing(paths[0]) as svg, replacing(paths[1]) as png:
+        svg.write_text(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), encoding="utf-8")
+        png.write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[]))
     return paths
 
 
@@ -57,9 +59,10 @@ def on_paper(chart: Chart, width: int) -> charts.Spec:
 def write_table(table: Table, folder: Path) -> list[Path]:
     """NAME.parquet, as it is, and NAME.csv, in which no text can be taken for a formula."""
     paths = [folder / f"{table.name}.parquet", folder / f"{table.name}.csv"]
-    table.frame.write_parquet(paths[0])
     flat = [_flat(column) for column in table.frame.get_columns()]
-    pl.DataFrame(flat).write_csv(paths[1])
+    with replacing(paths[0]) as parquet, replacing(paths[1]) as csv:
+        table.frame.write_parquet(parquet)
+        pl.DataFrame(flat).write_csv(csv)
     return paths
 
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from data.contract import VERDICTS
 from data.errors import UserError
+from data.store.rundir import replacing
 from reports.scoring.assemble import Given, Verdicts
 
 NEEDS = "pass --hand"
@@ -44,11 +45,11 @@ def write_sample(generations: pl.DataFrame, path: Path, *, n: int = SAMPLES, see
     sample = draw(generations, n, seed)
     keys = pl.Series("key", answer_keys(sample), pl.String)
     rows = sample.select(keys, "prompt", "response", pl.lit("").alias("verdict")).to_dicts()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _suffix(path) == ".csv":  # the mark at the start tells spreadsheets that it is UTF-8
-        path.write_text(_as_csv(rows), encoding="utf-8-sig", newline="")
-    else:
-        path.write_text(_as_jsonl(rows), encoding="utf-8")
+    with replacing(path) as unfinished:
+        if _suffix(path) == ".csv":  # the mark at the start tells spreadsheets that it is UTF-8
+            unfinished.write_text(_as_csv(rows), encoding="utf-8-sig", newline="")
+        else:
+            unfinished.write_text(_as_jsonl(rows), encoding="utf-8")
     return len(rows)
 
 
