@@ -120,7 +120,7 @@ DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on 
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
 SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0)
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
-DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded"), multiple=True)
+DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
 SPLIT = Declared("--split", "Rows to use.", shown="train for vectors, test for generate and trace")
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
@@ -185,7 +185,7 @@ TEXT = Declared("--text", "tagged: at a [category] or [respond] behind the promp
 OWN_SPLIT = Declared("--own-split", "As published: the base splits a tag in its own way, and is read at its `]`.", bool, False, shown="both models read the same token ids")
 
 # lm-eval
-TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy"), multiple=True)
+TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy",), multiple=True)
 INCLUDE = Declared("--include-path", "Folder with more task files; a task file may run Python beside it; repeatable.", FOLDER, multiple=True)
 FEWSHOT = Declared("--num-fewshot", "Examples before an item.", click.IntRange(min=0), shown="the task's")
 CHAT = Declared("--chat-template", "Put items into the model's chat template.", bool, False, shown="off, as in lm-eval")
