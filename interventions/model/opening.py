@@ -14,11 +14,15 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
+from data.store.files import is_full, no_room
 from interventions.backends.backend import LOCAL, Backend, open_backend
 from interventions.backends.ndif.server import RUNNING, deployments
 from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
+from interventions.model.foreign.checkpoint import check_files, check_sizes, every_weight
+from interventions.model.foreign.rendering import check_template
 from interventions.model.model import Model
+from interventions.model.prompt_format import render
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
 
@@ -46,7 +50,7 @@ def open_model(
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
 
     Raises:
-        UserError: No such model, no access to it, an unknown device or type, or decoder blocks that can't be
+        UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks that can't be
             found or don't have the shape that steering needs.
     """
     backend = remote if isinstance(remote, Backend) else _backend(remote)
@@ -59,19 +63,28 @@ def open_model(
     disable_progress_bar()
     if not is_here and not _is_cached(name):
         logger.warning("model %r is no folder here: asking the hub", name)
+    folder = Path(source) if is_here else None
+    if folder is not None:
+        check_files(folder)
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # Code out of somebody's folder never runs: without the word, transformers asks on stdin.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_sizes(config, name, folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        check_template(tokenizer, name)
+        render(tokenizer, ".")
+        options: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer, "trust_remote_code": False}
         if backend.is_remote:
             if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
                 source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
-            wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
+            wrapped = TransformersModel(source, **options)
         else:
-            wrapped = TransformersModel(
-                source, task="text-generation", tokenizer=tokenizer, dispatch=True, dtype=weights, device=device
-            )
-    except (OSError, ValueError) as error:
+            with every_weight(name):
+                wrapped = TransformersModel(source, **options, dispatch=True, dtype=weights, device=device)
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers makes of a damaged file
         raise UserError(_cannot_open(name, error)) from error
     module: Any = wrapped._module
     module.requires_grad_(False)
@@ -147,8 +160,12 @@ def _checked_dtype(dtype: str | None, device: str) -> Any:
 
 
 def _cannot_open(name: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"model {name!r} needs code of its own, which this tool never runs; pass a model that transformers knows"
+    if is_full(error):
+        return no_room()
     if Path(name).is_dir():
-        return f"{name}: not a model folder that transformers can read ({_first_line(error)})"
+        return f"{name}: not a model folder that transformers can read ({_reason(error)})"
     chain, cause = [], error
     while cause is not None and cause not in chain:
         chain.append(cause)
@@ -163,8 +180,10 @@ def _cannot_open(name: str, error: Exception) -> str:
             f"model {name!r} is not on this machine and the hub can't be reached; "
             f"check the name and the network, or use --model {DEFAULT_MODEL}"
         )
-    return f"model {name!r} can't be opened: {_first_line(error)}"
+    return f"model {name!r} can't be opened: {_reason(error)}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The first line of what was raised; the last one where that is what a pipeline says of each class it tried."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "with any of the following classes" in lines[0] else 0][:300]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
+from interventions.model.foreign.rendering import rendered
 
 RENDERED = 512  # prompts tokenized at once: their offsets take ten times the memory of their ids
 MARK = "\ue000"  # for private use, so that no template holds it
@@ -32,8 +33,7 @@ def render(tokenizer: Any, prompt: str) -> str:
     """The prompt in the tokenizer's chat template, generation prompt included; bare without a template."""
     if not tokenizer.chat_template:
         return prompt
-    message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return rendered(tokenizer, [prompt])[0]
 
 
 def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ()) -> Encoded:
@@ -47,7 +47,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
         suffixes: With S of them, N·S rows come out, the suffixes of a prompt adjacent.
 
     Raises:
-        UserError: A prompt gives no token at all.
+        UserError: A prompt gives no token at all, or the template can't be used.
     """
     empty = tokenizer("")["input_ids"]
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id in empty else None
@@ -58,7 +58,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
     framed = bool(mark) and MARK not in after
     for at in range(0, len(prompts), RENDERED):
         some = prompts[at : at + RENDERED]
-        texts = [render(tokenizer, prompt) for prompt in some]
+        texts = rendered(tokenizer, some) if tokenizer.chat_template else list(some)
         tokens = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         for text, row, offsets in zip(texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
             start, stop = _user_tokens(text, before, after, offsets) if framed else (1, len(offsets))
