@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @command(PROBE_LAYER, FIT, FPR, THRESHOLD_SPLIT, BENIGN, TRAIN)
 def probe(session: Session, s: Settings) -> Summary:
     """Fit a probe that tells harmful prompts from benign ones: the gate of steering."""
-    import polars as pl
 
     from data.store.rundir import now, replacing
+    from data.store.tables import read_parquet
     from interventions.gates.fit import fit_probe
 
     start = now()
@@ -31,7 +31,7 @@ def probe(session: Session, s: Settings) -> Summary:
     path = PROBE.path(s.run)
     tables = {name: s.run / f"probe_{name}.parquet" for name in ("quality", "layers", "roc")}
     if unchanged(s, PROBE, key):
-        fitted, quality = PROBE.load(path), pl.read_parquet(tables["quality"])
+        fitted, quality = PROBE.load(path), read_parquet(tables["quality"])
     else:
         report = fit_probe(activations, **options)
         fitted, quality = report.probe, report.quality

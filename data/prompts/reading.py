@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
 from data.prompts.hub import fetch
-from data.store.tables import PROMPTS
+from data.store.tables import PROMPTS, read_parquet
 
 PROMPT_COLUMNS = tuple(PROMPTS)
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
@@ -196,7 +196,7 @@ def _read_csv(path: Path, name: str) -> pl.DataFrame:
 
 def _read_parquet(path: Path, name: str) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 

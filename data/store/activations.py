@@ -14,6 +14,7 @@ import polars as pl
 from safetensors import SafetensorError, safe_open
 
 from data.errors import UserError
+from data.store.tables import read_parquet
 
 SLICE_BYTES = 64 << 20
 
@@ -49,7 +50,7 @@ class Activations:
                 view = file.get_slice("activations")
                 metadata, shape, kind, names = file.metadata() or {}, view.get_shape(), view.get_dtype(), file.keys()
             layers = json.loads(metadata["layers"])
-            rows = pl.read_parquet(path.with_suffix(".parquet"))
+            rows = read_parquet(path.with_suffix(".parquet"))
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{path}: not a readable activations file; run extract again ({error})") from None
         if not are_layers(layers):

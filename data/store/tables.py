@@ -1,6 +1,6 @@
 """The tables of a run directory: every column and its type, in one place; and how a table is written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +108,13 @@ def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet; the file appears whole."""
     with replacing(path) as unfinished:
         frame.write_parquet(unfinished)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read one parquet file: the one of this very name, whatever `*`, `?`, `[` and `=` stand in it or its folders."""
+    return pl.read_parquet(path.absolute(), columns=columns, glob=False, hive_partitioning=False)
+
+
+def parquet_rows(path: Path) -> int:
+    """How many rows a parquet file has, without reading them."""
+    return pl.scan_parquet(path.absolute(), glob=False, hive_partitioning=False).select(pl.len()).collect().item()

@@ -16,7 +16,7 @@ from data.contract import nearest_layer
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.rundir import Record, records
-from data.store.tables import required
+from data.store.tables import read_parquet, required
 from reports.page.names import Arm, named
 
 # Tables that a report reads.
@@ -134,7 +134,7 @@ def read_table(path: Path) -> pl.DataFrame:
         ValueError: A column is missing.
         PolarsError: The file is damaged, or a column can't be of its type.
     """
-    frame = pl.read_parquet(path)
+    frame = read_parquet(path)
     wanted = required(path.stem)
     missing = [name for name in wanted if name not in frame.columns]
     if missing:

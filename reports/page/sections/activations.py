@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data.store.tables import parquet_rows
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Chart, Prose, Section, Table
@@ -33,7 +34,7 @@ def section(run: Run, how: str = "pca") -> Section | None:
         f"{titles[2]}. {overall(told)}"
     )
     chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
-    total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
+    total = parquet_rows(run.folder / "activations" / "prompts.parquet")
     some = f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0)."
     drawn = [Prose(some, "note")] if total > len(values) else []
     shown = say.table_of(
