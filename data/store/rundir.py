@@ -92,17 +92,33 @@ def records(folder: Path) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())["artefacts"]
-    except (ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text("utf-8"), parse_constant=_no_number)["artefacts"]
+        if not isinstance(kept, dict):
+            raise TypeError
+        return kept
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete it, or pass another --run") from None
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(word)  # NaN and Infinity are Python's, not JSON's
+
+
 def record(folder: Path, artefact: str, entry: Record) -> None:
-    """Write an artefact's record, with versions and the end time."""
+    """Write an artefact's record, with versions and the end time.
+
+    Raises:
+        UserError: It holds what JSON can't.
+    """
     kept = records(folder)
     kept[artefact] = {**entry, "versions": versions(), "end": now()}
+    try:
+        text = json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False, allow_nan=False)
+        content = (text + "\n").encode()
+    except ValueError as error:  # half a character of a UTF-16 pair is one as well
+        raise UserError(f"{folder / 'run.json'} can't hold the record of {artefact}: {error}") from None
     with replacing(folder / "run.json") as path:
-        path.write_text(json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False) + "\n")
+        path.write_bytes(content)
 
 
 def versions() -> dict[str, str]:
