@@ -1,7 +1,7 @@
 """Steering vectors: a direction for each category and layer; looking at them, saving and loading them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 FORMAT = "refusal-steering/1"
+RESERVED = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,14 @@ class SteeringVectors:
         return cls({name: tensors[name] for name in names}, metadata)
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_names(names: Collection[str]) -> None:
     """May categories be called this?
 
     Raises:
-        UserError: One has the name of the mean of all, which would steer with its own vector instead.
+        UserError: One has the name of the mean of all, which would steer with its own vector instead; or the one under
+            which the file's format keeps its metadata.
     """
+    if RESERVED in names:
+        raise UserError(f"a category can't be called {RESERVED!r}, where safetensors keeps its metadata; rename it")
     if MEAN in names:
         raise UserError(f"a category can't be called {MEAN!r}, which names the mean of all vectors; rename it")

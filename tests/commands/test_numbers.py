@@ -33,7 +33,6 @@ def test_every_number_option_refuses_what_is_none(word: str) -> None:
         context = click.Context(cli.commands[name])
         with pytest.raises(click.BadParameter):
             option.type.convert(word, option, context)
-            print(name, option.name)
 
 
 def test_the_command_line_and_the_environment_refuse_it(run, tmp_path) -> None:

@@ -50,8 +50,9 @@ def section(run: Run, how: str = "pca") -> Section | None:
 
 def group_names(rows: pl.DataFrame) -> list[str]:
     """Each row's category, or benign: near-misses of a category are benign too."""
+    called = say.distinct(rows["category"].drop_nulls(), 40)
     return [
-        "benign" if label == "benign" else say.name(category, 40) if category is not None else "no category"
+        "benign" if label == "benign" else called[category] if category is not None else "no category"
         for label, category in rows.select("label", "category").iter_rows()
     ]
 
