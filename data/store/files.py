@@ -21,7 +21,7 @@ def open_own(path: Path, mode: str, **options: Any) -> IO[Any]:
     Raises:
         UserError: It is a link, or a device, pipe or folder.
     """
-    return open(path, mode, opener=_opener, **options)  # noqa: PTH123  # a path's own `open` takes no opener
+    return open(path, mode, opener=_opener, **options)  # a path's own `open` takes no opener
 
 
 def _opener(path: str, flags: int) -> int:
