@@ -77,6 +77,8 @@ class Activations:
             for start in range(0, height, step):
                 count = min(step, height - start)
                 values = np.fromfile(file, "<f4", count * depth * width)
+                if values.size < count * depth * width:
+                    raise UserError(f"{self.path} is shorter than it says; run extract again")
                 yield start, values.reshape(count, depth, width)
 
     def index(self, layer: int) -> int:
@@ -93,7 +95,7 @@ class Activations:
         """One layer of some rows, in the order given: float32 (rows, d_model).
 
         Raises:
-            UserError: The file does not hold that layer.
+            UserError: The file does not hold that layer, or is cut short.
         """
         height, depth, width = self.shape
         chosen = range(height) if rows is None else rows
@@ -101,7 +103,9 @@ class Activations:
         first = self._start() + self.index(number) * width * 4
         with self.path.open("rb") as file:
             for at, row in enumerate(chosen):
-                os.preadv(file.fileno(), [values[at].data], first + int(row) * depth * width * 4)
+                read = os.preadv(file.fileno(), [values[at].data], first + int(row) * depth * width * 4)
+                if read < width * 4:
+                    raise UserError(f"{self.path} is shorter than it says; run extract again")
         return values
 
     def _start(self) -> int:

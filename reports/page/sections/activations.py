@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data.errors import UserError
 from data.store.tables import parquet_rows
 from reports.page import charts
 from reports.page import wording as say
@@ -18,7 +19,11 @@ EVERY = "(all)"
 def section(run: Run, how: str = "pca") -> Section | None:
     """Activations at the steered layer in two dimensions, with silhouette scores."""
     layer = run.steered_layer()
-    found = read_activations(run.folder, layer, MOST_POINTS) if layer is not None else None
+    try:
+        found = read_activations(run.folder, layer, MOST_POINTS) if layer is not None else None
+    except UserError as error:  # the rest is shown
+        run.faults.append(str(error))
+        return None
     if found is None:
         return None
     values, rows = found
