@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
@@ -91,6 +92,7 @@ def open_model(
     module.eval()
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = _positions(config)
     path = decoder_path(module, name)
     if not backend.is_remote:
         check_blocks(module, module.get_submodule(path), name)
@@ -113,6 +115,18 @@ def open_model(
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def _positions(config: Any) -> int:
+    """Places that a model has for tokens, those that its rotary embedding is stretched to included."""
+    text = config.get_text_config()
+    places = getattr(text, "max_position_embeddings", None) or VERY_LARGE_INTEGER
+    rope = getattr(text, "rope_parameters", None)
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))] if isinstance(rope, dict) else []
+    for one in ropes:
+        first, factor = one.get("original_max_position_embeddings") or places, one.get("factor") or 1
+        places = max(places, int(first * factor))
+    return int(places)
 
 
 def _is_cached(name: str) -> bool:
