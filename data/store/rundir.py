@@ -135,6 +135,24 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _put(made: Path, folder: Path, old: Path | None) -> None:
+    """Give a folder its name; one that has it is moved to `old`. Another process may do the same at this moment."""
+    for last in (False, False, True):
+        if old is not None and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(old)
+        try:
+            made.rename(folder)
+        except OSError:
+            if old is None and folder.is_dir():
+                return
+            if last or not folder.exists():
+                raise
+        else:
+            return
+
+
 @contextlib.contextmanager
 def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
     """An empty folder to fill, which becomes `folder` by rename when the block ends without an error.
@@ -154,13 +172,7 @@ def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
                 file.chmod(0o755 if file.is_dir() else 0o644)
                 settle(file)
             settle(unfinished)
-        if replace and folder.exists():
-            folder.rename(old)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if replace or not folder.is_dir():
-                raise
+        _put(unfinished, folder, old if replace else None)
         settle(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

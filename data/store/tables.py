@@ -1,6 +1,6 @@
 """The tables of a run directory: every column and its type, in one place; and how a table is written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def write_table(path: Path, frame: pl.DataFrame) -> None:
         frame.write_parquet(unfinished)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """Read one parquet file: the one of this very name, whatever `*`, `?`, `[` and `=` stand in it or its folders."""
     return pl.read_parquet(path.absolute(), columns=columns, glob=False, hive_partitioning=False)
 

@@ -232,7 +232,8 @@ def module_of(source: str, device: str | None, dtype: str | None) -> Any:
     if Path(source).is_dir():
         check_files(Path(source))
     with every_weight(source):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=kind, trust_remote_code=False).to(device)
+        module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, trust_remote_code=False)
+    return module.to(device)
 
 
 def _adapted(
