@@ -97,14 +97,14 @@ def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple
 
     Read again only if the last evaluation of these answers did not find out.
     """
-    import polars as pl
 
     from data.store.rundir import records
+    from data.store.tables import read_parquet
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
     path, before = SCORES.path(s.run), records(s.run).get(SCORES.name, {}).get("key", {})
     if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
-        known = pl.read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
+        known = read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []
     return asked_themes(s, rows)

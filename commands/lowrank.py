@@ -16,10 +16,9 @@ STEP = BATCH_TOKENS.but(help="Padded tokens a step, of at most 32 rows.", defaul
 @command(LAYER, MODE, BASIS, EPOCHS, RATE, STEP, TRAIN)
 def lowrank(session: Session, s: Settings) -> Summary:
     """Train a low-rank combination of the vectors; at strength 1 it steers towards refusal."""
-    import polars as pl
 
     from data.store.rundir import now
-    from data.store.tables import write_table
+    from data.store.tables import read_parquet, write_table
     from interventions.methods.lowrank import start_lowrank
     from interventions.steering.train_lowrank import train_lowrank
 
@@ -34,11 +33,11 @@ def lowrank(session: Session, s: Settings) -> Summary:
     key |= options | training
     path, history_path = LOWRANK.path(s.run), s.run / "lowrank_training.parquet"
     if unchanged(s, LOWRANK, key):
-        trained, history = LOWRANK.load(path), pl.read_parquet(history_path)
+        trained, history = LOWRANK.load(path), read_parquet(history_path)
     else:
         model = session.model(s, record)
         begun = start_lowrank(file, steering, layer, published=published, **options)
-        rows = pl.read_parquet(file.with_suffix(".parquet"))
+        rows = read_parquet(file.with_suffix(".parquet"))
         trained, history = train_lowrank(model, begun, steering, rows, s.run, split=options["split"], seed=options["seed"],
                                          batch_tokens=s.get("batch_tokens"), **training)  # fmt: skip
         write_table(history_path, history)

@@ -36,10 +36,8 @@ def probe(session: Session, s: Settings) -> Summary:
 
 def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
     """The linear probe on one layer of this run's activations."""
-    import polars as pl
-
     from data.store.rundir import now
-    from data.store.tables import write_table
+    from data.store.tables import read_parquet, write_table
     from interventions.gates.fit import fit_probe
 
     if s.get("keep_refusal") is not None:
@@ -55,7 +53,7 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
     path = PROBE.path(s.run)
     tables = {name: s.run / f"probe_{name}.parquet" for name in ("quality", "layers", "roc")}
     if unchanged(s, PROBE, key):
-        fitted, quality = PROBE.load(path), pl.read_parquet(tables["quality"])
+        fitted, quality = PROBE.load(path), read_parquet(tables["quality"])
     else:
         report = fit_probe(activations, **options)
         fitted, quality = report.probe, report.quality
@@ -73,7 +71,7 @@ def fit_gate(session: Session, s: Settings) -> Summary:
     import polars as pl
 
     from data.store.rundir import now, records
-    from data.store.tables import write_table
+    from data.store.tables import read_parquet, write_table
     from interventions.gates.fit_gate import fit_ridge, fit_words, residual_features
     from interventions.gates.ridge import reads_of
 
@@ -87,7 +85,7 @@ def fit_gate(session: Session, s: Settings) -> Summary:
                               "keep_refusal": s.get("keep_refusal"), "fpr": s.get("fpr")}  # fmt: skip
     quality_path, prompts_path = (s.run / name for name in artefact.beside)
     if unchanged(s, artefact, key):
-        gate, quality = artefact.load(artefact.path(s.run)), pl.read_parquet(quality_path)
+        gate, quality = artefact.load(artefact.path(s.run)), read_parquet(quality_path)
     else:
         rows, chosen = gate_rows(named, model, prompts), {"keep": s.get("keep_refusal"), "fpr": s.get("fpr")}
         if s.get("gate") == "words":

@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 def _table(path: Path) -> "pl.DataFrame":
-    import polars as pl
+    from data.store.tables import read_parquet
 
-    return pl.read_parquet(path)
+    return read_parquet(path)
 
 
 def _of(module: str, name: str) -> Callable[[Path], Any]:

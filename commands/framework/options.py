@@ -113,7 +113,7 @@ WHERE = tuple(
     for where, words in zip(c.WHERES, ("Run here.", "Ship and rebuild each trace in-process first.", "Run on an NDIF server."), strict=True)
 )
 HOST = Declared("--host", "NDIF server's address.", shown="nnsight's configuration")
-SECONDS = Declared("--timeout", "Seconds a remote job may take.", click.FloatRange(min=0, min_open=True), c.TIMEOUT)
+SECONDS = Declared("--timeout", "Seconds a remote job may take.", types.Numbers(min=0, min_open=True), c.TIMEOUT)
 IN_FLIGHT = Declared("--in-flight", "Remote jobs under way at once.", click.IntRange(1, 64), c.IN_FLIGHT)
 DEVICE = Declared("--device", "torch device.", shown="cuda if there is one, else cpu")
 DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on a CPU, the checkpoint's elsewhere")
@@ -136,7 +136,7 @@ SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", mu
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
 METHOD = Declared("--method", "Difference in means of harmful and benign prompts; or contrastive: of the same prompts followed by "
                   "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls.", c.METHODS, "mean")
-TAU = Declared("--tau", "Zero entries below this.", click.FloatRange(min=0), shown="none; published: 1e-3")
+TAU = Declared("--tau", "Zero entries below this.", types.Numbers(min=0), shown="none; published: 1e-3")
 TOP_K = Declared("--top-k", "Keep the K largest entries.", COUNT, shown="all; published: 200")
 NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
 FIT = Declared("--fit", "Logistic regression, its penalty cross-validated; the difference in means over each dimension's variance, "
@@ -145,13 +145,13 @@ PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest
 GATE = Declared("--gate", "probe: a linear probe on one layer, of this run's activations; ridge: several layers and the mean over the prompt; "
                 "words: a bag of words, the control. The last two are fitted on --data of their own.", tuple(g for g in c.GATES if g != "perfect"), "probe")
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
-                        "on prompts of other themes than those that are fitted on.", click.FloatRange(0, 1, min_open=True, max_open=True), shown="Youden's J")
-FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", click.FloatRange(0, 1), shown="Youden's J")
+                        "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
+FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="Youden's J")
 THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", default="validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
 BASIS = Declared("--basis", "Where U and V start: whitened with a shrunk covariance and mapped back; or as published, flaws included.", c.BASES, "shrunk")
 EPOCHS = Declared("--epochs", "Passes through the prompts.", COUNT, c.LOWRANK_EPOCHS)
-RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.", click.FloatRange(min=0, min_open=True), c.LOWRANK_RATE)
+RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.", types.Numbers(min=0, min_open=True), c.LOWRANK_RATE)
 
 # Steering
 LAYER = Declared("--layer", "Block to steer.", click.IntRange(min=0), shown=DEPTH)
@@ -166,7 +166,7 @@ NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_
 PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="embedded examples")
 STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")
 BEST = Declared("--best", "Settings that generate, shortlisted by the first token.", COUNT, c.SWEEP_BEST)
-REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", click.FloatRange(0, 1), c.REFUSAL_LOSS)
+REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", types.Numbers(0, 1), c.REFUSAL_LOSS)
 PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
 
 # Scoring and showing
@@ -178,7 +178,7 @@ SCORING = (
     Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
     Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
     Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
-    Declared("--difference", "Points: how many prompts would such a difference need?", click.FloatRange(0, 100, min_open=True), c.DIFFERENCE),
+    Declared("--difference", "Points: how many prompts would such a difference need?", types.Numbers(0, 100, min_open=True), c.DIFFERENCE),
 )
 OUT = Declared("--out", "The file.", FILE)
 ASSETS = Declared("--assets", "Also each chart as PNG and SVG, each table as CSV and parquet, into this folder.", FOLDER)
@@ -197,10 +197,10 @@ BATCH_SIZE = Declared("--batch-size", "Rows a batch, or auto.", types.ROWS, c.BA
 
 # Teaching and carrying away
 RANK = Declared("--rank", "Rank of the LoRA.", COUNT, c.RANK)
-LEARNING_RATE = Declared("--learning-rate", "At its peak.", click.FloatRange(0, 1, min_open=True), c.LEARNING_RATE)
+LEARNING_RATE = Declared("--learning-rate", "At its peak.", types.Numbers(0, 1, min_open=True), c.LEARNING_RATE)
 ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer prompts.", click.IntRange(min=8), c.ANSWER_TOKENS)
 TOKEN_WEIGHT = Declared("--token-weight", "Weight of the control token's loss against the answer's.", types.FINITE, c.TOKEN_WEIGHT)
-BALANCE = Declared("--balance", "0 weighs rows alike, 1 categories.", click.FloatRange(0, 1), c.BALANCE)
+BALANCE = Declared("--balance", "0 weighs rows alike, 1 categories.", types.Numbers(0, 1), c.BALANCE)
 TEMPLATE = Declared("--template", "Chat template, Jinja.", click.Path(exists=True, dir_okay=False, path_type=Path), shown="the model's own, without a default system prompt")
 FORMAT = Declared("--format", "gguf: llama.cpp's --control-vector; lm-eval: its `steered` model; pt; safetensors.", c.FORMATS, "safetensors")
 OPERATION = (

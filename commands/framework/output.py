@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data.errors import UserError
+from data.store.files import is_full, no_room
 
 if TYPE_CHECKING:
     import polars as pl
@@ -72,6 +73,8 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (UserError, click.ClickException)):
         return text
+    if is_full(error):
+        return no_room()
     if isinstance(error, OSError):
         return f"{text}; check the path, its permissions and the free space"
     return f"{type(error).__name__}: {text[:300]} (--debug shows where)"

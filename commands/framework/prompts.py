@@ -19,8 +19,7 @@ def load_prompts(s: Settings, *, limited: bool) -> "pl.DataFrame":
     if limited:
         prompts = prompts[: s.get("limit")]
     if s.given("benign"):
-        more = load_all(s.given("benign"), s.get("data_mirror")).filter(pl.col("label").fill_null("benign") == "benign")
-        more = more.with_columns(pl.lit("benign").alias("label"))
+        more = load_all(s.given("benign"), s.get("data_mirror"), benign=True)
         both = more.join(prompts.select("dataset", "id", other="prompt"), on=["dataset", "id"])
         for row in both.filter(pl.col("prompt") != pl.col("other")).head(1).to_dicts():
             raise UserError(f"{row['dataset']}: --benign and --data have another prompt each with id {row['id']!r}; give "

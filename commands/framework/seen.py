@@ -28,6 +28,7 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
 
     from data import for_split
     from data.store.rundir import records
+    from data.store.tables import read_parquet
     from reports.scoring.scores import same_text
 
     known = records(s.run)
@@ -43,7 +44,7 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
             if not path.exists() or known.get(key.get("source", ACTIVATIONS.name), {}).get("id") != key["activations"]:
                 raise UserError(f"which prompts the {artefact} behind these answers were fitted to is not known any more, so "
                                 f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
-            table = pl.read_parquet(path)
+            table = read_parquet(path)
             for split in splits:
                 chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
@@ -54,5 +55,5 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
         path = s.run / "sweep_prompts.parquet"
         if not path.exists():
             raise UserError(f"{path}, what the setting was chosen on, is gone: run sweep again")
-        texts |= {same_text(text) for text in pl.read_parquet(path)["prompt"]}
+        texts |= {same_text(text) for text in read_parquet(path)["prompt"]}
     return texts

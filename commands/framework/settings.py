@@ -162,12 +162,33 @@ def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> A
         return None
     value: Any = text
     if param.multiple:
-        value = tuple(part for part in text.split(LISTS.get(param.name or "", "\n")) if part)
+        parts = text.split(LISTS.get(param.name or "", "\n"))
+        value = tuple(part for part in (whole_names(parts) if param.name == "data" else parts) if part)
     try:
         return param.type_cast_value(ctx, value)
     except click.BadParameter as error:
         error.param = param
         raise
+
+
+def whole_names(parts: Sequence[str]) -> list[str]:
+    """Names of data sets, put together again where the system's separator of paths stands in one: `embedded:lessons`.
+
+    A part and the next are one name if they are a known one, or else if the first is OWNER/NAME, no file, and the second
+    is neither a file nor a name itself.
+    """
+    from data.prompts.reading import HUB_ID, is_known
+
+    told: list[str] = []
+    for part in parts:
+        both = f"{told[-1]}{os.pathsep}{part}" if told else ""
+        apart = not part or "/" in part or Path(part).suffix.lower() in (".jsonl", ".csv", ".parquet")
+        config = not apart and HUB_ID.fullmatch(both) and not is_known(part) and not Path(told[-1]).exists()
+        if both.count(":") == 1 and os.pathsep == ":" and (is_known(both) or config):
+            told[-1] = both
+        else:
+            told.append(part)
+    return told
 
 
 def _shared_environment(ctx: click.Context, name: str, value: Any) -> Any:

@@ -29,6 +29,17 @@ class Read(click.ParamType):
             return self.fail(str(error), param, ctx)
 
 
+class Numbers(click.FloatRange):
+    """click's range of numbers, in which `nan` would lie, which is neither smaller nor larger than any; nor `inf`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse, or fail as a usage error."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 def _layers(text: str) -> tuple[int, ...]:
     """Of `5`, `0-9`, `3,5,10-12`."""
     numbers: list[int] = []
@@ -36,6 +47,8 @@ def _layers(text: str) -> tuple[int, ...]:
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             raise ValueError(f"{text!r} is not a list of layers such as 5, 0-9 or 3,5,10-12")
+        if len(last or first) > 5:
+            raise ValueError(f"{text!r}: no model has so many layers")
         numbers.extend(range(int(first), int(last or first) + 1))
     return tuple(numbers)
 

@@ -6,7 +6,7 @@ Everything goes through `datasets.load_dataset`, whose environment (`HF_HOME`, `
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -14,6 +14,7 @@ from unittest.mock import patch
 import polars as pl
 
 from data.errors import OutOfReachError, UserError
+from data.prompts.mirror import check_inside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,8 +61,10 @@ def fetch(
             raise UserError(f"{hub} is also a folder here and would be read instead of the hub; pass --data-mirror .")
     elif not _holds_csv(folder):
         options = {}
+    if folder is not None:
+        check_inside(folder)
     try:
-        with _quiet():
+        with _quiet(), nullcontext() if folder is None else cached_only():
             loaded = load_dataset(str(folder or hub), config, **options)
     except Exception as error:  # the libraries beneath raise their own kinds of nearly everything
         kind = OutOfReachError if folder is None and _unreachable(error) else UserError
@@ -100,10 +103,12 @@ def mirrored(mirror: Path | None) -> Iterator[None]:
 
     def load_copy(path: str, name: str | None = None, *rest: Any, **options: Any) -> Any:
         copy = folder / path
-        if HUB_NAME.fullmatch(path) and copy.is_dir():
-            path = str(copy)
-            options.pop("revision", None)
-        return load(path, name, *rest, **options)
+        if not (HUB_NAME.fullmatch(path) and copy.is_dir()):
+            return load(path, name, *rest, **options)
+        check_inside(copy)
+        options.pop("revision", None)
+        with cached_only():
+            return load(str(copy), name, *rest, **options)
 
     with patch.object(datasets, "load_dataset", load_copy):
         yield

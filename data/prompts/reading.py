@@ -3,11 +3,15 @@
 Every frame has the columns of `PROMPT_COLUMNS`, all strings. A row's key is (`dataset`, `id`).
 """
 
+import csv
 import difflib
 import hashlib
+import io
 import json
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -17,24 +21,27 @@ from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
 from data.prompts.hub import fetch
-from data.store.tables import PROMPTS
+from data.store.tables import PROMPTS, read_parquet
+
+log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = tuple(PROMPTS)
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 
 
-def load_all(sources: Iterable[str], mirror: Path | None = None) -> pl.DataFrame:
+def load_all(sources: Iterable[str], mirror: Path | None = None, *, benign: bool = False) -> pl.DataFrame:
     """Load and stack several sources; the keys of all of them must differ.
 
     Args:
         sources: Names and files, each as `load` takes them.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
+        benign: As `load` takes it.
 
     Raises:
         UserError: A source is unknown or bad, or two sources hold the same (`dataset`, `id`).
     """
-    return stacked([load(source, mirror) for source in sources])
+    return stacked([load(source, mirror, benign=benign) for source in sources])
 
 
 def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
@@ -52,7 +59,7 @@ def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
     return frame
 
 
-def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
+def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl.DataFrame:
     """Load one source of prompts.
 
     Args:
@@ -60,10 +67,23 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
             `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
             a .jsonl, .csv or .parquet file.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
+        benign: Only its benign rows, and those without a label are: a category does not make them harmful.
 
     Raises:
         UserError: There is no such source, it can't be reached or read, or its rows are not in shape.
     """
+    frame = _load(source, mirror, "benign" if benign else "harmful")
+    if not benign:
+        return frame
+    rows = frame.filter(pl.col("label").fill_null("benign") == "benign").with_columns(pl.lit("benign").alias("label"))
+    if rows.is_empty():
+        raise UserError(f"{source}: all its rows are labelled harmful, so that it adds no benign one")
+    if rows.height < frame.height:
+        _say(f"{source}: {frame.height - rows.height} rows are labelled harmful and left out of the benign ones")
+    return rows
+
+
+def _load(source: str, mirror: Path | None, unlabelled: str) -> pl.DataFrame:
     path = Path(source).expanduser()
     own, split = embedded.named(source)
     if own:
@@ -72,14 +92,28 @@ def load(source: str, mirror: Path | None = None) -> pl.DataFrame:
     if reader is not None:
         if not path.is_file():
             raise UserError(f"{source}: no such file")
-        return _checked(reader(path, source), source, path.stem)
+        return _checked(reader(path, source), source, _name_of(path), unlabelled)
     found = catalogue.find(source)
     if found is not None:
         known, part = found
-        return _checked(catalogue.read(known, part, mirror), source, known.name)
+        return _checked(catalogue.read(known, part, mirror), source, known.name, unlabelled)
     if path.is_file() or not HUB_ID.fullmatch(source):
         raise UserError(_unknown(source))
-    return _load_hub(source, mirror)
+    return _load_hub(source, mirror, unlabelled)
+
+
+def _name_of(path: Path) -> str:
+    """A file's name as a data set: a known set's, whose rows the hub would be asked for, is no other's."""
+    if path.stem not in (*embedded.FILES, *(known.name for known in catalogue.CATALOGUE)):
+        return path.stem
+    _say(f"{path}: its data set is called {path.name!r}, as {path.stem!r} is another one")
+    return path.name
+
+
+@cache
+def _say(words: str) -> None:
+    """A line, once."""
+    log.warning("%s", words)
 
 
 def _load_embedded(name: str, split: str) -> pl.DataFrame:
@@ -90,7 +124,7 @@ def _load_embedded(name: str, split: str) -> pl.DataFrame:
     return chosen
 
 
-def _load_hub(source: str, mirror: Path | None) -> pl.DataFrame:
+def _load_hub(source: str, mirror: Path | None, unlabelled: str) -> pl.DataFrame:
     """Any data set of the hub whose columns are named as ours; its splits are ours if it has more than one of them."""
     owner, name, *rest = source.split("/", 2)
     name, _, config = name.partition(":")
@@ -101,7 +135,7 @@ def _load_hub(source: str, mirror: Path | None) -> pl.DataFrame:
     frames = [_numbered(_text_only(frame, source), split, len(fetched) > 1) for split, frame in fetched.items()]
     frame = pl.concat(frames, how="diagonal_relaxed")
     chosen = frame.filter(pl.col("hub split") == rest[0]) if rest else frame
-    return _checked(chosen, source, f"{hub}:{config}" if config else hub)
+    return _checked(chosen, source, f"{hub}:{config}" if config else hub, unlabelled)
 
 
 def _numbered(frame: pl.DataFrame, split: str, among_others: bool) -> pl.DataFrame:
@@ -113,6 +147,14 @@ def _numbered(frame: pl.DataFrame, split: str, among_others: bool) -> pl.DataFra
         pl.col("split").cast(pl.String).fill_null(pl.lit(ours, pl.String)),
         pl.lit(split).alias("hub split"),
     )
+
+
+def is_known(source: str) -> bool:
+    """Whether a name, with or without a part, is one of this project's or of the catalogue's sets."""
+    try:
+        return bool(embedded.named(source)[0]) or catalogue.find(source) is not None
+    except UserError:  # the set is known, that config is not
+        return False
 
 
 def _unknown(source: str) -> str:
@@ -153,15 +195,10 @@ def _utf8(path: Path, name: str) -> str:
 
 def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
     rows = []
-    for number, line in enumerate(_utf8(path, name).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{name}, line {number}: expected a JSON object, got {type(row).__name__}")
+    found = list(_objects(path, name))
+    renamed = _renamed([key for _, row in found for key in row], name)
+    for number, row in found:
+        row = {renamed.get(key, key): value for key, value in row.items()} if renamed else row
         if "prompt" not in row:
             raise UserError(f"{name}, line {number}: no field 'prompt'")
         for column in PROMPT_COLUMNS:
@@ -179,7 +216,40 @@ def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=PROMPTS)
 
 
-def _text(value: object) -> str:
+def _objects(path: Path, name: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """Each line's number and object."""
+    for number, line in enumerate(_utf8(path, name).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}, line {number}: expected a JSON object, got {type(row).__name__}")
+        yield number, row
+
+
+def _renamed(columns: Iterable[str], name: str) -> dict[str, str]:
+    """Column -> one of ours that it is for its capitals and blanks alone, which is said; ours itself goes before it."""
+    there = list(dict.fromkeys(columns))
+    told: dict[str, str] = {}
+    for column in there:
+        plain = column.strip().lower()
+        if column == plain or plain not in PROMPT_COLUMNS:
+            continue
+        if plain in there or plain in told.values():
+            _say(f"{name}: column {column!r} is not read, as there is {plain!r} already")
+        else:
+            told[column] = plain
+            _say(f"{name}: column {column!r} is read as {plain!r}")
+    return told
+
+
+def _text(value: object) -> str | None:
+    """A value of JSON as text; what is no number is missing, as pandas writes it."""
+    if isinstance(value, float) and value != value:
+        return None
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -188,15 +258,43 @@ def _read_csv(path: Path, name: str) -> pl.DataFrame:
     if not text.strip():
         return pl.DataFrame(schema={"prompt": pl.String})
     text = re.sub(r"(?:\r?\n[ \t]*)+\Z", "\n", text)  # a blank line is a row of one column, but not at the end
+    lines = _lines(text, name)
+    headings = next(lines)[1]
+    rows = []
+    for line, cells in lines:
+        if len(cells) != len(headings) and cells:
+            raise UserError(f"{name}, line {line}: {len(cells)} columns, where the heading has {len(headings)}; quote "
+                            "texts that hold commas")  # fmt: skip
+        rows.append(cells or [""] * len(headings))
+    twice = [heading for heading in headings if headings.count(heading) > 1 and heading in PROMPT_COLUMNS]
+    if twice:
+        raise UserError(f"{name}: column {twice[0]!r} is there twice; rename one")
+    wanted = {heading: at for at, heading in enumerate(headings)}
+    return pl.DataFrame({heading: [row[at] for row in rows] for heading, at in wanted.items()},
+                        schema=dict.fromkeys(wanted, pl.String))  # fmt: skip
+
+
+def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file, each with the line it begins in; quotes within a quoted text are doubled, or it is refused."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
     try:
-        return pl.read_csv(text.encode(), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{name}: not a readable CSV file: {str(error).splitlines()[0]}") from None
+        for cells in reader:
+            yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        why = (
+            "write a quote within a quoted text as two, not with a backslash"
+            if '\\"' in text
+            else "is a quote left open?"
+        )
+        raise UserError(f"{name}, line {line}: not readable as CSV ({error}); {why}") from None
 
 
 def _read_parquet(path: Path, name: str) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
@@ -211,14 +309,19 @@ def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     return frame
 
 
-def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
-    """Bring a raw frame into shape, or say which row is wrong; rows count from 1."""
+def _checked(frame: pl.DataFrame, name: str, dataset: str, unlabelled: str = "harmful") -> pl.DataFrame:
+    """Bring a raw frame into shape, or say which row is wrong; rows count from 1.
+
+    A row with a category and without a label is `unlabelled`.
+    """
+    frame = frame.rename(_renamed(frame.columns, name))
     if "prompt" not in frame.columns:
         raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns)) or 'none'}")
     if frame.is_empty():
         raise UserError(f"{name}: no rows")
     frame = (
         _text_only(frame, name)
+        .with_columns(pl.selectors.float().fill_nan(None))  # what is no number is missing
         .with_columns([pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns])
         .select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
     )
@@ -236,12 +339,17 @@ def _checked(frame: pl.DataFrame, name: str, dataset: str) -> pl.DataFrame:
 
     refuse(pl.col("prompt").fill_null("").str.strip_chars() == "", "empty prompt", "prompt")
     refuse(~pl.col("label").is_in(LABELS), "unknown label {}; use 'harmful', 'benign' or nothing", "label")
+    refuse(~pl.col("split").is_in(SPLITS), f"unknown split {{}}; use {', '.join(SPLITS)} or nothing", "split")
+    guessed = frame.filter(pl.col("label").is_null() & pl.col("category").is_not_null())
+    if guessed.height:
+        _say(f"{name}: {guessed.height} rows have a category and no label: read as {unlabelled} "
+             f"(the first is row {guessed['row'][0]}); a column 'label' says otherwise")  # fmt: skip
     frame = frame.with_columns(
         pl.col("id").fill_null((pl.col("row") - 1).cast(pl.String)),
         pl.col("dataset").fill_null(pl.lit(dataset)),
         # A category is a reason to refuse: without a label the row reads as harmful.
         pl.when(pl.col("label").is_null() & pl.col("category").is_not_null())
-        .then(pl.lit("harmful"))
+        .then(pl.lit(unlabelled))
         .otherwise(pl.col("label"))
         .alias("label"),
     )

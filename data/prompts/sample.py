@@ -27,4 +27,4 @@ def named(source: str) -> tuple[str, str]:
 
 def read(name: str) -> pl.DataFrame:
     """Every row of one of `FILES`, with theme and response."""
-    return pl.read_ndjson(FILES[name])
+    return pl.read_ndjson(FILES[name].read_bytes())  # polars would take a path for a pattern

@@ -14,6 +14,7 @@ import polars as pl
 from safetensors import SafetensorError, safe_open
 
 from data.errors import UserError
+from data.store.tables import read_parquet
 
 SLICE_BYTES = 64 << 20
 
@@ -49,7 +50,7 @@ class Activations:
                 view = file.get_slice("activations")
                 metadata, shape, kind, names = file.metadata() or {}, view.get_shape(), view.get_dtype(), file.keys()
             layers = json.loads(metadata["layers"])
-            rows = pl.read_parquet(path.with_suffix(".parquet"))
+            rows = read_parquet(path.with_suffix(".parquet"))
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{path}: not a readable activations file; run extract again ({error})") from None
         if not are_layers(layers):
@@ -76,6 +77,8 @@ class Activations:
             for start in range(0, height, step):
                 count = min(step, height - start)
                 values = np.fromfile(file, "<f4", count * depth * width)
+                if values.size < count * depth * width:
+                    raise UserError(f"{self.path} is shorter than it says; run extract again")
                 yield start, values.reshape(count, depth, width)
 
     def index(self, layer: int) -> int:
@@ -92,7 +95,7 @@ class Activations:
         """One layer of some rows, in the order given: float32 (rows, d_model).
 
         Raises:
-            UserError: The file does not hold that layer.
+            UserError: The file does not hold that layer, or is cut short.
         """
         height, depth, width = self.shape
         chosen = range(height) if rows is None else rows
@@ -100,7 +103,9 @@ class Activations:
         first = self._start() + self.index(number) * width * 4
         with self.path.open("rb") as file:
             for at, row in enumerate(chosen):
-                os.preadv(file.fileno(), [values[at].data], first + int(row) * depth * width * 4)
+                read = os.preadv(file.fileno(), [values[at].data], first + int(row) * depth * width * 4)
+                if read < width * 4:
+                    raise UserError(f"{self.path} is shorter than it says; run extract again")
         return values
 
     def _start(self) -> int:

@@ -1,10 +1,13 @@
 """Finished batches on disk, and jobs under way: what a killed run has done, and the plan it goes on with."""
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from data.store.files import open_own, room_for
 
 Object = dict[str, Any]  # of JSON
 
@@ -46,7 +49,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             if results is not None:
                 results.unlink(missing_ok=True)
-            path.write_text(json.dumps({"key": key, "plan": plan}) + "\n")
+            self._append({"key": key, "plan": plan}, "w")
 
     def _whole_lines(self) -> list[Object]:
         if not self._path.exists():
@@ -54,7 +57,7 @@ class Journal:
         raw = self._path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
-            with self._path.open("r+b") as file:
+            with open_own(self._path, "r+b") as file:
                 file.truncate(len(whole))
         try:
             return [json.loads(line) for line in whole.splitlines()]
@@ -90,9 +93,18 @@ class Journal:
         self.jobs[name] = noted
         self._append({"job": name, "noted": noted})
 
-    def _append(self, line: Object) -> None:
-        with self._lock, self._path.open("a") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def _append(self, line: Object, mode: str = "a") -> None:
+        """Write a line, all of it or, where the disk is full, nothing: what follows must not stand behind half a line."""
+        content = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with self._lock, room_for(self._path), open_own(self._path, mode + "b", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(start)
+                raise
 
     def remove(self) -> None:
         """Delete the journal once its result stands."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.errors import UserError
+from data.store.files import check_replaceable, open_own, room_for, settle
 
 DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
 Record = dict[str, Any]  # what `run.json` says of one artefact
@@ -27,10 +28,13 @@ def writing(folder: Path) -> Iterator[None]:
     """Hold the run directory's lock; the system frees it when its holder dies, however it dies.
 
     Raises:
-        UserError: Another process writes there; it is named.
+        UserError: Another process writes there; it is named. Or a folder in there is a link to one elsewhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    for inside in folder.iterdir():
+        if inside.is_symlink() and inside.is_dir():
+            raise UserError(f"{inside} is a link to a folder elsewhere, where files would be replaced; remove the link")
+    with room_for(folder / ".lock"), open_own(folder / ".lock", "a+") as lock:
         deadline = time.monotonic() + DYING
         while not _locked(lock):
             if time.monotonic() > deadline:
@@ -57,14 +61,23 @@ def _locked(lock: IO[str]) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` by rename when the block ends without an error."""
+    """A path to write to, which becomes `path` by rename when the block ends without an error.
+
+    Raises:
+        UserError: There is no room on the disk, or something that is no file has the name.
+    """
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with room_for(path):
+        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     os.close(handle)
     try:
-        yield Path(unfinished)
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
+        with room_for(path):
+            yield Path(unfinished)
+            settle(Path(unfinished))
+            Path(unfinished).chmod(0o644)
+            Path(unfinished).replace(path)
+            settle(path.parent)
     finally:
         Path(unfinished).unlink(missing_ok=True)
 
@@ -79,17 +92,33 @@ def records(folder: Path) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())["artefacts"]
-    except (ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text("utf-8"), parse_constant=_no_number)["artefacts"]
+        if not isinstance(kept, dict):
+            raise TypeError
+        return kept
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete it, or pass another --run") from None
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(word)  # NaN and Infinity are Python's, not JSON's
+
+
 def record(folder: Path, artefact: str, entry: Record) -> None:
-    """Write an artefact's record, with versions and the end time."""
+    """Write an artefact's record, with versions and the end time.
+
+    Raises:
+        UserError: It holds what JSON can't.
+    """
     kept = records(folder)
     kept[artefact] = {**entry, "versions": versions(), "end": now()}
+    try:
+        text = json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False, allow_nan=False)
+        content = (text + "\n").encode()
+    except ValueError as error:  # half a character of a UTF-16 pair is one as well
+        raise UserError(f"{folder / 'run.json'} can't hold the record of {artefact}: {error}") from None
     with replacing(folder / "run.json") as path:
-        path.write_text(json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False) + "\n")
+        path.write_bytes(content)
 
 
 def versions() -> dict[str, str]:
@@ -106,6 +135,24 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _put(made: Path, folder: Path, old: Path | None) -> None:
+    """Give a folder its name; one that has it is moved to `old`. Another process may do the same at this moment."""
+    for last in (False, False, True):
+        if old is not None and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(old)
+        try:
+            made.rename(folder)
+        except OSError:
+            if old is None and folder.is_dir():
+                return
+            if last or not folder.exists():
+                raise
+        else:
+            return
+
+
 @contextlib.contextmanager
 def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
     """An empty folder to fill, which becomes `folder` by rename when the block ends without an error.
@@ -118,17 +165,15 @@ def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = Path(f"{unfinished}-old")
     try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        for file in unfinished.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)
-        if replace and folder.exists():
-            folder.rename(old)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if replace or not folder.is_dir():
-                raise
+        with room_for(folder):
+            yield unfinished
+            unfinished.chmod(0o755)
+            for file in unfinished.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
+                settle(file)
+            settle(unfinished)
+        _put(unfinished, folder, old if replace else None)
+        settle(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -112,3 +112,13 @@ def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet; the file appears whole."""
     with replacing(path) as unfinished:
         frame.write_parquet(unfinished)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read one parquet file: the one of this very name, whatever `*`, `?`, `[` and `=` stand in it or its folders."""
+    return pl.read_parquet(path.absolute(), columns=columns, glob=False, hive_partitioning=False)
+
+
+def parquet_rows(path: Path) -> int:
+    """How many rows a parquet file has, without reading them."""
+    return pl.scan_parquet(path.absolute(), glob=False, hive_partitioning=False).select(pl.len()).collect().item()

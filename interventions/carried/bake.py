@@ -6,14 +6,13 @@ residual stream (Arditi et al. 2024, arXiv 2406.11717, section 4.1: weight ortho
 
 import copy
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.errors import UserError
+from data.store.rundir import appearing
 from interventions.model.model import Model
 
 RECORD = "baked.json"
@@ -111,14 +110,9 @@ def _write(model: Model, config: Any, weights: dict[str, torch.Tensor], out: Pat
         module = type(model.module)(config)
     module.load_state_dict(weights, assign=True)
     module.generation_config = copy.deepcopy(model.module.generation_config)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        folder = Path(scratch) / "model"
+    with appearing(out, replace=True) as folder:
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
         noted = {"model": model.name, "revision": model.revision, **record}
         (folder / RECORD).write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        folder.replace(out)
     return out

@@ -47,7 +47,7 @@ def fit_vectors(
     """
     how, activations = method_named(method), Activations.open(path)
     chosen = contrasts(activations.rows, split, paired=how.is_paired(activations.rows), respond=respond)
-    check_names(contrast.category for contrast in chosen)
+    check_names([contrast.category for contrast in chosen])
     if how.relabel is not None:
         chosen = how.relabel(chosen, np.random.default_rng(seed))
     vectors, norms = mean_differences(activations, chosen)

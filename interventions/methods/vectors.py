@@ -4,7 +4,7 @@
 # pyright: reportMissingTypeStubs=false
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 FORMAT = "refusal-steering/1"
+RESERVED = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,14 @@ class SteeringVectors:
         return cls({name: tensors[name] for name in names}, metadata)
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_names(names: Collection[str]) -> None:
     """May categories be called this?
 
     Raises:
-        UserError: One has the name of the mean of all, which would steer with its own vector instead.
+        UserError: One has the name of the mean of all, which would steer with its own vector instead; or the one under
+            which the file's format keeps its metadata.
     """
+    if RESERVED in names:
+        raise UserError(f"a category can't be called {RESERVED!r}, where safetensors keeps its metadata; rename it")
     if MEAN in names:
         raise UserError(f"a category can't be called {MEAN!r}, which names the mean of all vectors; rename it")

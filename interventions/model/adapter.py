@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from interventions.model.foreign.checkpoint import every_weight
 from interventions.model.tokenizer_files import RECORD_FILE, read_places, write_places, write_tokenizer
 from interventions.model.vocabulary import ControlToken
 
@@ -71,7 +72,8 @@ def merge(base: str, adapter: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     control_tokens, template = read_places(adapter), (adapter / TEMPLATE).read_text("utf-8")
-    module = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    with every_weight(base):
+        module = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     grow(module, control_tokens)
     try:
         merged: Any = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
@@ -79,7 +81,7 @@ def merge(base: str, adapter: Path, folder: Path) -> None:
         raise UserError(f"{adapter} does not fit {base}: {str(error).strip().splitlines()[0]}") from error
     merged.config._name_or_path = ""  # would be this machine's path
     merged.save_pretrained(folder)
-    write_tokenizer(AutoTokenizer.from_pretrained(base), control_tokens, template, folder)
+    write_tokenizer(AutoTokenizer.from_pretrained(base, trust_remote_code=False), control_tokens, template, folder)
 
 
 def grow(module: Any, control_tokens: tuple[ControlToken, ...]) -> bool:

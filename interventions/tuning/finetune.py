@@ -31,7 +31,8 @@ from data.store.rundir import appearing, writing
 from interventions.model.adapter import grow, merge, save_adapter
 from interventions.model.blocks import decoder_path
 from interventions.model.embedded import ALIASES, HUB_ID, embedded_folder
-from interventions.model.revision import folder_revision
+from interventions.model.foreign.checkpoint import check_files, every_weight, folder_revision
+from interventions.model.foreign.rendering import check_template
 from interventions.model.templates import answer_template
 from interventions.model.tokenizer_files import RECORD_FILE, write_tokenizer
 from interventions.model.vocabulary import ControlToken, place_control_tokens
@@ -207,21 +208,25 @@ def _tokenizer(
 ) -> tuple[Any, tuple[ControlToken, ...], str]:
     """The base's tokenizer with control tokens and template, as it will be saved."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        check_template(tokenizer, base)
     except (OSError, ValueError) as error:
         raise UserError(f"model {base!r} can't be opened: {str(error).strip().splitlines()[0]}") from error
     control_tokens = place_control_tokens(tokenizer, names)
     chat = template if template is not None else answer_template(tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
     write_tokenizer(tokenizer, control_tokens, chat, folder)
-    return AutoTokenizer.from_pretrained(folder), control_tokens, chat
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), control_tokens, chat
 
 
 def module_of(source: str, device: str | None, dtype: str | None) -> Any:
     """The base, on its device and in the type it computes in."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
-    module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    if Path(source).is_dir():
+        check_files(Path(source))
+    with every_weight(source):
+        module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, trust_remote_code=False)
     return module.to(device)
 
 

@@ -1,14 +1,18 @@
 """A report's charts as PNG and SVG, its tables as CSV and parquet: for papers, slides and spreadsheets."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from data.store.rundir import replacing
 from reports.page import charts
 from reports.page.blocks import Chart, Row, Section, Table
 
+LONGEST = 60  # characters of a file name
 WIDTH, PANEL_WIDTH, SCALE = 720, 360, 2.0
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
 FORMULA = r"^[=+\-@\t\r]"
@@ -38,9 +42,11 @@ def write_chart(chart: Chart, folder: Path, width: int) -> list[Path]:
     import vl_convert
 
     spec = on_paper(chart, width)
-    paths = [folder / f"{chart.name}.svg", folder / f"{chart.name}.png"]
-    paths[0].write_text(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), encoding="utf-8")
-    paths[1].write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[]))
+    name = file_name(chart.name)
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    with replacing(paths[0]) as svg, replacing(paths[1]) as png:
+        svg.write_text(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]), encoding="utf-8")
+        png.write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=[]))
     return paths
 
 
@@ -56,11 +62,26 @@ def on_paper(chart: Chart, width: int) -> charts.Spec:
 
 def write_table(table: Table, folder: Path) -> list[Path]:
     """NAME.parquet, as it is, and NAME.csv, in which no text can be taken for a formula."""
-    paths = [folder / f"{table.name}.parquet", folder / f"{table.name}.csv"]
-    table.frame.write_parquet(paths[0])
+    name = file_name(table.name)
+    paths = [folder / f"{name}.parquet", folder / f"{name}.csv"]
     flat = [_flat(column) for column in table.frame.get_columns()]
-    pl.DataFrame(flat).write_csv(paths[1])
+    with replacing(paths[0]) as parquet, replacing(paths[1]) as csv:
+        table.frame.write_parquet(parquet)
+        pl.DataFrame(flat).write_csv(csv)
     return paths
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file, without an ending: parts of it may come out of data, and lead anywhere.
+
+    One that had to change gets a piece of its hash, so that no two become one.
+    """
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST].strip("-")
+    return (
+        name
+        if name and name == plain
+        else f"{plain or 'x'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    )
 
 
 def _flat(column: pl.Series) -> pl.Series:

@@ -204,6 +204,7 @@ def vectors(runs: dict[str, Run]) -> Section | None:
     if first is None:
         return None
     rows = []
+    called = say.distinct(first.tensors, 40 if len(names) == 2 else 30)
     for name in names[1:]:
         other = runs[name].vectors
         if other is None or next(iter(other.tensors.values())).shape[1] != next(iter(first.tensors.values())).shape[1]:
@@ -212,7 +213,7 @@ def vectors(runs: dict[str, Run]) -> Section | None:
             for layer in sorted(set(first.layers) & set(other.layers)):
                 a, b = (of.tensors[category][of.layers.index(layer)] for of in (first, other))
                 length = float(np.linalg.norm(a) * np.linalg.norm(b))
-                series = say.name(category, 40) if len(names) == 2 else f"{name}: {say.name(category, 30)}"
+                series = called[category] if len(names) == 2 else f"{name}: {called[category]}"
                 if length:
                     n = min(first.counts[category], other.counts[category])
                     rows.append({"series": series, "layer": layer, "value": float(a @ b) / length, "n": n})

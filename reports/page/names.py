@@ -5,12 +5,14 @@ files keep it. Where people read, what all arms of a kind share only stands in t
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reports.page import wording as say
 
 STRENGTH = "strength"
+NEXT = re.compile(r",(?=[a-z][a-z-]*=)")  # where a setting ends: a category may hold a comma, and blanks
 LONGEST_NUMBER = 5  # characters of a setting that stay as they are
 BLANK = "\u00a0"
 
@@ -40,11 +42,12 @@ def named(arms: Iterable[str]) -> dict[str, Arm]:
     names = list(dict.fromkeys(arms))
     common = shared(names)
     shown = {name: _shown(name, common.get(kind_of(name), {})) for name in names}
+    wholes = [say.name(name) for name in names]
     taken = [arm.short for arm in shown.values()]
     for at, (name, arm) in enumerate(shown.items()):
         if taken.count(arm.short) > 1:
             whole = say.name(name)
-            short = whole if whole not in taken else f"{at + 1}: {whole}"
+            short = whole if whole not in taken and wholes.count(whole) == 1 else f"{at + 1}: {whole}"
             shown[name] = Arm(short, short, arm.strength)
     return shown
 
@@ -94,7 +97,7 @@ def _shown(name: str, common: dict[str, str]) -> Arm:
 
 
 def _settings(name: str) -> dict[str, str]:
-    parts = [part.partition("=") for part in name.partition(":")[2].split(",") if part]
+    parts = [part.partition("=") for part in NEXT.split(name.partition(":")[2]) if part]
     return {key: value for key, _, value in parts}
 
 

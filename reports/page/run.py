@@ -4,7 +4,6 @@ A file that is missing is no fault. One that is there and can't be read is named
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from data.contract import nearest_layer
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.rundir import Record, records
-from data.store.tables import required
+from data.store.tables import read_parquet, required
 from reports.page.names import Arm, named
 
 # Tables that a report reads.
@@ -51,7 +50,7 @@ class Run:
     records: dict[str, Record]
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     vectors: Vectors | None = None
-    faults: Sequence[str] = ()
+    faults: list[str] = field(default_factory=list)
 
     def table(self, name: str) -> pl.DataFrame | None:
         """A table of the contract, or None where there is none or it is empty."""
@@ -134,7 +133,7 @@ def read_table(path: Path) -> pl.DataFrame:
         ValueError: A column is missing.
         PolarsError: The file is damaged, or a column can't be of its type.
     """
-    frame = pl.read_parquet(path)
+    frame = read_parquet(path)
     wanted = required(path.stem)
     missing = [name for name in wanted if name not in frame.columns]
     if missing:
@@ -167,17 +166,27 @@ def read_vectors(path: Path) -> Vectors:
 
 
 def read_activations(folder: Path, layer: int, most: int, seed: int = 0) -> tuple[np.ndarray, pl.DataFrame] | None:
-    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none."""
-    try:
-        file = Activations.open(folder / "activations" / "prompts.safetensors")
-    except UserError:
+    """Activations of at most `most` rows at one layer, float64 (rows, d_model), and their rows; None if there are none.
+
+    Raises:
+        UserError: They are there and damaged.
+    """
+    path = folder / "activations" / "prompts.safetensors"
+    if not path.exists() and not path.with_suffix(".parquet").exists():
         return None
+    file = Activations.open(path)
+    lacking = [name for name in ("category", "label") if file.rows.schema.get(name) != pl.String]
+    if lacking:
+        raise UserError(f"{path.with_suffix('.parquet')}: no column {lacking[0]} of text; run extract again")
     if layer not in file.layers:
         return None
     chosen = np.arange(file.rows.height)
     if file.rows.height > most:
         chosen = np.sort(np.random.default_rng(seed).choice(file.rows.height, most, replace=False))
-    return file.layer(layer, chosen).astype(np.float64), file.rows[chosen]
+    values = file.layer(layer, chosen).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: values at layer {layer} are no numbers; run extract again")
+    return values, file.rows[chosen]
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import math
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -34,6 +36,20 @@ def name(value: Any, longest: int = LONGEST_NAME) -> str:
     """A name for a chart or a heading: one short visible line."""
     text = visible(" ".join(str("–" if value is None else value).split()))
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def distinct(values: Iterable[Any], longest: int = LONGEST_NAME) -> dict[Any, str]:
+    """A name for each value, and no two alike: where shortening makes them so, a number tells them apart."""
+    wanted = list(dict.fromkeys(values))
+    names = {value: name(value, longest) for value in wanted}
+    often = Counter(names.values())
+    told: dict[Any, str] = {}
+    for value, short in names.items():
+        at = 1
+        while often[short] > 1 and (f"{at}: {short}" in told.values() or f"{at}: {short}" in often):
+            at += 1
+        told[value] = short if often[short] == 1 else f"{at}: {short}"
+    return told
 
 
 def units(unit: str | None) -> str:

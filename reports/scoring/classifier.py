@@ -107,7 +107,8 @@ def _open(name: str, device: str | None) -> Any:
     from transformers import pipeline
 
     try:
-        pipe = pipeline("text-classification", model=name, device=device, model_kwargs={"use_safetensors": True})
+        pipe = pipeline("text-classification", model=name, device=device, trust_remote_code=False,
+                        model_kwargs={"use_safetensors": True})  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"classifier {name!r} can't be opened: {reason}") from None

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import polars as pl
 
 from data.contract import VERDICTS
 from data.errors import UserError
+from data.store.rundir import replacing
 from reports.scoring.assemble import Given, Verdicts
+
+log = logging.getLogger(__name__)
 
 NEEDS = "pass --hand"
 COLUMNS = ("key", "prompt", "response", "verdict")
@@ -44,11 +48,11 @@ def write_sample(generations: pl.DataFrame, path: Path, *, n: int = SAMPLES, see
     sample = draw(generations, n, seed)
     keys = pl.Series("key", answer_keys(sample), pl.String)
     rows = sample.select(keys, "prompt", "response", pl.lit("").alias("verdict")).to_dicts()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _suffix(path) == ".csv":  # the mark at the start tells spreadsheets that it is UTF-8
-        path.write_text(_as_csv(rows), encoding="utf-8-sig", newline="")
-    else:
-        path.write_text(_as_jsonl(rows), encoding="utf-8")
+    with replacing(path) as unfinished:
+        if _suffix(path) == ".csv":  # the mark at the start tells spreadsheets that it is UTF-8
+            unfinished.write_text(_as_csv(rows), encoding="utf-8-sig", newline="")
+        else:
+            unfinished.write_text(_as_jsonl(rows), encoding="utf-8")
     return len(rows)
 
 
@@ -65,10 +69,18 @@ def hand_verdicts(answers: pl.DataFrame, path: Path) -> pl.Series:
     Raises:
         UserError: Not such a file, an unknown verdict, or labels of other answers only.
     """
-    labels = read_labels(path)
-    verdicts = pl.Series("verdict", [labels.get(key) for key in answer_keys(answers)], pl.String)
+    labelled, keys = _labelled(path), answer_keys(answers)
+    labels, known = dict(labelled), set(keys)
+    verdicts = pl.Series("verdict", [labels.get(key) for key in keys], pl.String)
     if labels and verdicts.is_null().all():
         raise UserError(f"{path} labels none of these answers; they changed since it was written")
+    lost = [key for key, _ in labelled if key not in known]
+    if lost:
+        log.warning("%s: %d of %d labelled rows belong to no answer and are not counted, the first with key %r; did a "
+                    "spreadsheet rewrite the keys?", path, len(lost), len(labelled), lost[0])  # fmt: skip
+    twice = [key for key, verdict in labelled if key in known and labels[key] != verdict]
+    if twice:
+        raise UserError(f"{path}: the answer with key {twice[0]!r} is labelled in two ways; keep one of the rows")
     return verdicts
 
 
@@ -78,7 +90,11 @@ def read_labels(path: Path) -> dict[str, str]:
     Raises:
         UserError: Not such a file, or an unknown verdict.
     """
-    labels = {}
+    return dict(_labelled(path))
+
+
+def _labelled(path: Path) -> list[tuple[str, str]]:
+    labels = []
     for number, row in enumerate(_read(path), 1):
         if not isinstance(row, dict) or not isinstance(row.get("key"), str):
             raise UserError(f"{path}, row {number}: no field 'key'; label a file that --hand wrote")
@@ -87,7 +103,7 @@ def read_labels(path: Path) -> dict[str, str]:
         if verdict and verdict not in VERDICTS:
             raise UserError(f"{path}, row {number}: unknown verdict {given!r}; use {', '.join(VERDICTS)} or nothing")
         if verdict:
-            labels[row["key"]] = verdict
+            labels.append((row["key"], verdict))
     return labels
 
 
@@ -157,5 +173,7 @@ def _read(path: Path) -> list[Any]:
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, ValueError, csv.Error, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    except (ValueError, csv.Error, RecursionError) as error:
         raise UserError(f"{path}: not a readable {suffix[1:]} file ({str(error)[:100]})") from None

@@ -23,6 +23,7 @@ import polars as pl
 
 from data.contract import JUDGE_CONCURRENCY
 from data.errors import UserError
+from data.store.files import is_full, no_room, open_own, room_for
 from reports.scoring.assemble import Given, Verdicts
 from reports.scoring.broken import strip_thinking
 
@@ -220,7 +221,12 @@ class _Asking:
         except Exception as error:  # whatever an endpoint does, the other answers get their verdicts
             self._failed(error)
         else:
-            self._note(key, reply, file)
+            try:
+                self._note(key, reply, file)
+            except OSError as error:  # this may be a thread: nobody above it would hear of it
+                with self.lock:
+                    self.fatal = UserError(no_room(self.cache) if is_full(error) else f"{self.cache}: {error}")
+                    self.stop.set()
 
     def _ask(self, conversation: list[dict[str, str]]) -> str | None:
         """The judge's reply; options that the endpoint turns down are dropped for good once it goes without them."""
@@ -317,10 +323,10 @@ def _as_data(text: str) -> str:
 def _appending(path: Path) -> Iterator[IO[str]]:
     """The file, open to append to, with a torn last line closed off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as raw:
+    with room_for(path), open_own(path, "a+b") as raw:
         if raw.tell():
             raw.seek(-1, os.SEEK_END)
             if raw.read(1) != b"\n":
                 raw.write(b"\n")
-    with path.open("a", encoding="utf-8") as file:
+    with room_for(path), open_own(path, "a", encoding="utf-8") as file:
         yield file

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data.errors import UserError
+from data.store.tables import parquet_rows
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Chart, Prose, Section, Table
@@ -17,7 +19,11 @@ EVERY = "(all)"
 def section(run: Run, how: str = "pca") -> Section | None:
     """Activations at the steered layer in two dimensions, with silhouette scores."""
     layer = run.steered_layer()
-    found = read_activations(run.folder, layer, MOST_POINTS) if layer is not None else None
+    try:
+        found = read_activations(run.folder, layer, MOST_POINTS) if layer is not None else None
+    except UserError as error:  # the rest is shown
+        run.faults.append(str(error))
+        return None
     if found is None:
         return None
     values, rows = found
@@ -33,7 +39,7 @@ def section(run: Run, how: str = "pca") -> Section | None:
         f"{titles[2]}. {overall(told)}"
     )
     chart = Chart("activation-map", charts.scatter(table, names, (titles[0], titles[1])), caption, narrow=True)
-    total = pl.scan_parquet(run.folder / "activations" / "prompts.parquet").select(pl.len()).collect().item()
+    total = parquet_rows(run.folder / "activations" / "prompts.parquet")
     some = f"Drawn: {len(values):,} of {total:,} prompts, picked at random (seed 0)."
     drawn = [Prose(some, "note")] if total > len(values) else []
     shown = say.table_of(
@@ -49,8 +55,9 @@ def section(run: Run, how: str = "pca") -> Section | None:
 
 def group_names(rows: pl.DataFrame) -> list[str]:
     """Each row's category, or benign: near-misses of a category are benign too."""
+    called = say.distinct(rows["category"].drop_nulls(), 40)
     return [
-        "benign" if label == "benign" else say.name(category, 40) if category is not None else "no category"
+        "benign" if label == "benign" else called[category] if category is not None else "no category"
         for label, category in rows.select("label", "category").iter_rows()
     ]
 

@@ -44,8 +44,9 @@ def section(run: Run) -> Section | None:
 def rate_chart(rows: pl.DataFrame, label: str | None, scorer: str, arms: Mapping[str, Arm]) -> Chart:
     """One label's rates."""
     rows = rows.filter(pl.col("dataset") != MACRO)
+    called = say.distinct(rows["dataset"], 40)
     data = rows.select(
-        say.column(rows, lambda dataset: say.name(dataset, 40), "dataset").alias("place"),
+        say.column(rows, lambda dataset: called[dataset], "dataset").alias("place"),
         say.column(rows, lambda arm: arms[arm].short, "arm").alias("arm"),
         "rate", "low", "high", "n", pl.col("broken") / pl.col("n"),
     )  # fmt: skip

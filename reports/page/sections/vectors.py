@@ -54,7 +54,7 @@ def cosines(vectors: Vectors, layer: int) -> Chart:
     names = list(vectors.tensors)
     unit = _unit(vectors, layer)
     matrix = unit @ unit.T
-    short = [say.name(name, 40) for name in names]
+    short = list(say.distinct(names, 40).values())
     table = pl.DataFrame(
         [
             {"a": short[i], "b": short[j], "cosine": float(matrix[i, j])}
@@ -76,9 +76,10 @@ def norms(vectors: Vectors) -> list[Chart]:
     """Length of each vector beside the residual stream's own, by layer; the table has it, where there is one layer."""
     if len(vectors.layers) < 2:
         return []
+    called = say.distinct(vectors.tensors, 40)
     rows = [
         {
-            "series": say.name(name, 40),
+            "series": called[name],
             "layer": layer,
             "value": float(np.linalg.norm(tensor[at]) / vectors.residual_norms[at]),
             "n": vectors.counts[name],
@@ -87,7 +88,7 @@ def norms(vectors: Vectors) -> list[Chart]:
         for at, layer in enumerate(vectors.layers)
         if vectors.residual_norms[at] > 0
     ]
-    series = [say.name(name, 40) for name in vectors.tensors]
+    series = list(called.values())
     low, high = min(vectors.residual_norms), max(vectors.residual_norms)
     caption = (
         f"Length of each vector (fitted on {rows_behind(vectors)}) over the mean length of the residual stream at its "
