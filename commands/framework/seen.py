@@ -50,7 +50,7 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
     for gate in FITTED_GATES.values():
         if gate.name in used:
-            texts |= {same_text(text) for text in pl.read_parquet(s.run / gate.beside[1])["prompt"]}
+            texts |= {same_text(text) for text in read_parquet(s.run / gate.beside[1])["prompt"]}
     if SWEEP.name in used:
         path = s.run / "sweep_prompts.parquet"
         if not path.exists():

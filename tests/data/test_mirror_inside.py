@@ -78,7 +78,7 @@ def test_no_address_is_asked(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
         do_HEAD = do_GET  # the library's name
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Server)

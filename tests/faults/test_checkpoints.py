@@ -34,7 +34,7 @@ def set_weights(folder: Path, change) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def split_up(folder: Path, index: dict[str, str]) -> None:
+def split_up(folder: Path, index: dict[str, str] | dict[str, int]) -> None:
     (folder / "model.safetensors").rename(folder / "x.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
