@@ -105,6 +105,26 @@ def test_many_rows_at_once_are_gated_as_each_alone_and_a_shipped_trace_as_one_he
     assert together.group_by("arm").agg(pl.col("strength").n_unique())["strength"].min() == 2
 
 
+@pytest.mark.ndif
+def test_a_server_gates_as_this_machine_does(ndif, tiny_tuned, tiny_tuned_folder, prompts_file, tmp_path):
+    from interventions import open_model
+    from interventions.backends.backend import open_backend
+
+    prompts = load_all([str(prompts_file)])
+    arms = parse_arms(
+        ["gated:gate=ridge,strength=-3,harmful=2,bias=4", "gated:gate=perfect,strength=-2"],
+        Arm("x", "fixed", 2, unit="unit"),
+    )
+    there = open_model(str(tiny_tuned_folder), remote=open_backend("remote", ndif.url, timeout=300))
+    tools = Tools(vectors_of(tiny_tuned), gates={"ridge": gate_of(tiny_tuned, READS)})
+    one, two = (generate(model, prompts, tools, tmp_path / f"{at}.parquet", arms=arms, max_new_tokens=4)
+                for at, model in enumerate((tiny_tuned, there)))  # fmt: skip
+    assert (
+        one.drop("backend").equals(two.drop("backend"))
+        and one.group_by("arm").agg(pl.col("strength").n_unique())["strength"].min() == 2
+    )
+
+
 def test_only_perfect_reads_labels(tiny_tuned, prompts_file, tmp_path):
     prompts = load_all([str(prompts_file)])
     swapped = prompts.with_columns(label=prompts["label"].reverse(), category=prompts["category"].reverse())
