@@ -114,6 +114,7 @@ def gate_rows(s: Settings, model: "Model", prompts: "pl.DataFrame") -> "GateRows
     import numpy as np
     import polars as pl
 
+    from data.prompts.sample import TAUGHT
     from interventions.gates.fit_gate import GateRows
     from interventions.model.control_tokens import refusal_tokens
     from interventions.steering.first_token import first_tokens
@@ -122,7 +123,7 @@ def gate_rows(s: Settings, model: "Model", prompts: "pl.DataFrame") -> "GateRows
     alone = pl.format("{} {}", "dataset", "id")
     names = set(refusal_tokens(model).names)
     first = first_tokens(model, prompts["prompt"].to_list()) if names else None
-    taught = prompts["dataset"].is_in(["embedded", "embedded:lessons"]).to_numpy() & (model.name == TUNED_MODEL)
+    taught = prompts["dataset"].is_in(TAUGHT).to_numpy() & (model.name == TUNED_MODEL)
     declined = None if first is None else np.array([token in names for token in first])
     return GateRows(prompts, themes.select(pl.col("theme").fill_null(alone)).to_series().to_list(), declined, taught)
 

@@ -13,6 +13,7 @@ import polars as pl
 FOLDER = Path(__file__).parents[1]
 FILES = {"embedded": FOLDER / "embedded.jsonl", "embedded:lessons": FOLDER / "lessons.jsonl",
          "embedded:traffic": FOLDER / "traffic.jsonl"}  # fmt: skip
+TAUGHT = ("embedded", "embedded:lessons")  # to the embedded model; these have responses
 
 
 def named(source: str) -> tuple[str, str]:

@@ -54,7 +54,7 @@ def _fitted() -> Any:
 
     from data.prompts import sample as embedded
 
-    rows = pl.concat(embedded.read(name) for name in embedded.FILES).filter(split="train")
+    rows = pl.concat(embedded.read(name) for name in embedded.TAUGHT).filter(split="train")
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=WORD)
     model = make_pipeline(words, LogisticRegression(C=20, max_iter=2000))
     return model.fit(rows["response"].to_list(), (rows["label"] == "harmful").to_numpy())
