@@ -1,6 +1,7 @@
 """The example notebook runs from top to bottom, and keeps no large outputs."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -22,6 +23,14 @@ def test_the_notebook_is_small_and_shows_no_path_of_anybodys_machine():
     assert len(text) < 120_000
     outputs = json.dumps([cell["outputs"] for cell in cells()])
     assert not any(place in outputs for place in ("/tmp/", "/home/", "/root/", str(ROOT)))
+
+
+def test_what_the_notebook_imports_is_there():
+    """Without running it: a name that moved shows at once, not in the slow suite."""
+    nodes = [node for cell in cells() for node in ast.walk(ast.parse("".join(cell["source"])))]
+    asked = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert asked
+    assert [name for module, name in asked if not hasattr(importlib.import_module(module), name)] == []
 
 
 def shown(source):
