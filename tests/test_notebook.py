@@ -28,7 +28,12 @@ def test_the_notebook_is_small_and_shows_no_path_of_anybodys_machine():
 def test_what_the_notebook_imports_is_there():
     """Without running it: a name that moved shows at once, not in the slow suite."""
     nodes = [node for cell in cells() for node in ast.walk(ast.parse("".join(cell["source"])))]
-    asked = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    asked = [
+        (node.module, alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    ]
     assert asked
     assert [name for module, name in asked if not hasattr(importlib.import_module(module), name)] == []
 
