@@ -127,7 +127,7 @@ class _Work:
                     for encoded, plans in variants]  # fmt: skip
             answers = np.concatenate([found.tokens.numpy() for found in done], axis=1).tolist()
             given = [upto_stop(model, row[0]) for row in answers]
-            kl = self._forced(variants, rows, given, "kl", gates)
+            kl = forced_variants(model, variants, rows, given, "kl", gates)
             means = kl.sum(-1) / np.array([len(row) for row in given])[:, None]
             verdicts = [[broken(finished(model, one, tokens)["response"]) for one in row] for row in answers]
             return np.stack([kl[..., 0], means, np.array(verdicts, float)], axis=-1).tolist()
@@ -152,7 +152,7 @@ class _Work:
         journal = self._journal("texts", variants, counts, sha256("\n\n".join(texts).encode()).hexdigest())
 
         def measure(rows: list[int]) -> list[Any]:
-            nll = self._forced(variants, rows, [pieces[row][CONTEXT:] for row in rows], "nll", gates)
+            nll = forced_variants(self.model, variants, rows, [pieces[row][CONTEXT:] for row in rows], "nll", gates)
             return nll.sum(-1)[..., None].tolist()
 
         noted = self._run(journal, measure, "effects, text", 1)
@@ -169,25 +169,31 @@ class _Work:
         plan = plan_batches(lengths, self.batch_tokens, most_rows(model, max(given, default=1)))
         return Journal(self.path.parent / f".{self.path.stem}-{name}.journal", key, plan)
 
-    def _forced(
-        self, variants: Variants, rows: Sequence[int], given: Sequence[Sequence[int]], what: str, gates: Sequence[Gate]
-    ) -> np.ndarray:
-        """`nll` or `kl` of each row's given tokens, (rows, arms, tokens); arms in the variants' order."""
-        model, batches, found = self.model, [], []
-        for encoded, plans in variants:
-            batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
-            shipped = [plan.for_rows(rows) for plan in plans]
-            gating = Gating([gate.for_rows(rows) for gate in gates], weights_of(encoded, rows, 0, gates))
-            found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids, gating=gating,
-                                        divergence=what == "kl", reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
-        return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
-
     def _run(self, journal: Journal, measure: Callable[[list[int]], list[Any]], name: str, width: int) -> np.ndarray:
         """What is noted of each row and arm, (rows, arms, width), in the caller's order of both."""
         noted = run_batches(self.model.backend, journal, measure, name)
         found = np.array(noted, float).reshape(len(noted), len(self.arms), width)
         plain_first = sorted(range(len(self.arms)), key=lambda at: self.arms[at].does.instructs)
         return found[:, np.argsort(plain_first)]
+
+
+def forced_variants(
+    model: Model,
+    variants: Variants,
+    rows: Sequence[int],
+    given: Sequence[Sequence[int]],
+    what: str,
+    gates: Sequence[Gate],
+) -> np.ndarray:
+    """`nll` or `kl` of each row's given tokens, (rows, arms, tokens); arms in the variants' order."""
+    batches, found = [], []
+    for encoded, plans in variants:
+        batches.append(pad_batch([encoded.ids[row] for row in rows], pad_id(model.tokenizer), model.device))
+        shipped = [plan.for_rows(rows) for plan in plans]
+        gating = Gating([gate.for_rows(rows) for gate in gates], weights_of(encoded, rows, 0, gates))
+        found.append(teacher_forced(model, batches[-1], given, shipped, refusal_ids=refusal_tokens(model).ids, gating=gating,
+                                    divergence=what == "kl", reference=batches[0] if len(batches) > 1 else None))  # fmt: skip
+    return np.concatenate([getattr(part, what).numpy() for part in found], axis=1)
 
 
 def upto_stop(model: Model, tokens: Sequence[int]) -> list[int]:
