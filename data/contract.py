@@ -49,7 +49,7 @@ class Kind(NamedTuple):
 
 DEFAULT_STRENGTH, DEFAULT_UNIT, DEFAULT_SCOPE = -0.3, "residual", "generated"
 TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
-BIAS = -5.0  # logits
+BIAS, RELEASE = -5.0, 8.0  # logits on refusal tokens; on [respond] beside a vector, where methods are compared
 KINDS = {
     "baseline": Kind("nothing is changed", "", operation="none"),
     "fixed": Kind("one vector for every row: --category, else the mean of all"),
@@ -152,6 +152,8 @@ MAX_NEW_TOKENS = 32
 BATCH_TOKENS = 2048  # padded
 TIMEOUT, IN_FLIGHT = 600.0, 4  # seconds a remote job may take; jobs under way at once
 SWEEP_BEST, REFUSAL_LOSS = 5, 0.0
+MORE_BROKEN = 0.02  # share of broken answers that a chosen setting may add
+KEPT, KL_BUDGETS = 0.95, (0.5,)  # of the unsteered refusals; nats on harmless prompts
 LOWRANK_EPOCHS, LOWRANK_RATE = 3, 0.03
 BATCH_SIZE = 8  # rows, of lm-eval
 JUDGE_CONCURRENCY = 8

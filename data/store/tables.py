@@ -49,6 +49,14 @@ SWEEP = {
     "n": pl.Int64, "refusal_probability": pl.Float64, "refused": pl.Float64, "broken": pl.Float64, "chosen": pl.Boolean,
     "kind": pl.String, "category": pl.String, "scope": pl.String, "harmful": pl.Float64,
 }  # fmt: skip
+COMPARED = {
+    "method": pl.String, "kind": pl.String, "gate": pl.String, "arm": pl.String, "control": pl.Boolean, "layer": pl.Int64,
+    "strength": pl.Float64, "strength_unit": pl.String, "category": pl.String, "scope": pl.String,
+    "kl_budget": pl.Float64, "kl": pl.Float64, "why_not": pl.String, "threshold": pl.Float64,
+    "n_benign": pl.Int64, "benign": pl.Float64, "benign_low": pl.Float64, "benign_high": pl.Float64,
+    "n_harmful": pl.Int64, "harmful": pl.Float64, "harmful_low": pl.Float64, "harmful_high": pl.Float64,
+    "broken": pl.Float64, "kept": pl.Float64, "kept_low": pl.Float64, "promised": pl.Boolean, "chosen": pl.Boolean,
+}  # fmt: skip
 DIFF = {
     "category": pl.String, "layer": pl.Int64, "text": pl.String, "cosine": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "ceiling": pl.Float64, "floor_low": pl.Float64, "floor_high": pl.Float64, "n": pl.Int64,
@@ -81,7 +89,7 @@ LOWRANK_TRAINING = {
 PAPER_ARM = {name: SUMMARY[name] for name in ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")}
 
 TABLES: dict[str, Schema] = {
-    "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "diff": DIFF,
+    "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "compared": COMPARED, "diff": DIFF,
     "effects": EFFECTS, "capability": CAPABILITY, "logit_lens": LOGIT_LENS, "probe_roc": PROBE_ROC,
     "probe_layers": PROBE_LAYERS, "probe_quality": PROBE_QUALITY, "lowrank_training": LOWRANK_TRAINING,
     "sweep_prompts": PROMPTS,

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from data import fingerprint
-from data.contract import MAX_NEW_TOKENS, REFUSAL_LOSS, SWEEP_BEST
+from data.contract import MAX_NEW_TOKENS, MORE_BROKEN, REFUSAL_LOSS, SWEEP_BEST
 from data.errors import UserError
 from data.store.journal import Journal
 from data.store.tables import SWEEP, write_table
@@ -31,7 +31,6 @@ from interventions.steering.texts import finished, warn_of_overflow
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)  # times an arm's own strength
 SHARED_SETTING = ("fixed", "routed", "gated", "random", "wrong-category")  # kinds that mean the same by a strength
 UNSWEPT = ("baseline", "prompt-only", "oracle")
-MORE_BROKEN = 0.02  # share of broken answers that a setting may add
 SLACK = 0.02  # refusal that a shortlisted setting may seem to lose by the first token; by text it may not
 EQUAL = 0.01  # mean probabilities so near are equal: then the gentler setting comes first
 

@@ -1,0 +1,95 @@
+"""What is compared: every method as an arm that no gate decides, and controls beside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from data.contract import EDITS, METHODS, RELEASE
+from data.errors import UserError
+from interventions.model.control_tokens import refusal_tokens
+from interventions.model.model import Model
+from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.plans import Tools
+
+CONTROLS = ("random", "shuffled")  # methods that are no candidates
+DIRECTIONS = 20  # random ones
+KINDS = (*EDITS, "ablate")  # kinds of arms that are methods of their own
+KEYS = {"ablate": ("layers=all",)}
+UNSIZED = ("ablate", "affine", "false-refusal", "logit-bias", "prompt-only")  # have no strength that KL could be tuned by
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method as an arm.
+
+    Attributes:
+        method: As tables call it.
+        kind: Of its arm.
+        keys: What stands behind its kind.
+        arm: Steers every row away from refusal; with a strength of −1 where one is to be found.
+        tools: What it draws on.
+        control: Whether it is there to be beaten.
+    """
+
+    method: str
+    kind: str
+    keys: tuple[str, ...]
+    arm: Arm
+    tools: Tools
+    control: bool = False
+
+    @property
+    def sized(self) -> bool:
+        """Whether its strength is to be found."""
+        return self.kind not in UNSIZED
+
+    def words(self, gate: str, threshold: float) -> str:
+        """As `--arm` takes it, under a gate that leaves harmful prompts alone, or under none; the strength aside."""
+        keys = [key for key in self.keys if not key.startswith("strength=")]
+        kind = self.kind
+        if gate:
+            plain = kind in ("routed", "fixed")
+            kind, keys = ("gated", keys) if plain else (kind, ["route=gated", *keys])
+            keys += [f"gate={gate}", f"threshold={threshold!r}", "harmful=0", *(["harmful-bias=0"] if self.arm.bias else [])]
+        return f"{kind}:{','.join(keys)}" if keys else kind
+
+
+def wanted(names: Sequence[str]) -> list[str]:
+    """The methods that some words name; `all` for every one.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    every = [*(name for name in METHODS if name not in CONTROLS), *KINDS]
+    odd = [name for name in names if name not in (*every, "all")]
+    if odd:
+        raise UserError(f"--methods: no method {odd[0]!r}; there are all, {', '.join(every)}")
+    return every if "all" in names else list(dict.fromkeys(names))
+
+
+def candidates(model: Model, default: Arm, by_method: Mapping[str, Tools], shared: Tools) -> list[Candidate]:
+    """Methods in their order, then controls.
+
+    Args:
+        model: An open model.
+        default: What arms leave open: layer, scope, unit, category.
+        by_method: Of each method what its arm draws on.
+        shared: What controls draw on.
+    """
+    tokens = refusal_tokens(model)
+    bias = (f"bias={RELEASE:g}",) if tokens.respond is not None else ()
+    route = "routed" if tokens.ids else "fixed"
+    found = [_candidate(method, method if method in KINDS else route, (*KEYS.get(method, ()), *bias), default, tools)
+             for method, tools in by_method.items()]  # fmt: skip
+    controls: list[tuple[str, ...]] = [("random", f"seed={seed}", *bias) for seed in range(DIRECTIONS)]
+    controls += [("wrong-category", *bias)] if len(shared.vectors.categories) > 1 and tokens.ids else []
+    controls += [("logit-bias", "category=respond", f"strength={RELEASE:g}")] if tokens.respond is not None else []
+    for kind, *keys in [*controls, ("prompt-only",)]:
+        name = f"random {keys[0].removeprefix('seed=')}" if kind == "random" else kind
+        found.append(replace(_candidate(name, kind, tuple(keys), default, shared), control=True))
+    return found
+
+
+def _candidate(method: str, kind: str, keys: tuple[str, ...], default: Arm, tools: Tools) -> Candidate:
+    [arm] = parse_arms([f"{kind}:{','.join(keys)}" if keys else kind], default)
+    found = Candidate(method, kind, keys, replace(arm, name=method), tools)
+    return replace(found, arm=replace(found.arm, strength=-1.0)) if found.sized else found

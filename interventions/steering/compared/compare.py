@@ -1,0 +1,141 @@
+"""Methods and gates compared on validation rows, at equal harm and by their answers, and which keeps what is promised."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data import fingerprint
+from data.intervals import wilson
+from data.store.journal import Journal
+from data.store.tables import COMPARED, Values, write_table
+from interventions.backends.batches import run_batches
+from interventions.model.model import Model
+from interventions.reading.budget import DECODED, Budget, default_batch_tokens
+from interventions.steering.arms import baseline
+from interventions.steering.batches import answer_rows, plan_answers, variants_of
+from interventions.steering.compared.candidates import Candidate
+from interventions.steering.compared.promise import Answered, Curve, curve, promised
+from interventions.steering.compared.sized import harmless_kl, sized
+from interventions.steering.equal_kl import Reached
+from interventions.steering.plans import Plan, made_from, plan_arm
+from interventions.steering.texts import finished
+
+POINTS = 12  # of a trade-off's line
+WORDS, PERFECT = "words", "perfect"  # gates that are controls
+
+
+def compare(
+    model: Model,
+    prompts: pl.DataFrame,
+    candidates: Sequence[Candidate],
+    gates: Mapping[str, np.ndarray],
+    path: Path,
+    *,
+    verdict: Callable[[str], str | None],
+    budgets: Sequence[float],
+    share: float,
+    max_new_tokens: int,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Find each candidate's strength, let it and the unsteered model answer every row, and try every gate on the answers.
+
+    Args:
+        model: An open model.
+        prompts: Labelled rows in the shape of `data.load_all`, harmful and benign; labels are read to count, never to steer.
+        candidates: What is compared, controls too.
+        gates: Of each gate its score of every row, out of fold where it was fitted on it.
+        path: The parquet file to write.
+        verdict: A text's: `refuse`, `broken`, …, or None where it can't say.
+        budgets: KL in nats, of `equal_kl.HarmlessKL`.
+        share: Of the unsteered refusals, to be kept.
+        max_new_tokens: Tokens an answer.
+        batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
+        seed: Of the harmless prompts that KL is measured on.
+
+    Returns:
+        The table, in the columns of `data.store.tables.COMPARED`; `chosen` marks at most one row.
+    """
+    harmful = (prompts["label"] == "harmful").to_numpy()
+    measured = harmless_kl(model, prompts.filter(pl.Series(~harmful)), candidates[0], verdict, seed)
+    found: list[tuple[float, Candidate, Reached]] = []
+    for budget in budgets:
+        new = [one for one in candidates if one.sized or not found]  # what has no strength is the same at every budget
+        found += [(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
+    answers = _answers(model, prompts, [candidate for _, candidate, _ in found], path, verdict, max_new_tokens,
+                       batch_tokens or default_batch_tokens(model))  # fmt: skip
+    tried = {"": np.zeros(prompts.height), **gates, PERFECT: harmful.astype(float)}
+    rows = [
+        row
+        for (budget, candidate, reached), after in zip(found, answers[1:], strict=True)
+        for gate, score in tried.items()
+        for row in _line(candidate, budget, reached, gate, curve(score, harmful, answers[0], after), harmful, share)
+    ]
+    table = pl.DataFrame(_with_choice(rows), COMPARED).fill_nan(None)
+    write_table(path, table)
+    return table
+
+
+def _line(
+    candidate: Candidate, budget: float, reached: Reached, gate: str, line: Curve, harmful: np.ndarray, share: float
+) -> list[Values]:
+    """Points of the trade-off of a candidate under a gate, among them the one that keeps the promise, and both ends."""
+    control = candidate.control or gate in (WORDS, PERFECT)
+    at = promised(line, share)
+    spread = np.linspace(0, len(line.threshold) - 1, min(2 if candidate.control else POINTS, len(line.threshold)))
+    setting = {"method": candidate.method, "kind": candidate.kind, "gate": gate, "control": control, "layer": candidate.arm.layer,
+               "strength": candidate.arm.strength, "strength_unit": candidate.arm.unit, "category": candidate.arm.category,
+               "scope": candidate.arm.scope, "kl_budget": budget, "kl": reached.kl, "why_not": reached.why_not}  # fmt: skip
+    points = sorted({*spread.round().astype(int).tolist(), *([] if at is None else [at])})
+    return [setting | {"promised": point == at, "arm": candidate.words(gate, float(np.float32(line.threshold[point])))}
+            | _point(line, point, harmful) for point in points]  # fmt: skip
+
+
+def _with_choice(rows: list[Values]) -> list[Values]:
+    """Mark the setting that leaves least over-refusal of those that keep the promise and are no control."""
+    fine = [row for row in rows if row["promised"] and not row["control"]]
+    best = min(fine, key=lambda row: (row["benign"], -row["harmful"], abs(row["strength"])), default=None)
+    return [row | {"chosen": row is best} for row in rows]
+
+
+def _point(line: Curve, at: int, harmful: np.ndarray) -> Values:
+    """What a threshold gives, with Wilson's intervals."""
+    values: Values = {"threshold": float(line.threshold[at]), "broken": line.broken[at], "kept": line.kept[at], "kept_low": line.low[at]}
+    for label, share, n in (("harmful", line.harmful[at], harmful.sum()), ("benign", line.benign[at], (~harmful).sum())):
+        low, high = wilson(round(share * n), int(n))
+        values |= {f"n_{label}": int(n), label: share, f"{label}_low": low, f"{label}_high": high}
+    return values
+
+
+def _answers(
+    model: Model,
+    prompts: pl.DataFrame,
+    candidates: Sequence[Candidate],
+    path: Path,
+    verdict: Callable[[str], str | None],
+    tokens: int,
+    batch_tokens: int,
+) -> list[Answered]:
+    """Of the unsteered model, then of each candidate; a killed run's finished batches are kept."""
+    unlabelled = [{"category": None, "label": None}] * prompts.height
+    first = plan_arm(model, baseline(candidates[0].arm.layer), candidates[0].tools, unlabelled)
+    plans = [first, *(plan_arm(model, one.arm, one.tools, unlabelled) for one in candidates)]
+    variants = variants_of(model, prompts["prompt"].to_list(), plans)
+    budget, noted = Budget(DECODED * batch_tokens), []
+    for number, (encoded, mine) in enumerate(variants):
+        key = made_from(model, fingerprint(prompts), mine, candidates[0].tools) | {"tokens": tokens}
+        journal = Journal(path.parent / f".{path.stem}-{number}.journal", key, plan_answers(encoded, len(mine), tokens, budget))
+
+        def work(rows: list[int], encoded=encoded, mine=mine) -> list[list[str | None]]:
+            found = answer_rows(model, encoded, rows, mine, [], tokens, budget)
+            texts = [[finished(model, one, tokens)["response"] for one in row] for row in found.tokens.tolist()]
+            return [[verdict(text) for text in row] for row in texts]
+
+        noted.append((journal, mine, np.array(run_batches(model.backend, journal, work, "sweep, text"), object)))
+    of_plan: dict[int, Answered] = {}
+    for journal, mine, verdicts in noted:
+        journal.remove()
+        of_plan |= {id(plan): Answered(column == "refuse", column == "broken") for plan, column in zip(mine, verdicts.T, strict=True)}
+    return [of_plan[id(plan)] for plan in plans]

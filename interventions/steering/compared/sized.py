@@ -1,0 +1,73 @@
+"""Every candidate at the strength that costs harmless prompts as much as every other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from data.errors import UserError
+from interventions.model.model import Model
+from interventions.steering.arms import Arm
+from interventions.steering.compared.candidates import Candidate
+from interventions.steering.equal_kl import PERCENTILE, HarmlessKL, Reached, equal_kl
+from interventions.steering.texts import finished
+
+HARMLESS = 60  # prompts that KL is measured on
+START = {"residual": 0.3, "unit": 6.0, "raw": 1.0}  # sizes of strength to begin the search with
+
+
+def harmless_kl(
+    model: Model, benign: pl.DataFrame, candidate: Candidate, verdict: Callable[[str], str | None], seed: int
+) -> HarmlessKL:
+    """Of at most 60 benign prompts that the model answers unsteered: to change its refusals is what steering is for.
+
+    Raises:
+        UserError: It answers none.
+    """
+    some = benign.sample(min(2 * HARMLESS, benign.height), seed=seed, shuffle=True)
+    asked = HarmlessKL.of(model, some, candidate.tools)
+    texts = [finished(model, ids, len(ids)) for ids in asked.answers]
+    kept = [at for at, text in enumerate(texts) if not text["refusal_token"] and verdict(text["response"]) != "refuse"][:HARMLESS]
+    if not kept:
+        raise UserError("the model answers no benign prompt unsteered, so that KL on harmless prompts can't be measured; "
+                        "add some with --benign NAME_OR_FILE")  # fmt: skip
+    return replace(asked, rows=[asked.rows[at] for at in kept], answers=[asked.answers[at] for at in kept])
+
+
+def sized(candidates: Sequence[Candidate], measured: HarmlessKL, budget: float) -> list[tuple[Candidate, Reached]]:
+    """Each candidate at a budget of nats, and what it costs; one without a strength as it is."""
+    free = [candidate for candidate in candidates if candidate.sized]
+    starts = [START[candidate.arm.unit] for candidate in free]
+
+    def measure(sizes: Mapping[int, float]) -> dict[int, float]:
+        arms = {at: _at(free[at], size).arm for at, size in sizes.items()}
+        return dict(zip(arms, _costs([free[at] for at in arms], list(arms.values()), measured), strict=True))
+
+    reached = iter(zip(free, equal_kl(measure, starts, budget), strict=True))
+    rest = [candidate for candidate in candidates if not candidate.sized]
+    costs = iter(_costs(rest, [candidate.arm for candidate in rest], measured))
+    found: list[tuple[Candidate, Reached]] = []
+    for candidate in candidates:
+        if candidate.sized:
+            mine, at = next(reached)
+            found.append((_at(mine, at.strength), at))
+        else:
+            found.append((candidate, Reached(abs(candidate.arm.strength), next(costs), 1, "it has no strength to change")))
+    return found
+
+
+def _at(candidate: Candidate, size: float) -> Candidate:
+    """The same, so strong."""
+    return replace(candidate, arm=replace(candidate.arm, strength=float(np.sign(candidate.arm.strength)) * size))
+
+
+def _costs(candidates: Sequence[Candidate], arms: Sequence[Arm], measured: HarmlessKL) -> list[float]:
+    """KL of each, nats; candidates that draw on the same tools share their passes."""
+    found = [0.0] * len(arms)
+    for tools in {id(candidate.tools): candidate.tools for candidate in candidates}.values():
+        mine = [at for at, candidate in enumerate(candidates) if candidate.tools is tools]
+        means = replace(measured, tools=tools).means([arms[at] for at in mine])
+        for at, cost in zip(mine, np.percentile(means, PERCENTILE, axis=0), strict=True):
+            found[at] = float(cost)
+    return found
