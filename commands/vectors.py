@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING
 
 from commands.framework.activations import default_layer, needs_pairs
 from commands.framework.app import Session, command
-from commands.framework.artefacts import ACTIVATIONS, LENS, PAIRS, VECTORS, need
+from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, LENS, PAIRS, VECTORS, need
 from commands.framework.options import BENIGN, METHOD, NORMALIZE, TAU, TOP_K, TRAIN
 from commands.framework.output import Summary
 from commands.framework.records import note, unchanged
-from commands.framework.settings import Settings
+from commands.framework.settings import Record, Settings
+from data.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
     from interventions.methods.vectors import SteeringVectors
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 @command(METHOD, TAU, TOP_K, NORMALIZE, BENIGN, TRAIN)
 def vectors(session: Session, s: Settings) -> Summary:
-    """Compute one steering vector a category, and the tokens it writes."""
+    """Compute one steering vector a category, and the tokens it writes; or what arms of an own kind draw on."""
+    if s.get("method") in FITTED_METHODS:
+        return fit_own(session, s)
     from data.store.rundir import now
     from interventions.methods.fit import fit_vectors
 
@@ -38,6 +42,64 @@ def vectors(session: Session, s: Settings) -> Summary:
     layer = default_layer(record)
     table = _with_tokens(steering.table(layer), tokens, layer)
     return {"categories": len(steering.tensors), "layer": layer, "table": table, "wrote": str(path)}
+
+
+def fit_own(session: Session, s: Settings) -> Summary:
+    """Fit a method that is no vector a category to the run's activations."""
+    import json
+
+    from data.store.rundir import now
+    from interventions.methods.edits.fit import NEEDS_DECLINED, fit_edit
+
+    start, method = now(), s.get("method")
+    odd = [f"--{name.replace('_', '-')}" for name in ("tau", "top_k", "normalize") if s.given(name)]
+    if odd:
+        raise UserError(f"{odd[0]} says nothing of --method {method}, which is no vector a category; leave it out")
+    activations, record = need(session, s, ACTIVATIONS)
+    artefact = FITTED_METHODS[method]
+    key = {"activations": record["id"], "method": method, "split": s.get("split")}
+    path = artefact.path(s.run)
+    if unchanged(s, artefact, key):
+        fitted = artefact.load(path)
+    else:
+        declined = declined_rows(session, s, record) if method in NEEDS_DECLINED else None
+        fitted = fit_edit(activations, method, split=s.get("split"), declined=declined)
+        fitted.save(path)
+        note(s, artefact, key, record, start)
+    return {
+        "method": method,
+        "layers": len(fitted.layers),
+        "rows": json.loads(fitted.metadata["counts"]),
+        "wrote": str(path),
+    }
+
+
+def declined_rows(session: Session, s: Settings, record: Record) -> "np.ndarray":
+    """Which rows of the activations are benign ones of the split that the model declines unsteered, (rows,) bool.
+
+    By its first token; a model without refusal tokens by the first words of its answer.
+    """
+    import numpy as np
+    import polars as pl
+
+    from data import for_split
+    from data.store.tables import read_parquet
+    from interventions.model.control_tokens import refusal_tokens
+    from interventions.steering.first_token import first_texts, first_tokens
+    from reports.scoring.lexical import text_verdict
+
+    table = read_parquet(ACTIVATIONS.path(s.run).with_suffix(".parquet")).with_row_index("row")
+    rows = for_split(table, s.get("split")).filter(pl.col("label") == "benign")
+    model, texts = session.model(s, record), rows["prompt"].to_list()
+    names = set(refusal_tokens(model).names)
+    if names:
+        said = [name in names for name in first_tokens(model, texts)]
+    else:
+        verdict = text_verdict(model.name)
+        said = [verdict(text) == "refuse" for text in first_texts(model, texts)]
+    declined = np.zeros(table.height, bool)
+    declined[rows["row"].to_numpy()] = said
+    return declined
 
 
 def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl.DataFrame":

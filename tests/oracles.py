@@ -5,7 +5,7 @@ probes and maps are read for their numbers alone. Rows go one at a time, without
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,14 @@ def cut(model, tokens) -> list[int]:
     return tokens[:end]
 
 
+def said(model, tokens) -> tuple[str | None, str]:
+    """The control token that an answer opens with, if it does, and its text."""
+    kept = cut(model, tokens)
+    names = {number: name for name, number in control_ids(model).items()}
+    text = model.tokenizer.decode(kept, skip_special_tokens=True)
+    return (names.get(kept[0]) if kept else None), text
+
+
 # Steering.
 
 
@@ -142,6 +150,55 @@ def forced(model, ids, given, layer, scope, bias=None, **edit) -> np.ndarray:
         logits = model.module(input_ids=torch.tensor([[*ids, *given[:-1]]])).logits[0, last:].double()
     if bias is not None:
         logits[0, bias[0]] += bias[1]
+    return log_softmax(logits.numpy(), axis=-1)
+
+
+def everywhere(model, ids, changes, scope, steps) -> tuple[list[int], torch.Tensor]:
+    """`plain` with a change a layer: `changes` maps layers to functions of (positions, d_model); first logits too."""
+    calls = dict.fromkeys(changes, 0)
+
+    def changer(layer):
+        def change(hidden):
+            first, calls[layer] = calls[layer] == 0, calls[layer] + 1
+            if first or scope in ("generated", "all"):
+                at = slice(None) if scope in ("prompt", "all") else slice(-1, None)
+                hidden[0, at] = changes[layer](hidden[0, at])
+            return hidden
+
+        return change
+
+    row = torch.tensor([ids])
+    with ExitStack() as stack, torch.no_grad():
+        for layer in changes:
+            stack.enter_context(changed(model, layer, changer(layer)))
+        out = model.module.generate(
+            input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=steps, do_sample=False,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    return out.sequences[0, len(ids) :].tolist(), out.logits[0][0].double()
+
+
+def forced_everywhere(model, ids, given, changes, scope) -> np.ndarray:
+    """`forced` with a change a layer."""
+    last = len(ids) - 1
+    parts = {
+        "prompt-last": (slice(last, last + 1), slice(0, 0)), "prompt": (slice(0, last + 1), slice(0, 0)),
+        "generated": (slice(last, last + 1), slice(last + 1, None)), "all": (slice(0, last + 1), slice(last + 1, None)),
+    }[scope]  # fmt: skip
+
+    def changer(layer):
+        def change(hidden):
+            for at in parts:  # the prompt's positions, and those of given tokens
+                if hidden[0, at].shape[0]:
+                    hidden[0, at] = changes[layer](hidden[0, at])
+            return hidden
+
+        return change
+
+    with ExitStack() as stack, torch.no_grad():
+        for layer in changes:
+            stack.enter_context(changed(model, layer, changer(layer)))
+        logits = model.module(input_ids=torch.tensor([[*ids, *given[:-1]]])).logits[0, last:].double()
     return log_softmax(logits.numpy(), axis=-1)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from commands.framework.app import Session
-from commands.framework.artefacts import FITTED_GATES, LOWRANK, PROBE, SWEEP, VECTORS, need
+from commands.framework.artefacts import FITTED_GATES, FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS, need
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -65,7 +65,8 @@ def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tup
     if swept is not None:
         word = swept.arm
         if not swept.shared:  # its strength means something to itself alone
-            word += f"{',' if ':' in word else ':'}strength={swept.strength!r}"
+            layer = "" if swept.layer is None else f"layer={swept.layer},"
+            word += f"{',' if ':' in word else ':'}{layer}strength={swept.strength!r}"
         arms = [*(arm for arm in arms if arm != swept.kind), word]
     return tuple(arms)
 
@@ -128,7 +129,11 @@ def need_tools(
     if any(arm.maps for arm in arms):
         lowrank, record = need(session, s, LOWRANK)
         rests_on[LOWRANK.name] = record["id"]
-    return Tools(steering, probe, lowrank, gates), rests_on
+    methods = {}
+    for name in dict.fromkeys(arm.kind for arm in arms if arm.does.fitted):
+        methods[name], record = need(session, s, FITTED_METHODS[name])
+        rests_on[FITTED_METHODS[name].name] = record["id"]
+    return Tools(steering, probe, lowrank, gates, methods), rests_on
 
 
 def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":

@@ -10,7 +10,7 @@ from commands.framework.app import Session, perform
 from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.records import contradiction
 from commands.framework.settings import Record, Settings
-from data.contract import GATES
+from data.contract import EDITS, GATES
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from interventions.gates.gate import LinearGate
     from interventions.gates.probe import Probe
+    from interventions.methods.edits.fitted import FittedMethod
     from interventions.methods.lowrank import LowRank
     from interventions.methods.vectors import SteeringVectors
 
@@ -92,9 +93,17 @@ FITTED_GATES: "dict[str, Artefact[LinearGate]]" = {
     for name in GATES
     if name not in ("probe", "perfect")  # a probe has a file of its own, and labels need none
 }  # fmt: skip
+FITTED_METHODS: "dict[str, Artefact[FittedMethod]]" = {
+    name: Artefact(
+        f"methods/{name}", _of("interventions.methods.edits.fitted", "FittedMethod"), TENSORS, command="vectors",
+        called=f"what {name} fits", rests_on=("activations",), sets=(("method", name),),
+    )
+    for name in EDITS
+}  # fmt: skip
 GENERATIONS = Artefact(
     "generations", _table, command="generate", called="generations",
-    rests_on=("vectors", "probe", "lowrank", "sweep", *(gate.name for gate in FITTED_GATES.values())),
+    rests_on=("vectors", "probe", "lowrank", "sweep", *(gate.name for gate in FITTED_GATES.values()),
+              *(method.name for method in FITTED_METHODS.values())),
     kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
 )  # fmt: skip
 LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (

@@ -135,7 +135,8 @@ POSITION = Declared("--position", "last prompt token, mean over the user's token
 SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
 METHOD = Declared("--method", "Difference in means of harmful and benign prompts; or contrastive: of the same prompts followed by "
-                  "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls.", c.METHODS, "mean")
+                  "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls. "
+                  "For arms of these names: " + "; ".join(f"{name}, {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
 TAU = Declared("--tau", "Zero entries below this.", types.Numbers(min=0), shown="none; published: 1e-3")
 TOP_K = Declared("--top-k", "Keep the K largest entries.", COUNT, shown="all; published: 200")
 NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, LOWRANK, PROBE, SWEEP, VECTORS
+from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -35,7 +35,8 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
     harmful, benign = (pl.col("label") == "harmful") & pl.col("category").is_not_null(), pl.col("label") == "benign"
     labelled = pl.col("label").is_not_null()
     bases = [(VECTORS.name, ("split",), harmful | benign), (PROBE.name, ("split", "threshold_split"), labelled),
-             (LOWRANK.name, ("split", "held_out"), labelled)]  # fmt: skip
+             (LOWRANK.name, ("split", "held_out"), labelled),
+             *((method.name, ("split",), labelled) for method in FITTED_METHODS.values())]  # fmt: skip
     texts: set[str] = set()
     for artefact, splits, rows in bases:
         key = known.get(artefact, {}).get("key", {})

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from data.contract import read_layers
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -40,19 +42,6 @@ class Numbers(click.FloatRange):
         return number
 
 
-def _layers(text: str) -> tuple[int, ...]:
-    """Of `5`, `0-9`, `3,5,10-12`."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = (word.strip() for word in part.partition("-"))
-        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-            raise ValueError(f"{text!r} is not a list of layers such as 5, 0-9 or 3,5,10-12")
-        if len(last or first) > 5:
-            raise ValueError(f"{text!r}: no model has so many layers")
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return tuple(numbers)
-
-
 def _layer_or_auto(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
         raise ValueError(f"{text!r} is neither a layer such as 17 nor auto")
@@ -77,6 +66,6 @@ def _rows(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", _layers), Read("layer", _layer_or_auto), Read("number", _finite)
+LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", read_layers), Read("layer", _layer_or_auto), Read("number", _finite)
 NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
 ROWS = Read("rows", _rows)

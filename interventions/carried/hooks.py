@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from interventions.model.blocks import decoder_path
+from interventions.model.blocks import decoder_path, sites
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.reading.batches import pad_batch, pad_id
 from interventions.steering.plans import Plan, Tools
 from interventions.traced.blocks import hidden
-from interventions.traced.edits import Unsteered, apply_edit, decide, gated, row_edits
+from interventions.traced.edits import LayerEdit, Unsteered, apply_edit, decide, gated, row_edits
 from interventions.traced.gating import LAST, score
 
 
@@ -53,6 +53,9 @@ class HookedArm:
                             "context alone; use gate=probe")  # fmt: skip
         self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
+        self._sites = [
+            site for site in sites(model.module, self._blocks, model.module) if site[0] in plan.shipped.layers
+        ]
         self._known: dict[bytes, tuple[int, float, float]] = {}
 
     @property
@@ -93,27 +96,14 @@ class HookedArm:
         if not self.edits:
             yield
             return
-        layer, scope, passed = self._plan.layer, self._plan.scope, 0
         plan = self._plan._replace(routed=False, gate=-1, given=decided.vector, strengths=decided.strength)
-        edit = row_edits([plan], Unsteered(), [], [layer], self._model.device).layers[layer]
-
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            nonlocal passed
-            states = hidden(output)
-            rows = torch.arange(len(ends)).repeat_interleave(len(states) // len(ends))
-            at = torch.arange(passed, passed + states.shape[1])
-            passed += states.shape[1]
-            on = covered(scope, at[None, :], ends[rows][:, None])
-            if bool(on.any()):
-                new = states.clone()
-                apply_edit(new, edit, rows, True, True)
-                states.copy_(torch.where(on[..., None].to(states.device), new, states))
-
-        handle = self._blocks[layer].register_forward_hook(hook)
+        edits = row_edits([plan], Unsteered(), [], plan.layers, self._model.device).layers
+        handles = [part.register_forward_hook(editing(edits[number], plan.scope, ends)) for number, part in self._sites]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def biased(self, logits: torch.Tensor, decided: Decided) -> torch.Tensor:
         """The first token's logits, (rows, vocabulary), with the arm's bias; rows may stand several times, as above."""
@@ -152,6 +142,25 @@ class HookedArm:
             one = self._plan.bias
             bias = gated(plan, one.strengths, one.benign, one.harmful, seen, gates)
         return Decided(*(part.cpu().expand(len(contexts)) for part in (vector, strength, bias)))
+
+
+def editing(edit: LayerEdit, scope: str, ends: torch.Tensor) -> Any:
+    """A hook that edits what a part of the model puts out, pass after pass, as `HookedArm.steering` says."""
+    passed = 0
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal passed
+        states = hidden(output)
+        rows = torch.arange(len(ends)).repeat_interleave(len(states) // len(ends))
+        at = torch.arange(passed, passed + states.shape[1])
+        on = covered(scope, at[None, :], ends[rows][:, None])
+        if bool(on.any()):
+            new = states.clone()
+            apply_edit(new, edit, rows, True, True, ends[rows] - passed)
+            states.copy_(torch.where(on[..., None].to(states.device), new, states))
+        passed += states.shape[1]
+
+    return hook
 
 
 def covered(scope: str, at: torch.Tensor, end: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """A model's decoder blocks: where they are, and whether they put out what steering needs."""
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 from data.errors import UserError
 from interventions.traced.blocks import hidden
+from interventions.traced.edits import EMBEDDING, attention_of
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
@@ -49,6 +52,31 @@ def check_blocks(module: Any, blocks: Any, name: str) -> None:
             f"model {name!r} ({type(module).__name__}): its blocks put out {sorted(set(map(str, shapes)))}, "
             f"not (1, 3, {width}); this tool can't steer such a model"
         )
+
+
+def sites(root: Any, blocks: Sequence[Any], module: Any) -> list[tuple[int, Any]]:
+    """What writes to the residual stream, with its number, in the order of the forward pass.
+
+    The embeddings, and of each block its attention and its output. Where blocks are no Llama's, whose attention writes
+    to the stream as it is: the blocks alone.
+
+    Args:
+        root: The model that is edited, transformers' or nnsight's.
+        blocks: Its decoder blocks.
+        module: transformers' model.
+    """
+    if not is_plain(module.get_submodule(f"{decoder_path(module, '')}.0")):
+        return list(enumerate(blocks))
+    embedding = module.get_input_embeddings()
+    path = next(path for path, part in module.named_modules() if part is embedding)
+    parts = [((attention_of(layer), block.self_attn), (layer, block)) for layer, block in enumerate(blocks)]
+    return [(EMBEDDING, attrgetter(path)(root)), *(part for pair in parts for part in pair)]
+
+
+def is_plain(block: Any) -> bool:
+    """Whether a block is stream + attention, then + feed-forward, with nothing behind either but the sum."""
+    parts = {name for name, _ in block.named_children()}
+    return parts == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 def final_norm(module: Any, name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from interventions.model.blocks import sites
 from interventions.model.model import Model
 from interventions.reading.budget import DECODED, passes
 from interventions.traced.answering import Question, answered
@@ -126,7 +127,7 @@ def answer(
         opening=opening if shares else 0,
         shares=shares,
         parts=prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED))) if shares else [],
-        groups=[([plans[at] for at in group], edited_blocks(path, [plans[at] for at in group])) for group in groups],
+        groups=[([plans[at] for at in group], edited_blocks(model, [plans[at] for at in group])) for group in groups],
         marks=marks_of(path, asked.gates, asked.read_layers, weights or {}),
         kept=list(asked.read_layers),
         looks=looks,
@@ -152,10 +153,10 @@ def marks_of(
     return Marks([(number, path[number]) for number in numbers], tuple(reads), dict(weights))
 
 
-def edited_blocks(path: Sequence[Block], plans: Sequence[ArmPlan]) -> Blocks:
-    """Number and envoy of each block that some arms edit."""
-    edited = {plan.layer for plan in plans}
-    return [(at, block) for at, block in enumerate(path) if at in edited]
+def edited_blocks(model: Model, plans: Sequence[ArmPlan]) -> Blocks:
+    """Number and envoy of each block that some arms edit, and of what else they do, in the order of the forward pass."""
+    edited = {layer for plan in plans for layer in plan.layers}
+    return [site for site in sites(model.nnsight, list(model.layers), model.module) if site[0] in edited]
 
 
 def _groups(plans: Sequence[ArmPlan], rows: int, tokens: int, together: int, at_once: bool) -> list[list[int]]:

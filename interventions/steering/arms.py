@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from data.contract import (
@@ -15,14 +15,30 @@ from data.contract import (
     KINDS,
     MEAN,
     OPERATIONS,
+    OWN_KEYS,
     ROUTES,
     SCOPES,
     TOWARDS,
     UNITS,
     Kind,
+    window,
 )
 from data.errors import UserError
 
+LATER = (
+    "bias",
+    "harmful_bias",
+    "gate",
+    "layers",
+    "angle",
+    "adaptive",
+    "partial",
+)  # fields that records have where they say something
+FIELDS = {
+    "benign": "strength",
+    "harmful-bias": "harmful_bias",
+    "lambda": "partial",
+}  # what keys that are no fields are called there
 NEXT = re.compile(r",(?=\s*[\w-]+\s*=)")
 
 
@@ -33,7 +49,7 @@ class Arm:
     Attributes:
         name: As it stands in the tables: the kind, or `kind:key=value,…` where a kind runs more than once.
         kind: A key of `KINDS`.
-        layer: The block whose output is edited.
+        layer: The block whose output is edited, or where an ablated direction is from.
         category: Whose vector; `mean` for the mean of all. Of `logit-bias`: which control token, `respond` among them;
             `mean` for every refusal token.
         strength: In `unit`s; for `logit-bias` in logits. Gated: that for prompts which look benign.
@@ -47,6 +63,12 @@ class Arm:
         bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
         harmful_bias: Gated: logits on it for prompts which look harmful.
         gate: Gated: a key of `GATES`.
+        layers: The blocks whose outputs are edited, in `contract.window`'s words; empty: `layer` alone. Each gets the whole strength
+            of its own layer's vector (as in arXiv 2310.01405 and 2506.07022); an ablation takes out `layer`'s direction at
+            all of them (arXiv 2406.11717).
+        angle: Of `angular`: degrees from the direction of refusal, where strength 1 ends.
+        adaptive: Of `angular`: `yes` leaves alone states whose part along refusal is negative.
+        partial: Of `false-refusal`: λ, the share of the refusal direction that is left out of what is projected out.
     """
 
     name: str
@@ -64,16 +86,18 @@ class Arm:
     bias: float = 0.0
     harmful_bias: float = 0.0
     gate: str = "probe"
+    layers: str = ""
+    angle: float = 0.0
+    adaptive: str = "no"
+    partial: float = 1.0
 
     @property
     def record(self) -> dict[str, Any]:
         """Its fields, as records and journals have them: what came later is there where it says something."""
-        later = {
-            name
-            for name, value in (("bias", 0.0), ("harmful_bias", 0.0), ("gate", "probe"))
-            if getattr(self, name) == value
+        silent = {
+            field.name for field in fields(self) if field.name in LATER and getattr(self, field.name) == field.default
         }
-        return {name: value for name, value in asdict(self).items() if name not in later}
+        return {name: value for name, value in asdict(self).items() if name not in silent}
 
     @property
     def does(self) -> Kind:
@@ -91,14 +115,29 @@ class Arm:
         return self.does.operation != "none"
 
     @property
+    def its_layer(self) -> int | None:
+        """The layer that tables name: none where none is edited, or several are that no one's direction is ablated at."""
+        return self.layer if self.steers and (not self.layers or self.operation == "ablate") else None
+
+    @property
     def maps(self) -> bool:
         """Whether it adds what a low-rank map gives."""
         return self.does.table == "lowrank"
 
     @property
+    def has_vectors(self) -> bool:
+        """Whether each row gets a category's vector, which a route may choose."""
+        return self.does.table in ("vectors", "random", "next")
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the most probable refusal token chooses its vector."""
+        return self.route != "fixed" and self.has_vectors
+
+    @property
     def needs_tokens(self) -> bool:
         """Whether it reads the refusal tokens' probabilities."""
-        return self.route != "fixed" or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
+        return self.is_routed or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
 
     @property
     def reads_labels(self) -> bool:
@@ -119,9 +158,8 @@ def baseline(layer: int) -> Arm:
 def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
 
-    Keys: `benign`, `bias`, `category`, `gate`, `harmful`, `harmful-bias`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`,
-    `text`, `unit`; `benign` is another name of `strength` for gated arms, and `bias` goes with a vector. A value goes on to the next `,key=`, so that a category may
-    hold a comma; `text` goes on to the end, so it stands last.
+    Keys: those of `ARM_KEYS`; `benign` is another name of `strength` for gated arms, and `bias` goes with an edit. A value goes on to
+    the next `,key=`, so that a category may hold a comma; `text` goes on to the end, so it stands last.
 
     Raises:
         UserError: An unknown kind, key or value, or one arm given twice.
@@ -158,6 +196,7 @@ _CHOICES = {
     "operation": OPERATIONS,
     "route": tuple(ROUTES),
     "gate": tuple(GATES),
+    "adaptive": ("yes", "no"),
 }
 
 
@@ -171,19 +210,39 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
     try:
         given = {key: ARM_KEYS[key](value) for key, value in pairs.items()}
     except ValueError:
-        raise UserError(
-            f"--arm {text!r}: benign, harmful, strength, bias, harmful-bias, layer and seed are numbers"
-        ) from None
+        numbers = ", ".join(key for key, kind_of in ARM_KEYS.items() if kind_of is not str)
+        raise UserError(f"--arm {text!r}: {numbers} are numbers") from None
     if any(value != value or abs(value) == float("inf") for value in given.values() if isinstance(value, float)):
         raise UserError(f"--arm {text!r}: a strength must be finite")
-    for said, field in (("benign", "strength"), ("harmful-bias", "harmful_bias")):
-        if said in given:
-            given[field] = given.pop(said)
+    given = {FIELDS.get(key, key): value for key, value in given.items()}
+    _fitting(text, kind, pairs)
     if given.keys() & {"bias", "harmful_bias"} and not KINDS[kind].table:
         raise UserError(
             f"--arm {text!r}: bias goes beside a vector, and {kind} adds none; logit-bias:category=respond biases alone"
         )
     return _completed(replace(default, name=name, kind=kind, **given), given)
+
+
+def _fitting(text: str, kind: str, pairs: dict[str, str]) -> None:
+    """Do the keys say something of this kind?
+
+    Raises:
+        UserError: One does not.
+    """
+    does = KINDS[kind]
+    odd = [key for key in pairs if key in does.refuses or OWN_KEYS.get(key, kind) != kind]
+    if odd:
+        raise UserError(f"--arm {text!r}: {odd[0]} says nothing of {kind}; leave it out")
+    if "layers" not in pairs:
+        return
+    ablates = pairs.get("operation", does.operation) == "ablate"
+    if not does.table or does.table == "lowrank" or ("layer" in pairs and not ablates):
+        why = "names one layer already" if "layer" in pairs else f"{kind} edits {'one layer' if does.table else 'none'}"
+        raise UserError(f"--arm {text!r}: {why}; leave layers out")
+    try:
+        window(pairs["layers"], 1)
+    except ValueError as error:
+        raise UserError(f"--arm {text!r}: layers={error}") from None
 
 
 def _completed(arm: Arm, given: dict[str, Any]) -> Arm:
@@ -198,7 +257,12 @@ def _completed(arm: Arm, given: dict[str, Any]) -> Arm:
         implied |= {"strength": does.strength, "unit": does.unit}
     if does.instructs:
         implied["text"] = INSTRUCTION
+    implied |= {name: value for name, value in (("scope", does.scope), ("layers", does.layers)) if value}
+    if "layer" in given and does.operation != "ablate":  # whose layer is where its direction is from
+        implied.pop("layers", None)
     arm = replace(arm, **{key: value for key, value in implied.items() if key not in given})
     if "harmful" not in given:
-        arm = replace(arm, harmful=arm.strength * TOWARDS)
+        arm = replace(arm, harmful=arm.strength * TOWARDS if does.harmful is None else does.harmful)
+    if does.operation == "rotate" and max(abs(arm.strength), abs(arm.harmful)) > 1:
+        raise UserError(f"arm {arm.name!r}: a strength of {arm.kind} is a share of the way, from -1 to 1")
     return replace(arm, harmful_bias=arm.bias * TOWARDS) if arm.is_gated and "harmful_bias" not in given else arm

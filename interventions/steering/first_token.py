@@ -1,4 +1,4 @@
-"""The token that a model would open its answer with, unsteered."""
+"""The token, or the words, that a model would open its answer with, unsteered."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,15 @@ from interventions.model.control_tokens import control_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
+from interventions.reading.budget import DECODED, Budget
 from interventions.reading.packing import common_opening
 from interventions.steering.answer import Asked, answer
-from interventions.steering.plans import unsteered
+from interventions.steering.arms import baseline
+from interventions.steering.batches import answer_rows, plan_answers
+from interventions.steering.plans import Plan, unsteered
+from interventions.steering.texts import finished
+
+OPENING_TOKENS = 16  # enough to tell a refusal by
 
 
 def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[str | None]:
@@ -31,3 +37,21 @@ def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH
         for row, number in zip(rows, found.tokens[:, 0, 0].tolist(), strict=True):
             first[row] = names.get(number)
     return first
+
+
+def first_texts(model: Model, prompts: Sequence[str], tokens: int = OPENING_TOKENS) -> list[str]:
+    """The first words of each answer, greedily.
+
+    Args:
+        model: An open model.
+        prompts: N texts.
+        tokens: New tokens, at most.
+    """
+    encoded, texts = encode(model.tokenizer, prompts), [""] * len(prompts)
+    budget = Budget(DECODED * BATCH_TOKENS)
+    plan = Plan(baseline(0), [], unsteered(len(prompts), model.d_model))
+    for rows in plan_answers(encoded, 1, tokens, budget):
+        found = answer_rows(model, encoded, rows, [plan], [], tokens, budget)
+        for row, new in zip(rows, found.tokens[:, 0].tolist(), strict=True):
+            texts[row] = finished(model, new, tokens)["response"]
+    return texts

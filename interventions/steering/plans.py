@@ -7,19 +7,22 @@ row, wherever the trace runs. Neither sees a row's category or label, but for th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from data.contract import MEAN, RESPOND
+from data.contract import MEAN, RESPOND, window
 from data.errors import UserError
 from interventions.gates.gate import AnyGate, PerfectGate
 from interventions.gates.probe import Probe
+from interventions.methods.edits import affine, alphasteer, angular, false_refusal
+from interventions.methods.edits.fitted import FittedMethod
 from interventions.methods.vectors import SteeringVectors
+from interventions.model.blocks import sites
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
-from interventions.traced.edits import ArmPlan, Bias, LowRankEdit
+from interventions.traced.edits import ArmPlan, Bias, LowRankEdit, Turn
 from interventions.traced.gating import Gate
 
 if TYPE_CHECKING:
@@ -35,12 +38,14 @@ class Tools:
         probe: The gate of arms that name no other.
         lowrank: For `lowrank` arms.
         gates: Other gates, by their names.
+        methods: What kinds of arms with tensors of their own draw on, by their names.
     """
 
     vectors: SteeringVectors
     probe: Probe | None = None
     lowrank: "LowRank | None" = None
     gates: Mapping[str, AnyGate] = field(default_factory=dict)
+    methods: Mapping[str, FittedMethod] = field(default_factory=dict)
 
     @property
     def every_gate(self) -> dict[str, AnyGate]:
@@ -69,7 +74,7 @@ class Tools:
         Raises:
             UserError: One does not.
         """
-        for tool in (self.vectors, self.lowrank, *self.every_gate.values()):
+        for tool in (self.vectors, self.lowrank, *self.every_gate.values(), *self.methods.values()):
             if tool is not None:
                 tool.check(model)
 
@@ -112,13 +117,49 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         UserError: The arm needs a probe, a low-rank map, refusal tokens, a layer or a category that isn't there.
     """
     tokens, vectors = refusal_tokens(model), tools.vectors
+    _check(model, arm, tools, tokens)
     categories, count = vectors.categories, len(rows)
+    number = {name: at for at, name in enumerate(categories)}
+    mean = len(categories)
+    given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
+    is_harmful = [arm.does.reads_labels and row["label"] == "harmful" for row in rows]
+    layers = _layers(model, arm)
+    if arm.does.reads_labels:
+        given = torch.tensor([number.get(row["category"] or "", mean) for row in rows])
+        strong = [arm.harmful if harmful else arm.strength for harmful in is_harmful]
+        strengths = torch.tensor(strong, dtype=torch.float64)
+    elif arm.has_vectors and arm.category != MEAN:
+        for layer in _sources(arm, layers):
+            vectors.delta(layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
+        given = torch.full((count,), number[arm.category])
+    edit = _edit(arm, tools, layers)
+    shipped = ArmPlan(
+        layers=layers,
+        scope=arm.scope,
+        operation=arm.operation if arm.steers else "none",
+        table=edit.table,
+        of_token=torch.tensor([number.get(name, mean) for name in tokens.names], dtype=torch.long),
+        given=given,
+        strengths=strengths,
+        routed=arm.is_routed,
+        gate=list(tools.every_gate).index(arm.gate) if arm.is_gated else -1,
+        benign=arm.strength,
+        harmful=arm.harmful,
+        maps=edit.maps,
+        bias=_bias(arm, tokens, strengths, is_harmful),
+        offset=edit.offset,
+        turn=edit.turn,
+    )
+    return Plan(arm, edit.names, shipped)
+
+
+def _check(model: Model, arm: Arm, tools: Tools, tokens: RefusalTokens) -> None:
+    """Is all there that the arm draws on?"""
     if arm.needs_tokens and not tokens.ids:
         raise UserError(
             f"arm {arm.name!r} reads refusal tokens, and model {model.name!r} has none; use --arm fixed, or a model tuned with them"
         )
-    numbers = list(tools.every_gate)
-    if arm.is_gated and arm.gate not in numbers:
+    if arm.is_gated and arm.gate not in tools.every_gate:
         named = (
             "a probe: run `probe` first"
             if arm.gate == "probe"
@@ -127,40 +168,66 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         raise UserError(f"arm {arm.name!r} needs {named}")
     if arm.maps and tools.lowrank is None:
         raise UserError(f"arm {arm.name!r} needs a low-rank map: run `lowrank` first")
-    table, names = _table(arm, vectors) if arm.steers and not arm.maps else _no_table(vectors)
-    number = {name: at for at, name in enumerate(categories)}
-    mean = len(categories)
-    given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
-    is_harmful = [arm.does.reads_labels and row["label"] == "harmful" for row in rows]
-    if arm.does.reads_labels:
-        given = torch.tensor([number.get(row["category"] or "", mean) for row in rows])
-        strong = [arm.harmful if harmful else arm.strength for harmful in is_harmful]
-        strengths = torch.tensor(strong, dtype=torch.float64)
-    elif arm.steers and not arm.maps and arm.category != MEAN:
-        vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
-        given = torch.full((count,), number[arm.category])
-    shipped = ArmPlan(
-        layer=arm.layer,
-        scope=arm.scope,
-        operation=arm.operation if arm.steers else "none",
-        table=table,
-        of_token=torch.tensor([number.get(name, mean) for name in tokens.names], dtype=torch.long),
-        given=given,
-        strengths=strengths,
-        routed=arm.route != "fixed",
-        gate=numbers.index(arm.gate) if arm.is_gated else -1,
-        benign=arm.strength,
-        harmful=arm.harmful,
-        lowrank=_lowrank(arm, tools),
-        bias=_bias(arm, tokens, strengths, is_harmful),
-    )
-    return Plan(arm, names, shipped)
+    if arm.does.fitted and arm.kind not in tools.methods:
+        raise UserError(f"arm {arm.name!r} needs what {arm.kind} fits: run `vectors --method {arm.kind}` first")
+
+
+def _layers(model: Model, arm: Arm) -> tuple[int, ...]:
+    """What the arm edits: one block's output, a window of them, or, to ablate at all layers, whatever writes to the stream.
+
+    Raises:
+        UserError: The model ends before.
+    """
+    if not arm.layers:
+        return (arm.layer,)
+    layers = window(arm.layers, model.n_layers)
+    if layers[-1] >= model.n_layers:
+        raise UserError(f"arm {arm.name!r}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
+    if arm.layers != "all" or arm.operation != "ablate":
+        return layers
+    return tuple(number for number, _ in sites(model.nnsight, list(model.layers), model.module))
+
+
+def _sources(arm: Arm, layers: Sequence[int]) -> Sequence[int]:
+    """Where the vectors at an arm's layers are from: each its own, but an ablated direction is one layer's."""
+    return [arm.layer] if arm.operation == "ablate" else layers
+
+
+class _Edit(NamedTuple):
+    """The parts of an `ArmPlan` that say what is done, and the vectors' names."""
+
+    table: torch.Tensor
+    names: list[str]
+    maps: tuple[tuple[int, LowRankEdit], ...] = ()
+    offset: torch.Tensor | None = None
+    turn: Turn | None = None
+
+
+def _edit(arm: Arm, tools: Tools, layers: Sequence[int]) -> _Edit:
+    vectors, own = tools.vectors, tools.methods.get(arm.kind)
+    names = [*vectors.categories, MEAN]
+    nothing = torch.zeros(1, len(names), vectors.d_model)
+    if arm.steers and arm.has_vectors:
+        tables = [_table(arm, vectors, layer) for layer in _sources(arm, layers)]
+        table = torch.stack([table for table, _ in tables])
+        if arm.kind == "affine" and own is not None:
+            return _Edit(table, names, offset=affine.offset(own, layers, table))
+        return _Edit(table, tables[0][1])
+    if arm.maps:
+        return _Edit(nothing, names, maps=((arm.layer, _lowrank(arm, tools)),))
+    if own is None:
+        return _Edit(nothing, names)
+    if arm.kind == "false-refusal":
+        return _Edit(false_refusal.direction(own, arm.layer, arm.partial).expand_as(nothing), names)
+    if arm.kind == "alphasteer":
+        return _Edit(nothing, names, maps=alphasteer.maps(own, layers))
+    return _Edit(nothing, names, turn=angular.turn(own, arm.angle, arm.adaptive == "yes"))
 
 
 def unsteered(rows: int, width: int) -> ArmPlan:
     """What a trace needs to change nothing."""
     nothing = torch.zeros(rows, dtype=torch.long)
-    return ArmPlan(0, "generated", "none", torch.zeros(1, width), nothing[:0], nothing, nothing.double())
+    return ArmPlan((0,), "generated", "none", torch.zeros(1, 1, width), nothing[:0], nothing, nothing.double())
 
 
 def _bias(arm: Arm, tokens: RefusalTokens, strengths: torch.Tensor, is_harmful: Sequence[bool]) -> Bias | None:
@@ -186,25 +253,20 @@ def _biased_tokens(arm: Arm, tokens: RefusalTokens) -> list[int]:
     return [known[arm.category]]
 
 
-def _lowrank(arm: Arm, tools: Tools) -> LowRankEdit | None:
-    if not arm.maps or tools.lowrank is None:
-        return None
+def _lowrank(arm: Arm, tools: Tools) -> LowRankEdit:
     low = tools.lowrank
+    assert low is not None  # `_check` has seen to it
     if low.layer != arm.layer:
         raise UserError(f"arm {arm.name!r} steers layer {arm.layer}; the low-rank map is of layer {low.layer}")
     return low.edit
 
 
-def _no_table(vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]:
-    return torch.zeros(len(vectors.categories) + 1, vectors.d_model), [*vectors.categories, MEAN]
-
-
-def _table(arm: Arm, vectors: SteeringVectors) -> tuple[torch.Tensor, list[str]]:
-    """The vectors at strength 1, and their names; controls put others in their places."""
+def _table(arm: Arm, vectors: SteeringVectors, layer: int) -> tuple[torch.Tensor, list[str]]:
+    """The vectors of a layer at strength 1, and their names; controls put others in their places."""
     names = [*vectors.categories, MEAN]
     zero = torch.zeros(vectors.d_model)
     table = torch.stack(
-        [vectors.delta(arm.layer, name, 1.0, arm.unit) if vectors.at(arm.layer, name).any() else zero for name in names]
+        [vectors.delta(layer, name, 1.0, arm.unit) if vectors.at(layer, name).any() else zero for name in names]
     )
     if arm.does.table == "random":
         random = torch.Generator().manual_seed(arm.seed)
@@ -230,8 +292,11 @@ def tools_fingerprint(plans: Sequence[Plan], tools: Tools) -> str:
     digest = sha256()
     for plan in plans:
         digest.update(plan.shipped.table.numpy().tobytes())
-        for part in plan.shipped.lowrank[:4] if plan.shipped.lowrank else ():
-            digest.update(part.numpy().tobytes())
+        for _, low in plan.shipped.maps:
+            for part in low[:4]:
+                digest.update(part.numpy().tobytes())
+        for part in (plan.shipped.offset, plan.shipped.turn and plan.shipped.turn.plane):
+            digest.update(b"" if part is None else part.numpy().tobytes())
     probe = {} if tools.probe is None else {"probe": tools.probe}
     for name, gate in (probe | tools.gates_of(plans)).items():
         digest.update(b"" if name == "probe" else name.encode())

@@ -29,6 +29,8 @@ from interventions.steering.plans import Plan, Tools, made_from, plan_arm
 from interventions.steering.texts import finished, warn_of_overflow
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)  # times an arm's own strength
+SHARES = (1 / 3, 2 / 3, 1.0)  # the same of what goes no further than its whole way
+AROUND = (-0.5, -0.25, 0.0, 0.25, 0.5)  # strengths of what has 0 for its own
 SHARED_SETTING = ("fixed", "routed", "gated", "random", "wrong-category")  # kinds that mean the same by a strength
 UNSWEPT = ("baseline", "prompt-only", "oracle")
 SLACK = 0.02  # refusal that a shortlisted setting may seem to lose by the first token; by text it may not
@@ -68,7 +70,8 @@ def grid(
         words: Arms in the notation of `parse_arms`, which may name neither layer nor strength.
         default: What they leave open.
         layers: Blocks to steer; a logit bias has none, a low-rank map its own.
-        strengths: Strengths; None: `FACTORS` times the arm's own. An ablation has none.
+        strengths: Strengths; None: `FACTORS` times the arm's own. An ablation has none. A window of layers is one setting, but
+            an ablated direction may be each of `layers`'.
         lowrank: The low-rank map's layer.
 
     Raises:
@@ -81,7 +84,10 @@ def grid(
         if any(f"{key}=" in word for key in ("layer", "strength", "benign")):
             raise UserError(f"--arm {word!r}: sweep varies layers and strengths; use --layers and --strengths")
         places = {"logit-bias": layers[:1], "lowrank": [default.layer if lowrank is None else lowrank]}
-        sizes = strengths or [factor * plain.strength for factor in FACTORS]
+        factors = SHARES if plain.operation == "rotate" else FACTORS
+        sizes = strengths or ([factor * plain.strength for factor in factors] if plain.strength else AROUND)
+        if plain.layers and plain.operation != "ablate":
+            places[plain.kind] = [default.layer]
         for layer in places.get(plain.kind, layers):
             for strength in sizes if plain.operation != "ablate" else [plain.strength]:
                 joint = "," if ":" in word else ":"
@@ -285,7 +291,7 @@ def _table(
     for at, arm in enumerate(arms):
         steers = not arm.is_baseline
         setting = {
-            "layer": arm.layer if arm.steers else None,
+            "layer": arm.its_layer,
             "strength": arm.strength if steers else None,
             "strength_unit": arm.unit if steers else None,
             "arm": arm.name,

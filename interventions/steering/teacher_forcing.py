@@ -78,7 +78,7 @@ def teacher_forced(
     )
     arms = [[plans[at] for at in group] for group in groups]
     out = forced(model.nnsight, model.backend.nnsight(model.nnsight), path[-1],
-                 [(some, edited_blocks(path, some)) for some in arms], asked)  # fmt: skip
+                 [(some, edited_blocks(model, some)) for some in arms], asked)  # fmt: skip
     order = [at for group in groups for at in group]
     back = torch.tensor([order.index(at) for at in range(len(plans))])
     nll, kl = out["nll"], out["kl"]

@@ -21,7 +21,7 @@ def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max
     gate = plan.shipped.gate if found.gates is not None else -1
     return finished(model, found.tokens[row, arm].tolist(), max_new_tokens) | {
         "refusal_probability": None if found.refusal is None else finite(found.refusal[row, arm]),
-        "vector": plan.names[int(found.vector[row, arm])] if steers and not plan.arm.maps else None,
+        "vector": plan.names[int(found.vector[row, arm])] if steers and plan.arm.has_vectors else None,
         "strength": float(found.strength[row, arm]) if steers or plan.arm.does.biases else None,
         "gate": finite(found.gates[row, gate]) if found.gates is not None and gate >= 0 else None,
     }
@@ -78,4 +78,4 @@ def arm_columns(arm: Arm) -> Row:
             "scope": None,
             "operation": None,
         }
-    return named | {"layer": arm.layer, "strength_unit": arm.unit, "scope": arm.scope, "operation": arm.operation}
+    return named | {"layer": arm.its_layer, "strength_unit": arm.unit, "scope": arm.scope, "operation": arm.operation}

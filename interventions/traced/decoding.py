@@ -138,7 +138,7 @@ def decoded(
     tokens = logits.argmax(-1)[:, None]
     del logits
     if past is not None and how.steps > 1:
-        later = [at for at in blocks if any(plan.scope in LATER and plan.layer == at[0] for plan in plans)]
+        later = [at for at in blocks if any(plan.scope in LATER and at[0] in plan.layers for plan in plans)]
         whose = alive // many
         start = Rows(batch["attention_mask"][whose], batch["position_ids"][whose, -1:], alive)
         tokens = continued(network, later, past, edits, tokens, start, how)

@@ -158,7 +158,7 @@ def test_the_wrong_categorys_vector_is_never_the_named_ones(tiny_tuned, category
     wanted = names[(names.index(category) + 1) % 3]
     assert [plan.names[at] for at in plan.shipped.given] == [wanted] * 2
     unit = vectors.at(2, wanted) / vectors.at(2, wanted).norm()
-    assert torch.allclose(plan.shipped.table[plan.shipped.given], unit.expand(2, -1))
+    assert torch.allclose(plan.shipped.table[0][plan.shipped.given], unit.expand(2, -1))
 
 
 def test_what_an_arm_lacks_is_said(tiny, tiny_tuned, tools):
