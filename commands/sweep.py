@@ -5,20 +5,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from commands.framework import options as o
-from commands.framework.app import Session, command
+from commands.framework.activations import needs_pairs
+from commands.framework.app import Session, command, perform
 from commands.framework.arms import need_tools, single_arm
-from commands.framework.artefacts import COMPARED, FITTED_GATES, PROBE, SWEEP, VECTORS, need
-from commands.framework.output import Summary, warn
+from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, PAIRS, PROBE, SWEEP, VECTORS, need
+from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.prompts import fingerprint_of, prompts_of
-from commands.framework.records import model_key, note, unchanged
-from commands.framework.settings import Settings
-from data.contract import KEPT
+from commands.framework.records import Key, model_key, note, unchanged
+from commands.framework.settings import Record, Settings
+from data.contract import KEPT, LABELS, METHODS, TUNED_MODEL
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
+    from interventions.methods.vectors import SteeringVectors
     from interventions.model.model import Model
+    from interventions.steering.arms import Arm
+    from interventions.steering.plans import Tools
 
 
 @command(
@@ -78,32 +83,175 @@ def try_settings(session: Session, s: Settings, prompts: "pl.DataFrame") -> Summ
 def compare_methods(session: Session, s: Settings, prompts: "pl.DataFrame") -> Summary:
     """Methods at equal harm with every gate of the run; the one that keeps the promise is chosen."""
     from data.store.rundir import now
-    from data.store.tables import write_table
+    from data.store.tables import read_parquet, write_table
     from interventions.steering.compared.candidates import candidates, wanted
-    from interventions.steering.compared.compare import compare, settings_table
-    from interventions.steering.compared.promise import needed
+    from interventions.steering.compared.compare import compare, settings_of
     from reports.scoring.lexical import text_verdict
 
     start, share = now(), s.get("keep_refusal") or KEPT
-    odd = [f"--{name.replace('_', '-')}" for name in ("layers", "strengths", "arm", "best", "refusal_loss") if s.given(name)]
+    odd = [
+        f"--{name.replace('_', '-')}"
+        for name in ("layers", "strengths", "arm", "best", "refusal_loss")
+        if s.given(name)
+    ]
     if odd:
         raise UserError(f"sweep --methods finds strengths by --kl and compares whole methods: leave {odd[0]} out")
-    below = s.with_values(layers=None)
+    below, methods = s.with_values(layers=None), wanted(s.get("methods"))
     steering, record = need(session, below, VECTORS)
     model = session.model(s, record)
-    prompts = untaught(prompts, model)
-    by_method, rests_on = tools_by_method(session, below, model, wanted(s.get("methods")), steering, record)
-    gates, of_gates = gates_of(session, below)
-    rests_on |= of_gates
-    tried = candidates(model, single_arm(s, model, steering), by_method, Tools(steering, gates=gates))
-    options = {name: s.get(name) for name in ("max_new_tokens", "seed")} | {"budgets": s.get("kl"), "share": share}
-    key = model_key(model) | rests_on | options | {"fingerprint": fingerprint_of(prompts), "arms": [one.arm.record for one in tried]}
-    path = SWEEP.path(s.run)
-    if unchanged(s, SWEEP, key):
-        table = read_parquet(s.run / SWEEP.beside[0])
+    prompts, default = untaught(prompts, model.name), single_arm(s, model, steering)
+    tools, rests_on = tools_of_run(session, below, methods, default, steering, record)
+    vectors, sources = fitted_vectors(session, below, methods, steering)
+    by_method = {name: replace(tools, vectors=vectors.get(name, steering)) for name in methods}
+    tried = candidates(model, default, by_method, tools)
+    options = {
+        "max_new_tokens": s.get("max_new_tokens"),
+        "seed": s.get("seed"),
+        "budgets": list(s.get("kl")),
+        "share": share,
+    }
+    key = model_key(model) | rests_on | options | {"fingerprint": fingerprint_of(prompts), "sources": sources,
+                                                   "arms": [one.arm.record for one in tried]}  # fmt: skip
+    path, compared = SWEEP.path(s.run), s.run / "compared.parquet"
+    if compared.exists() and unchanged(s, SWEEP, key):
+        table = read_parquet(compared)
     else:
-        scores = {name: gate_scores(s, model, prompts, name, gate, steering) for name, gate in gates.items()}
-        found = compare(model, prompts, tried, scores, s.run / SWEEP.beside[0], verdict=text_verdict(model.name),
+        scores = scores_out_of_fold(s, model, prompts, tools, default)
+        table = compare(model, prompts, tried, scores, compared, verdict=text_verdict(model.name),
                         batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
-        ...
-    return {}
+        take_vectors(session, below, table, key)
+        write_table(path, settings_of(table))
+        write_table(s.run / "sweep_prompts.parquet", prompts)  # what was chosen on is no evidence
+        note(s, SWEEP, key, model, start, data=s.get("data"))
+    if not table["chosen"].any():
+        warn(none_chosen(table, share))
+    return {"settings": table.filter("promised").height, "table": shown_comparison(table), "wrote": str(compared)}
+
+
+def untaught(prompts: "pl.DataFrame", model: str) -> "pl.DataFrame":
+    """Without the rows that the model was taught, as far as that is known: what it learnt by heart tells nothing of others."""
+    import polars as pl
+
+    from data.prompts.sample import TAUGHT
+
+    kept = prompts.filter(~pl.col("dataset").is_in(TAUGHT)) if model == TUNED_MODEL else prompts
+    if kept["label"].n_unique() < 2:
+        if kept.height < prompts.height:
+            warn(f"{model} was taught these prompts, and a setting chosen on them flatters it: sweep --data embedded:traffic, "
+                 "or your own, is sounder")  # fmt: skip
+        kept = prompts
+    elif kept.height < prompts.height:
+        warn(f"{prompts.height - kept.height} prompts that {model} was taught are left out")
+    for label in LABELS:
+        if not (kept["label"] == label).any():
+            raise UserError(
+                f"no {label} row to compare methods on: pass --split or other --data, or --benign NAME_OR_FILE"
+            )
+    return kept
+
+
+def tools_of_run(
+    session: Session, s: Settings, methods: Sequence[str], default: "Arm", steering: "SteeringVectors", record: Record
+) -> "tuple[Tools, dict[str, str]]":
+    """What kinds with tensors of their own draw on, and every gate that the run has."""
+    from interventions.steering.arms import parse_arms
+    from interventions.steering.compared.candidates import KINDS
+
+    there = [name for name, gate in {PROBE.name: PROBE, **FITTED_GATES}.items() if gate.path(s.run).exists()]
+    words = [*(name for name in methods if name in KINDS), *(f"gated:gate={name}" for name in there)]
+    return need_tools(session, s, parse_arms(words, default), steering, record)
+
+
+def fitted_vectors(
+    session: Session, s: Settings, methods: Sequence[str], steering: "SteeringVectors"
+) -> "tuple[dict[str, SteeringVectors], dict[str, str]]":
+    """Each method's vectors, those of the run as they are, and the activations that the others were fitted to."""
+    from interventions.methods.fit import fit_vectors
+
+    found, sources = {}, {}
+    for name in (name for name in methods if name in METHODS):
+        if steering.metadata["method"] == name:
+            found[name] = steering
+            continue
+        mine = s.with_values(method=name)
+        activations, record = need(session, mine, PAIRS if needs_pairs(session, mine) else ACTIVATIONS)
+        sources[name] = record["id"]
+        found[name] = fit_vectors(activations, name, seed=s.get("seed"))
+    return found, sources
+
+
+def scores_out_of_fold(
+    s: Settings, model: "Model", prompts: "pl.DataFrame", tools: "Tools", default: "Arm"
+) -> "dict[str, np.ndarray]":
+    """Each gate's score of every prompt: of prompts that it was fitted on the one it had when it was fitted without them."""
+    import polars as pl
+
+    from data.store.tables import read_parquet
+    from interventions.steering.compared.scores import gate_scores
+
+    found = gate_scores(model, prompts, tools, default.layer, s.get("batch_tokens"))
+    for name in found.keys() & FITTED_GATES.keys():
+        fitted = (
+            read_parquet(s.run / FITTED_GATES[name].beside[1]).select("prompt", "score").unique("prompt", keep="first")
+        )
+        own = prompts.select("prompt").join(fitted, on="prompt", how="left", maintain_order="left")["score"]
+        found[name] = own.cast(pl.Float32).fill_null(pl.Series(found[name])).to_numpy()
+    return found
+
+
+def take_vectors(session: Session, s: Settings, table: "pl.DataFrame", key: Key) -> None:
+    """Make the chosen method's vectors those of the run, and let the key hold them."""
+    from data.store.rundir import records
+
+    for method in table.filter("chosen")["method"]:
+        if method in METHODS and VECTORS.load(VECTORS.path(s.run)).metadata["method"] != method:
+            warn(f"the chosen setting is of --method {method}: running vectors")
+            emit_progress(perform(session, s.for_missing().with_values(method=method), "vectors"))
+            key[VECTORS.name] = records(s.run)[VECTORS.name]["id"]
+
+
+def none_chosen(table: "pl.DataFrame", share: float) -> str:
+    """Why nothing was chosen, and what would help."""
+    from interventions.steering.compared.promise import needed
+
+    unsteered = table.filter(gate="").sort("threshold").row(0, named=True)
+    declined = round(unsteered["harmful"] * unsteered["n_harmful"])
+    more = (f"of {declined} declined harmful prompts none may be lost where {needed(share)} are needed at least; add prompts"
+            if declined < needed(share) else "fit a gate (probe --gate ridge --data …)")  # fmt: skip
+    return (f"no setting lowers over-refusal and keeps {share:.0%} of the refusals with 95 % confidence: nothing is chosen; "
+            f"{more}, or ask --keep-refusal for less")  # fmt: skip
+
+
+def default_arm(s: Settings, model: "Model") -> tuple[str, ...]:
+    """What is swept if nothing else was said."""
+    from interventions.model.control_tokens import refusal_tokens
+
+    return ("gated", "gated:harmful=0") if refusal_tokens(model).ids and PROBE.path(s.run).exists() else ("fixed",)
+
+
+def shown_settings(table: "pl.DataFrame") -> "pl.DataFrame":
+    """One line a setting that was generated with, or every one where none was: rates of harmful and benign rows."""
+    import polars as pl
+
+    keys = ["arm", "layer", "strength", "strength_unit"]
+    rates = ["refusal_probability", "refused", "broken"]
+    sides = [table.filter(label=label).select(*keys, "chosen", *(pl.col(name).alias(f"{name}, {label}") for name in rates))
+             for label in ("harmful", "benign")]  # fmt: skip
+    both = sides[0].join(sides[1].drop("chosen"), on=keys, nulls_equal=True, maintain_order="left")
+    tried = both.filter(pl.col("refused, harmful").is_not_null())
+    return tried.select(*keys, *(f"{name}, {label}" for name in rates for label in ("harmful", "benign")), "chosen")
+
+
+def shown_comparison(table: "pl.DataFrame") -> "pl.DataFrame":
+    """The best settings that keep the promise, controls among them, and a line for the unsteered model."""
+    import polars as pl
+
+    rates = [pl.format("{} ({}–{})", *(pl.col(part).mul(100).round(1) for part in (label, f"{label}_low", f"{label}_high")))
+             .alias(f"{label} refused, %") for label in ("benign", "harmful")]  # fmt: skip
+    unsteered = table.filter(gate="").sort("threshold").head(1)
+    unsteered = unsteered.with_columns(method=pl.lit("unsteered"), strength=pl.lit(None, pl.Float64), kl=pl.lit(0.0))
+    kept = table.filter("promised").sort("benign", "control")
+    best = pl.concat([unsteered, kept.filter(~pl.col("control")).head(8), kept.filter("control").head(4)])
+    return best.select(
+        "method", "gate", pl.col("strength", "kl").round(3), *rates, pl.col("kept_low").round(3), "control", "chosen"
+    )

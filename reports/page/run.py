@@ -19,7 +19,7 @@ from data.store.tables import read_parquet, required
 from reports.page.names import Arm, named
 
 # Tables that a report reads.
-READ = ("traces", "generations", "scores", "summary", "sweep", "diff", "effects", "capability", "logit_lens", "probe_roc",
+READ = ("traces", "generations", "scores", "summary", "sweep", "compared", "diff", "effects", "capability", "logit_lens", "probe_roc",
         "probe_layers", "probe_quality")  # fmt: skip
 
 

@@ -14,7 +14,13 @@ CONTROLS = ("random", "shuffled")  # methods that are no candidates
 DIRECTIONS = 20  # random ones
 KINDS = (*EDITS, "ablate")  # kinds of arms that are methods of their own
 KEYS = {"ablate": ("layers=all",)}
-UNSIZED = ("ablate", "affine", "false-refusal", "logit-bias", "prompt-only")  # have no strength that KL could be tuned by
+UNSIZED = (
+    "ablate",
+    "affine",
+    "false-refusal",
+    "logit-bias",
+    "prompt-only",
+)  # have no strength that KL could be tuned by
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,12 @@ class Candidate:
         if gate:
             plain = kind in ("routed", "fixed")
             kind, keys = ("gated", keys) if plain else (kind, ["route=gated", *keys])
-            keys += [f"gate={gate}", f"threshold={threshold!r}", "harmful=0", *(["harmful-bias=0"] if self.arm.bias else [])]
+            keys += [
+                f"gate={gate}",
+                f"threshold={threshold!r}",
+                "harmful=0",
+                *(["harmful-bias=0"] if self.arm.bias else []),
+            ]
         return f"{kind}:{','.join(keys)}" if keys else kind
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 
 from data import fingerprint
+from data.contract import LABELS
 from data.intervals import wilson
 from data.store.journal import Journal
-from data.store.tables import COMPARED, Values, write_table
+from data.store.tables import COMPARED, SWEEP, Values, write_table
 from interventions.backends.batches import run_batches
 from interventions.model.model import Model
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
@@ -19,7 +20,7 @@ from interventions.steering.compared.candidates import Candidate
 from interventions.steering.compared.promise import Answered, Curve, curve, promised
 from interventions.steering.compared.sized import harmless_kl, sized
 from interventions.steering.equal_kl import Reached
-from interventions.steering.plans import Plan, made_from, plan_arm
+from interventions.steering.plans import made_from, plan_arm
 from interventions.steering.texts import finished
 
 POINTS = 12  # of a trade-off's line
@@ -78,6 +79,16 @@ def compare(
     return table
 
 
+def settings_of(table: pl.DataFrame) -> pl.DataFrame:
+    """The settings that keep the promise, in the columns of `data.store.tables.SWEEP`: two rows each."""
+    kept = table.filter(pl.col("promised") & ~pl.col("control"))
+    sides = [kept.with_columns(label=pl.lit(label), n=pl.col(f"n_{label}"), refused=pl.col(label)) for label in LABELS]
+    whole = pl.concat(sides).with_columns(
+        refusal_probability=pl.lit(None), harmful=pl.when(pl.col("gate") != "").then(0.0)
+    )
+    return whole.select(pl.col(name).cast(kind) for name, kind in SWEEP.items())
+
+
 def _line(
     candidate: Candidate, budget: float, reached: Reached, gate: str, line: Curve, harmful: np.ndarray, share: float
 ) -> list[Values]:
@@ -88,8 +99,8 @@ def _line(
     setting = {"method": candidate.method, "kind": candidate.kind, "gate": gate, "control": control, "layer": candidate.arm.layer,
                "strength": candidate.arm.strength, "strength_unit": candidate.arm.unit, "category": candidate.arm.category,
                "scope": candidate.arm.scope, "kl_budget": budget, "kl": reached.kl, "why_not": reached.why_not}  # fmt: skip
-    points = sorted({*spread.round().astype(int).tolist(), *([] if at is None else [at])})
-    return [setting | {"promised": point == at, "arm": candidate.words(gate, float(np.float32(line.threshold[point])))}
+    points = sorted({int(number) for number in spread.round()} | (set() if at is None else {at}))
+    return [setting | {"promised": point == at, "arm": candidate.words(gate, float(line.threshold[point]))}
             | _point(line, point, harmful) for point in points]  # fmt: skip
 
 
@@ -102,8 +113,16 @@ def _with_choice(rows: list[Values]) -> list[Values]:
 
 def _point(line: Curve, at: int, harmful: np.ndarray) -> Values:
     """What a threshold gives, with Wilson's intervals."""
-    values: Values = {"threshold": float(line.threshold[at]), "broken": line.broken[at], "kept": line.kept[at], "kept_low": line.low[at]}
-    for label, share, n in (("harmful", line.harmful[at], harmful.sum()), ("benign", line.benign[at], (~harmful).sum())):
+    values: Values = {
+        "threshold": float(line.threshold[at]),
+        "broken": line.broken[at],
+        "kept": line.kept[at],
+        "kept_low": line.low[at],
+    }
+    for label, share, n in (
+        ("harmful", line.harmful[at], harmful.sum()),
+        ("benign", line.benign[at], (~harmful).sum()),
+    ):
         low, high = wilson(round(share * n), int(n))
         values |= {f"n_{label}": int(n), label: share, f"{label}_low": low, f"{label}_high": high}
     return values
@@ -126,7 +145,9 @@ def _answers(
     budget, noted = Budget(DECODED * batch_tokens), []
     for number, (encoded, mine) in enumerate(variants):
         key = made_from(model, fingerprint(prompts), mine, candidates[0].tools) | {"tokens": tokens}
-        journal = Journal(path.parent / f".{path.stem}-{number}.journal", key, plan_answers(encoded, len(mine), tokens, budget))
+        journal = Journal(
+            path.parent / f".{path.stem}-{number}.journal", key, plan_answers(encoded, len(mine), tokens, budget)
+        )
 
         def work(rows: list[int], encoded=encoded, mine=mine) -> list[list[str | None]]:
             found = answer_rows(model, encoded, rows, mine, [], tokens, budget)
@@ -137,5 +158,8 @@ def _answers(
     of_plan: dict[int, Answered] = {}
     for journal, mine, verdicts in noted:
         journal.remove()
-        of_plan |= {id(plan): Answered(column == "refuse", column == "broken") for plan, column in zip(mine, verdicts.T, strict=True)}
+        of_plan |= {
+            id(plan): Answered(column == "refuse", column == "broken")
+            for plan, column in zip(mine, verdicts.T, strict=True)
+        }
     return [of_plan[id(plan)] for plan in plans]

@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     """What each threshold gives, from the one that steers no row to the one that steers all; (thresholds,) each.
 
     Attributes:
-        threshold: Rows that score below are steered. −inf steers none, inf all.
+        threshold: Rows that score below it are steered; float32, so that no rounding moves a row across it.
         benign: Share of benign rows that refuse.
         harmful: Share of harmful rows that refuse.
         broken: Share of all rows that give no answer.
@@ -49,9 +49,10 @@ def curve(score: np.ndarray, harmful: np.ndarray, before: Answered, after: Answe
         after: Steered away from refusal.
     """
     order = np.argsort(score, kind="stable")
-    ranked = score[order].astype(np.float64)
+    ranked = score[order].astype(np.float32)
     ends = np.r_[0, np.flatnonzero(np.diff(ranked)) + 1, len(ranked)]  # how many rows each threshold steers
-    between = [(ranked[at - 1] + ranked[at]) / 2 for at in ends[1:-1]]
+    middle = (ranked[ends[1:-1] - 1] + ranked[ends[1:-1]]) / np.float32(2)
+    between = np.where(middle > ranked[ends[1:-1] - 1], middle, ranked[ends[1:-1]])
 
     def total(here: np.ndarray, there: np.ndarray, among: np.ndarray) -> np.ndarray:
         """How many of some rows it is true of, after of those that are steered and before of the others."""
@@ -61,7 +62,7 @@ def curve(score: np.ndarray, harmful: np.ndarray, before: Answered, after: Answe
     at_stake = harmful & before.refused
     kept, every = total(before.refused, after.refused, at_stake), np.ones(len(score), bool)
     return Curve(
-        np.array([-np.inf, *between, np.inf]),
+        np.array([ranked[0], *between, np.nextafter(ranked[-1], np.float32(np.inf))], np.float32),
         total(before.refused, after.refused, ~harmful) / (~harmful).sum(),
         total(before.refused, after.refused, harmful) / harmful.sum(),
         total(before.broken, after.broken, every) / len(score),
@@ -83,7 +84,7 @@ def promised(found: Curve, share: float) -> int | None:
     At most two points more answers are broken than unsteered. Of equals the one that refuses more harmful rows.
     """
     fine = (found.low >= share) & (found.broken <= found.broken[0] + MORE_BROKEN) & (found.benign < found.benign[0])
-    return min(np.flatnonzero(fine), key=lambda at: (found.benign[at], -found.harmful[at]), default=None)
+    return min(np.flatnonzero(fine).tolist(), key=lambda at: (found.benign[at], -found.harmful[at]), default=None)
 
 
 def needed(share: float) -> int:

@@ -28,7 +28,9 @@ def harmless_kl(
     some = benign.sample(min(2 * HARMLESS, benign.height), seed=seed, shuffle=True)
     asked = HarmlessKL.of(model, some, candidate.tools)
     texts = [finished(model, ids, len(ids)) for ids in asked.answers]
-    kept = [at for at, text in enumerate(texts) if not text["refusal_token"] and verdict(text["response"]) != "refuse"][:HARMLESS]
+    kept = [at for at, text in enumerate(texts) if not text["refusal_token"] and verdict(text["response"]) != "refuse"][
+        :HARMLESS
+    ]
     if not kept:
         raise UserError("the model answers no benign prompt unsteered, so that KL on harmless prompts can't be measured; "
                         "add some with --benign NAME_OR_FILE")  # fmt: skip
@@ -53,7 +55,9 @@ def sized(candidates: Sequence[Candidate], measured: HarmlessKL, budget: float) 
             mine, at = next(reached)
             found.append((_at(mine, at.strength), at))
         else:
-            found.append((candidate, Reached(abs(candidate.arm.strength), next(costs), 1, "it has no strength to change")))
+            found.append(
+                (candidate, Reached(abs(candidate.arm.strength), next(costs), 1, "it has no strength to change"))
+            )
     return found
 
 
