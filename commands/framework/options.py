@@ -78,7 +78,7 @@ class Declared:
         if self.value is not None:
             return "  [default]" if self.value == self.default else ""
         plain = {type(None): "none", bool: "off", float: "{:g}"}.get(type(self.default), "{}")
-        value = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        value = ", ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
         words = self.shown if self.shown is not None else plain.format(value)
         return f"  [default: {words}]" if words else ""
 
