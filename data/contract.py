@@ -95,7 +95,7 @@ OPERATIONS = ("add", "ablate", "clamp")
 ARM_KEYS = {
     "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "gate": str, "harmful": float,
     "harmful-bias": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
-    "strength": float, "text": str, "unit": str,
+    "strength": float, "text": str, "threshold": float, "unit": str,
 }  # fmt: skip
 OWN_KEYS = {
     "adaptive": "angular",

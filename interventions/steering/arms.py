@@ -29,6 +29,7 @@ LATER = (
     "bias",
     "harmful_bias",
     "gate",
+    "threshold",
     "layers",
     "angle",
     "adaptive",
@@ -63,6 +64,7 @@ class Arm:
         bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
         harmful_bias: Gated: logits on it for prompts which look harmful.
         gate: Gated: a key of `GATES`.
+        threshold: Gated: the score from which on a prompt looks harmful; None: the gate's own.
         layers: The blocks whose outputs are edited, in `contract.window`'s words; empty: `layer` alone. Each gets the whole strength
             of its own layer's vector (as in arXiv 2310.01405 and 2506.07022); an ablation takes out `layer`'s direction at
             all of them (arXiv 2406.11717).
@@ -86,6 +88,7 @@ class Arm:
     bias: float = 0.0
     harmful_bias: float = 0.0
     gate: str = "probe"
+    threshold: float | None = None
     layers: str = ""
     angle: float = 0.0
     adaptive: str = "no"

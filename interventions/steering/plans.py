@@ -145,6 +145,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         gate=list(tools.every_gate).index(arm.gate) if arm.is_gated else -1,
         benign=arm.strength,
         harmful=arm.harmful,
+        threshold=arm.threshold,
         maps=edit.maps,
         bias=_bias(arm, tokens, strengths, is_harmful),
         offset=edit.offset,

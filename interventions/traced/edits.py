@@ -201,7 +201,9 @@ def gated(
     """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts."""
     if plan.gate < 0:
         return given
-    looks_harmful = seen.scores[plan.gate] >= gates[plan.gate].threshold.to(seen.scores[plan.gate].device)
+    score, own = seen.scores[plan.gate], gates[plan.gate].threshold
+    threshold = own.to(score.device) if plan.threshold is None else torch.tensor([plan.threshold], device=score.device)
+    looks_harmful = score >= threshold
     both = torch.tensor([benign, harmful], dtype=torch.float64, device=looks_harmful.device)
     return both[looks_harmful.long()]
 
