@@ -159,7 +159,7 @@ def tools_of_run(
 
     there = [name for name, gate in {PROBE.name: PROBE, **FITTED_GATES}.items() if gate.path(s.run).exists()]
     words = [*(name for name in methods if name in KINDS), *(f"gated:gate={name}" for name in there)]
-    return need_tools(session, s, parse_arms(words, default), steering, record)
+    return need_tools(session, s.for_missing(), parse_arms(words, default), steering, record)
 
 
 def fitted_vectors(
@@ -173,7 +173,7 @@ def fitted_vectors(
         if steering.metadata["method"] == name:
             found[name] = steering
             continue
-        mine = s.with_values(method=name)
+        mine = s.for_missing().with_values(method=name)
         activations, record = need(session, mine, PAIRS if needs_pairs(session, mine) else ACTIVATIONS)
         sources[name] = record["id"]
         found[name] = fit_vectors(activations, name, seed=s.get("seed"))

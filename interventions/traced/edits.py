@@ -90,6 +90,7 @@ class ArmPlan(NamedTuple):
         gate: Number of the gate that decides the strength, between the next two; −1: none does.
         benign: Strength where the gate sees no harm.
         harmful: Strength where it does.
+        threshold: The score from which on it does; None: the gate's own.
         maps: Low-rank maps that are added, each with its layer.
         bias: What is added to first logits, or None.
         offset: As the table: what `affine` adds at any strength; or None.
@@ -107,6 +108,7 @@ class ArmPlan(NamedTuple):
     gate: int = -1
     benign: float = 0.0
     harmful: float = 0.0
+    threshold: float | None = None
     maps: tuple[tuple[int, LowRankEdit], ...] = ()
     bias: Bias | None = None
     offset: torch.Tensor | None = None
