@@ -10,7 +10,6 @@ from data.contract import (
     DEFAULT_SCOPE,
     DEFAULT_STRENGTH,
     DEFAULT_UNIT,
-    GATES,
     INSTRUCTION,
     KINDS,
     MEAN,
@@ -20,6 +19,7 @@ from data.contract import (
     TOWARDS,
     UNITS,
     Kind,
+    gate_members,
 )
 from data.errors import UserError
 
@@ -46,7 +46,9 @@ class Arm:
         text: The instruction of `prompt-only`.
         bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
         harmful_bias: Gated: logits on it for prompts which look harmful.
-        gate: Gated: a key of `GATES`.
+        gate: Gated: a key of `GATES`, or several of them joined (`data.contract.gate_members`).
+        slope: Gated: how fast the strength goes from the one for harmless prompts to the one for harmful ones with the log-odds of
+            the gate's score, around its threshold; 0: at once.
     """
 
     name: str
@@ -64,13 +66,14 @@ class Arm:
     bias: float = 0.0
     harmful_bias: float = 0.0
     gate: str = "probe"
+    slope: float = 0.0
 
     @property
     def record(self) -> dict[str, Any]:
         """Its fields, as records and journals have them: what came later is there where it says something."""
         later = {
             name
-            for name, value in (("bias", 0.0), ("harmful_bias", 0.0), ("gate", "probe"))
+            for name, value in (("bias", 0.0), ("harmful_bias", 0.0), ("gate", "probe"), ("slope", 0.0))
             if getattr(self, name) == value
         }
         return {name: value for name, value in asdict(self).items() if name not in later}
@@ -119,8 +122,8 @@ def baseline(layer: int) -> Arm:
 def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
 
-    Keys: `benign`, `bias`, `category`, `gate`, `harmful`, `harmful-bias`, `layer`, `operation`, `route`, `scope`, `seed`, `strength`,
-    `text`, `unit`; `benign` is another name of `strength` for gated arms, and `bias` goes with a vector. A value goes on to the next `,key=`, so that a category may
+    Keys: `benign`, `bias`, `category`, `gate`, `harmful`, `harmful-bias`, `layer`, `operation`, `route`, `scope`, `seed`, `slope`,
+    `strength`, `text`, `unit`; `benign` is another name of `strength` for gated arms, and `bias` goes with a vector. A value goes on to the next `,key=`, so that a category may
     hold a comma; `text` goes on to the end, so it stands last.
 
     Raises:
@@ -157,7 +160,6 @@ _CHOICES = {
     "unit": UNITS,
     "operation": OPERATIONS,
     "route": tuple(ROUTES),
-    "gate": tuple(GATES),
 }
 
 
@@ -169,13 +171,19 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         if pairs.get(key, choices[0]) not in choices:
             raise UserError(f"--arm {text!r}: {key} is one of {', '.join(choices)}")
     try:
+        gate_members(pairs.get("gate", "probe"))
+    except ValueError as error:
+        raise UserError(f"--arm {text!r}: {error}") from None
+    try:
         given = {key: ARM_KEYS[key](value) for key, value in pairs.items()}
     except ValueError:
         raise UserError(
-            f"--arm {text!r}: benign, harmful, strength, bias, harmful-bias, layer and seed are numbers"
+            f"--arm {text!r}: benign, harmful, strength, bias, harmful-bias, slope, layer and seed are numbers"
         ) from None
     if any(value != value or abs(value) == float("inf") for value in given.values() if isinstance(value, float)):
         raise UserError(f"--arm {text!r}: a strength must be finite")
+    if given.get("slope", 1) <= 0:
+        raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
     for said, field in (("benign", "strength"), ("harmful-bias", "harmful_bias")):
         if said in given:
             given[field] = given.pop(said)

@@ -13,8 +13,7 @@ import torch
 
 from data.contract import MEAN, RESPOND
 from data.errors import UserError
-from interventions.gates.gate import AnyGate, PerfectGate
-from interventions.gates.probe import Probe
+from interventions.gates.gate import AnyGate, FittedGate, PerfectGate
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
 from interventions.model.model import Model
@@ -38,7 +37,7 @@ class Tools:
     """
 
     vectors: SteeringVectors
-    probe: Probe | None = None
+    probe: FittedGate | None = None
     lowrank: "LowRank | None" = None
     gates: Mapping[str, AnyGate] = field(default_factory=dict)
 
@@ -151,6 +150,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         gate=numbers.index(arm.gate) if arm.is_gated else -1,
         benign=arm.strength,
         harmful=arm.harmful,
+        slope=arm.slope if arm.is_gated else 0.0,
         lowrank=_lowrank(arm, tools),
         bias=_bias(arm, tokens, strengths, is_harmful),
     )

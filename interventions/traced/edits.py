@@ -15,6 +15,7 @@ from interventions.traced.gating import Gate
 
 WIDE = ("prompt", "all")  # scopes that change positions before the last, so that their rows can share no cache
 LATER = ("generated", "all")  # scopes that go on after the prompt
+NEVER = 1e-12  # as good as 0 or 1, of a score
 
 
 class LowRankEdit(NamedTuple):
@@ -58,6 +59,7 @@ class ArmPlan(NamedTuple):
         gate: Number of the gate that decides the strength, between the next two; −1: none does.
         benign: Strength where the gate sees no harm.
         harmful: Strength where it does.
+        slope: How fast the one becomes the other around the gate's threshold; 0: at once.
         lowrank: A low-rank map that is added, or None.
         bias: What is added to first logits, or None.
     """
@@ -73,6 +75,7 @@ class ArmPlan(NamedTuple):
     gate: int = -1
     benign: float = 0.0
     harmful: float = 0.0
+    slope: float = 0.0
     lowrank: LowRankEdit | None = None
     bias: Bias | None = None
 
@@ -133,10 +136,18 @@ def decide(plan: ArmPlan, seen: Unsteered, gates: Sequence[Gate]) -> tuple[torch
 def gated(
     plan: ArmPlan, given: torch.Tensor, benign: float, harmful: float, seen: Unsteered, gates: Sequence[Gate]
 ) -> torch.Tensor:
-    """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts."""
+    """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts.
+
+    With a slope k it lies between them, at sigmoid(k (log-odds of the score − log-odds of the threshold)) of the way.
+    """
     if plan.gate < 0:
         return given
-    looks_harmful = seen.scores[plan.gate] >= gates[plan.gate].threshold.to(seen.scores[plan.gate].device)
+    score = seen.scores[plan.gate]
+    threshold = gates[plan.gate].threshold.to(score.device)
+    if plan.slope:
+        beyond = torch.logit(score.double(), NEVER) - torch.logit(threshold.double(), NEVER)
+        return benign + (harmful - benign) * torch.sigmoid(plan.slope * beyond)
+    looks_harmful = score >= threshold
     both = torch.tensor([benign, harmful], dtype=torch.float64, device=looks_harmful.device)
     return both[looks_harmful.long()]
 
