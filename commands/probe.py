@@ -4,33 +4,40 @@ from typing import TYPE_CHECKING
 
 from commands.framework.activations import default_layer
 from commands.framework.app import Session, command
-from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, PROBE, VECTORS, need
+from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, gate_artefact, need
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
-from commands.framework.output import Summary
+from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, load_prompts
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.seen import asked_themes
-from commands.framework.settings import Settings
+from commands.framework.settings import Record, Settings
 from data.contract import TUNED_MODEL
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import polars as pl
 
     from data.store.activations import Activations
-    from interventions.gates.fit_gate import GateRows
+    from interventions.gates.carry_over import GateRows
+    from interventions.gates.features import Features
+    from interventions.gates.gate import FittedGate
     from interventions.model.model import Model
+    from interventions.steering.first_token import FirstPositions
 
 
 @command(GATE, KEEP_REFUSAL, PROBE_LAYER, FIT, FPR, THRESHOLD_SPLIT, BENIGN, TRAIN)
 def probe(session: Session, s: Settings) -> Summary:
     """Fit a gate that tells harmful prompts from benign ones, so that each is steered as it should be.
 
-    --gate ridge and words are fitted on --data (embedded:traffic, if there is none), rows of the split test left out, and
-    arms name them: `generate --arm gated:gate=ridge`.
+    Every --gate but probe is fitted on --data (embedded:traffic, if there is none), rows of the split test left out, and
+    arms name it: `generate --arm gated:gate=ridge`. Several are joined by +, the mean of their calibrated scores, or by
+    -and- and -or-: `--gate ridge+control`, `--arm gated:gate=ridge+control`.
     """
     if s.get("gate") != PROBE.name:
-        return fit_gate(session, s)
+        return fit_other_gate(session, s)
     return fit_probe_of_activations(session, s)
 
 
@@ -41,63 +48,92 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
     from interventions.gates.fit import fit_probe
 
     if s.get("keep_refusal") is not None:
-        raise UserError(
-            "--keep-refusal is for --gate ridge and words, which are fitted out of fold; a probe takes --fpr"
-        )
+        raise UserError("--keep-refusal is for the other gates, which are fitted out of fold; a probe takes --fpr")
     start = now()
     activations, record = need(session, s, ACTIVATIONS)
     layer = default_layer(record) if s.get("layer") is None else s.get("layer")
     options = {name: s.get(name) for name in ("fit", "fpr", "split", "threshold_split", "seed")}
     options["layer"] = None if layer == "auto" else layer
     key = {"activations": record["id"], **options}
-    path = PROBE.path(s.run)
+    path, carry_path = PROBE.path(s.run), s.run / PROBE.beside[-1]
     tables = {name: s.run / f"probe_{name}.parquet" for name in ("quality", "layers", "roc")}
     if unchanged(s, PROBE, key):
-        fitted, quality = PROBE.load(path), read_parquet(tables["quality"])
+        fitted, quality, carried = PROBE.load(path), read_parquet(tables["quality"]), read_parquet(carry_path)
     else:
         report = fit_probe(activations, **options)
         fitted, quality = report.probe, report.quality
+        carried = probe_carried_over(session, s, activations, record, fitted)
         for name, table in tables.items():
             write_table(table, getattr(report, name))
+        carry_path.parent.mkdir(exist_ok=True)
+        write_table(carry_path, carried)
         fitted.save(path)
         note(s, PROBE, key, record, start)
-    shown = quality if s.get("as_json") else shown_quality(quality)
-    return {"layer": fitted.layer, "threshold": round(float(fitted.threshold), 4), "table": shown, "wrote": str(path)}
+    told = {"table": quality} if s.get("as_json") else {"table": shown_quality(quality)}
+    carried_over = {} if carried.is_empty() else {"other themes": told_over(carried)}
+    return {
+        "layer": fitted.layer,
+        "threshold": round(float(fitted.threshold), 4),
+        **carried_over,
+        **told,
+        "wrote": str(path),
+    }
 
 
-def fit_gate(session: Session, s: Settings) -> Summary:
-    """A gate on prompts of its own, which may be other ones than the vectors'."""
+def probe_carried_over(
+    session: Session, s: Settings, path: "Path", record: Record, fitted: "FittedGate"
+) -> "pl.DataFrame":
+    """How a probe carries over to other themes and data sets of its activations, rows of the split test left out."""
     import numpy as np
+    import polars as pl
+
+    from data.store.activations import Activations
+    from data.store.tables import GATE_QUALITY
+    from interventions.gates.carry_over import carried_over
+    from interventions.gates.features import Features
+    from interventions.gates.fit import fit_again
+
+    file = Activations.open(path)
+    rows = known_rows(file.rows.with_row_index("place"))
+    model = session.model(s, record)
+    labelled, _ = gate_rows(session, s, model, rows.select(pl.exclude("place", "n_tokens", "suffix")))
+    features = Features(
+        rows["prompt"].to_list(),
+        model.n_layers,
+        {file.metadata["position"]: file},
+        rows["place"].to_numpy().astype(np.int64),
+    )
+    try:
+        return carried_over(labelled, features, fit_again(fitted))
+    except UserError as error:
+        warn(f"how the probe carries over is not known: {error}")
+        return pl.DataFrame(schema=GATE_QUALITY)
+
+
+def fit_other_gate(session: Session, s: Settings) -> Summary:
+    """A gate on prompts of its own, which may be other ones than the vectors'."""
     import polars as pl
 
     from data.store.rundir import now, records
     from data.store.tables import read_parquet, write_table
-    from interventions.gates.fit_gate import fit_ridge, fit_words, residual_features
-    from interventions.gates.ridge import reads_of
+    from interventions.gates.fit_gate import fit_gate, kind_of
 
-    start, artefact = now(), FITTED_GATES[s.get("gate")]
+    start, artefact = now(), gate_artefact(s.get("gate"))
     model = session.model(s, records(s.run).get(VECTORS.name))
     named = s.with_values(data=s.given("data") or ("embedded:traffic",))
-    prompts = load_prompts(named, limited=True).filter(
-        pl.col("label").is_not_null() & (pl.col("split").is_null() | (pl.col("split") != "test"))
-    )
+    prompts = known_rows(load_prompts(named, limited=True))
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "gate": s.get("gate"), "seed": s.get("seed"),
                               "keep_refusal": s.get("keep_refusal"), "fpr": s.get("fpr")}  # fmt: skip
     quality_path, prompts_path = (s.run / name for name in artefact.beside)
     if unchanged(s, artefact, key):
         gate, quality = artefact.load(artefact.path(s.run)), read_parquet(quality_path)
     else:
-        rows, chosen = gate_rows(named, model, prompts), {"keep": s.get("keep_refusal"), "fpr": s.get("fpr")}
-        if s.get("gate") == "words":
-            report = fit_words(model, rows, **chosen)
-        else:
-            reads = reads_of(model.n_layers)
-            files = gate_activations(named, model, prompts, reads)
-            x = residual_features(files, reads, np.arange(prompts.height))
-            report = fit_ridge(model, rows, x, reads, **chosen)
+        rows, first = gate_rows(session, named, model, prompts)
+        features = gate_features(named, model, prompts, kind_of(s.get("gate")).reads(model), first)
+        report = fit_gate(s.get("gate"), model, rows, features, keep=s.get("keep_refusal"), fpr=s.get("fpr"))
         gate, quality = report.gate, report.quality
         write_table(quality_path, quality)
-        write_table(prompts_path, prompts)
+        write_table(prompts_path, prompts.with_columns(score=pl.Series(report.score)))
         gate.save(artefact.path(s.run))
         note(s, artefact, key, model, start, data=named.get("data"))
     kept = (
@@ -109,39 +145,76 @@ def fit_gate(session: Session, s: Settings) -> Summary:
             "table": quality, "wrote": str(artefact.path(s.run))}  # fmt: skip
 
 
-def gate_rows(s: Settings, model: "Model", prompts: "pl.DataFrame") -> "GateRows":
-    """The prompts with what a gate's fit has to know of them."""
+def known_rows(rows: "pl.DataFrame") -> "pl.DataFrame":
+    """Labelled rows that are not the split test's."""
+    import polars as pl
+
+    return rows.filter(pl.col("label").is_not_null() & (pl.col("split").is_null() | (pl.col("split") != "test")))
+
+
+def gate_rows(
+    session: Session, s: Settings, model: "Model", prompts: "pl.DataFrame"
+) -> "tuple[GateRows, FirstPositions | None]":
+    """The prompts with what a gate's fit has to know of them, and how their answers begin if the model has refusal tokens."""
     import numpy as np
     import polars as pl
 
     from data.prompts.sample import TAUGHT
-    from interventions.gates.fit_gate import GateRows
+    from interventions.gates.carry_over import GateRows
     from interventions.model.control_tokens import refusal_tokens
-    from interventions.steering.first_token import first_tokens
 
     themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
     alone = pl.format("{} {}", "dataset", "id")
     names = set(refusal_tokens(model).names)
-    first = first_tokens(model, prompts["prompt"].to_list()) if names else None
+    first = session.first_positions(model, prompts) if names else None
     taught = prompts["dataset"].is_in(TAUGHT).to_numpy() & (model.name == TUNED_MODEL)
-    declined = None if first is None else np.array([token in names for token in first])
-    return GateRows(prompts, themes.select(pl.col("theme").fill_null(alone)).to_series().to_list(), declined, taught)
+    declined = None if first is None else np.array([token in names for token in first.most_probable])
+    groups = themes.select(pl.col("theme").fill_null(alone)).to_series().to_list()
+    return GateRows(prompts, groups, declined, taught), first
 
 
-def gate_activations(
-    s: Settings, model: "Model", prompts: "pl.DataFrame", reads: "list[tuple[int, str]]"
-) -> "dict[str, Activations]":
-    """What a gate reads of prompts, a file a position."""
+def gate_features(
+    s: Settings,
+    model: "Model",
+    prompts: "pl.DataFrame",
+    reads: "Sequence[tuple[int, str]]",
+    first: "FirstPositions | None",
+) -> "Features":
+    """What a gate reads of prompts; of the residual stream a file a position, which other gates then use too."""
+    from interventions.gates.features import Features
+
+    files = {position: read_position(s, model, prompts, position, [layer for layer, where in reads if where == position])
+             for position in dict.fromkeys(position for _, position in reads)}  # fmt: skip
+    names, shares = ([], None) if first is None else (first.names, first.log_probabilities)
+    return Features(prompts["prompt"].to_list(), model.n_layers, files, tokens=names, log_probabilities=shares)
+
+
+def read_position(
+    s: Settings, model: "Model", prompts: "pl.DataFrame", position: str, layers: "Sequence[int]"
+) -> "Activations":
+    """Activations of prompts at some layers and a position, read before or now."""
     from data.store.activations import Activations
     from interventions.reading.extract import extract
 
-    files = {}
-    for position in dict.fromkeys(position for _, position in reads):
-        layers = [layer for layer, where in reads if where == position]
-        path = extract(model, prompts, s.run / "activations", layers=layers, position=position, name=f"gate-{position}",
-                       batch_tokens=s.get("batch_tokens"))  # fmt: skip
-        files[position] = Activations.open(path)
-    return files
+    path = s.run / "activations" / f"gate-{position}.safetensors"
+    if path.exists():
+        file = Activations.open(path)
+        same = {"model": model.name, "revision": model.revision, "dtype": model.dtype, "template": model.template_hash}
+        if (set(layers) <= set(file.layers) and same.items() <= file.metadata.items()
+                and file.rows.select(prompts.columns).equals(prompts)):  # fmt: skip
+            return file
+    return Activations.open(extract(model, prompts, path.parent, layers=layers, position=position, name=path.stem,
+                                    batch_tokens=s.get("batch_tokens")))  # fmt: skip
+
+
+def told_over(carried: "pl.DataFrame") -> str:
+    """How a gate does on other themes, in a line."""
+    row = carried.row(0, named=True)
+    parts = [f"AUC {row['auc']:.3f}"]
+    parts += [f"{row['auc_declined']:.3f} among declined"] if row["auc_declined"] is not None else []
+    if row["over_refusal_kept"] is not None:
+        parts.append(f"over-refusal {row['over_refusal']:.1%} to {row['over_refusal_kept']:.1%} at unchanged refusal")
+    return ", ".join(parts)
 
 
 def shown_quality(quality: "pl.DataFrame") -> "pl.DataFrame":

@@ -8,7 +8,7 @@ from commands.framework import options as o
 from commands.framework.activations import needs_pairs
 from commands.framework.app import Session, command, perform
 from commands.framework.arms import need_tools, single_arm
-from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, PAIRS, PROBE, SWEEP, VECTORS, need
+from commands.framework.artefacts import ACTIVATIONS, GATE_FOLDER, PAIRS, PROBE, SWEEP, VECTORS, gate_artefact, need
 from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.prompts import fingerprint_of, prompts_of
 from commands.framework.records import Key, model_key, note, unchanged
@@ -157,7 +157,8 @@ def tools_of_run(
     from interventions.steering.arms import parse_arms
     from interventions.steering.compared.candidates import KINDS
 
-    there = [name for name, gate in {PROBE.name: PROBE, **FITTED_GATES}.items() if gate.path(s.run).exists()]
+    there = [PROBE.name] if PROBE.path(s.run).exists() else []
+    there += sorted(path.stem for path in (s.run / GATE_FOLDER).glob("*.safetensors"))
     words = [*(name for name in methods if name in KINDS), *(f"gated:gate={name}" for name in there)]
     return need_tools(session, s.for_missing(), parse_arms(words, default), steering, record)
 
@@ -190,11 +191,9 @@ def scores_out_of_fold(
     from interventions.steering.compared.scores import gate_scores
 
     found = gate_scores(model, prompts, tools, default.layer, s.get("batch_tokens"))
-    for name in found.keys() & FITTED_GATES.keys():
-        fitted = (
-            read_parquet(s.run / FITTED_GATES[name].beside[1]).select("prompt", "score").unique("prompt", keep="first")
-        )
-        own = prompts.select("prompt").join(fitted, on="prompt", how="left", maintain_order="left")["score"]
+    for name in found.keys() - {PROBE.name}:
+        fitted = read_parquet(s.run / gate_artefact(name).beside[1]).unique("prompt", keep="first")
+        own = prompts.join(fitted.select("prompt", "score"), on="prompt", how="left", maintain_order="left")["score"]
         found[name] = own.cast(pl.Float32).fill_null(pl.Series(found[name])).to_numpy()
     return found
 

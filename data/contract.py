@@ -95,7 +95,7 @@ OPERATIONS = ("add", "ablate", "clamp")
 ARM_KEYS = {
     "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "gate": str, "harmful": float,
     "harmful-bias": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
-    "strength": float, "text": str, "threshold": float, "unit": str,
+    "slope": float, "strength": float, "text": str, "threshold": float, "unit": str,
 }  # fmt: skip
 OWN_KEYS = {
     "adaptive": "angular",
@@ -152,9 +152,34 @@ EDITS = {
 GATES = {
     "probe": "a linear probe on one layer's residual stream at the last prompt token",
     "ridge": "ridge regression on several layers, at the last prompt token and averaged over the user's tokens",
+    "control": "logistic regression on the control tokens' log-probabilities after the prompt",
+    "harmfulness": "cosine to the mean of harmful prompts minus that to harmless ones', at the instruction's last token",
+    "cast": "cosine of the residual stream and tanh of its projection on a condition vector",
     "words": "a bag of words, no activations: the control that every gate must beat",
     "perfect": "the row's own label; an upper bound, not a method",
 }
+LABELLED_GATE = "perfect"
+JOINS = {"+": "mean", "-and-": "and", "-or-": "or"}  # between gates' names: how their calibrated scores become one
+
+
+def gate_members(name: str) -> tuple[str, list[str]]:
+    """How a gate joins others (a value of `JOINS`; empty where it stands alone), and which: `ridge+control`, `ridge-and-words`.
+
+    Raises:
+        ValueError: There is no such gate, or one can't be joined: a probe is of a run's own activations, `perfect` reads labels.
+    """
+    if name in GATES:
+        return "", [name]
+    joined = [sign for sign in JOINS if sign in name]
+    members = name.split(joined[0]) if len(joined) == 1 else []
+    fit = [gate for gate in GATES if gate not in ("probe", LABELLED_GATE)]
+    if len(members) < 2 or len(set(members)) < len(members) or not set(members) <= set(fit):
+        raise ValueError(
+            f"gate is one of {', '.join(GATES)}; or some of {', '.join(fit)} joined by one of {', '.join(JOINS)}; not {name!r}"
+        )
+    return JOINS[joined[0]], members
+
+
 FITS = {
     "logistic": "L2-regularised logistic regression on standardised activations, C cross-validated within the split",
     "mass-mean": "difference in means over each dimension's variance: fits less closely, carries over better",

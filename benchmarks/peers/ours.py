@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from serving import serve
 
 from interventions import SteeringVectors, extract, open_model
-from interventions.gates.probe import Probe
+from interventions.gates.gate import FittedGate
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
@@ -76,7 +76,7 @@ def tools(job: dict[str, Any]) -> Tools:
     metadata = known | {"layers": json.dumps([layer]), "counts": counts, "residual_norms": "[1.0]"}
     vectors = SteeringVectors({name: tensors["vectors"][at][None] for at, name in enumerate(names)}, metadata)
     parts = [tensors[name] for name in ("weight", "mean", "bias", "threshold")]
-    return Tools(vectors, Probe(*parts, metadata=known | {"layer": str(layer)}))
+    return Tools(vectors, FittedGate(*parts, metadata=known | {"layer": str(layer)}))
 
 
 def gated(job: dict[str, Any]) -> Run:

@@ -14,16 +14,20 @@ from commands.framework.settings import Command, Record, Settings
 from data.contract import TUNED_MODEL
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from interventions.backends.backend import Backend
     from interventions.model.model import Model
+    from interventions.steering.first_token import FirstPositions
 
 
 @dataclass
 class Session:
-    """What a chain of commands shares: the open backend and the open model."""
+    """What a chain of commands shares: the open backend and the open model, and how its answers to prompts begin."""
 
     backends: dict[tuple[Any, ...], "Backend"] = field(default_factory=dict)
     models: dict[tuple[Any, ...], "Model"] = field(default_factory=dict)
+    openings: dict[tuple[str, str], "FirstPositions"] = field(default_factory=dict)
 
     def backend(self, s: Settings) -> "Backend":
         """Where traces run; a server is asked once whether it is there."""
@@ -47,6 +51,16 @@ class Session:
             model = open_model(name, remote=backend, device=key[2], dtype=key[3])
             self.models |= {key: model, (*key[:3], model.dtype): model}
         return self.models[key]
+
+    def first_positions(self, model: "Model", prompts: "pl.DataFrame") -> "FirstPositions":
+        """The first generated position of prompts, unsteered; looked at once."""
+        from data import fingerprint
+        from interventions.steering.first_token import first_positions
+
+        key = (repr(model.identity), fingerprint(prompts))
+        if key not in self.openings:
+            self.openings[key] = first_positions(model, prompts["prompt"].to_list())
+        return self.openings[key]
 
     def traffic(self) -> dict[str, int]:
         """What went over the lines of all backends so far."""

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from commands.framework.app import Session
-from commands.framework.artefacts import FITTED_GATES, FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS, need
+from commands.framework.artefacts import FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS, gate_artefact, need
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
+from data.contract import LABELLED_GATE
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def need_tools(
         if name == PROBE.name:
             probe, record = need(session, s, PROBE)
             rests_on[PROBE.name] = record["id"]
-        elif name in FITTED_GATES:
-            gates[name], record = need(session, s, FITTED_GATES[name])
-            rests_on[FITTED_GATES[name].name] = record["id"]
+        elif name != LABELLED_GATE:
+            gates[name], record = need(session, s, gate_artefact(name))
+            rests_on[gate_artefact(name).name] = record["id"]
     if any(arm.maps for arm in arms):
         lowrank, record = need(session, s, LOWRANK)
         rests_on[LOWRANK.name] = record["id"]

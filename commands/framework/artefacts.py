@@ -10,14 +10,13 @@ from commands.framework.app import Session, perform
 from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.records import contradiction
 from commands.framework.settings import Record, Settings
-from data.contract import EDITS, GATES
+from data.contract import EDITS
 from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.gates.gate import LinearGate
-    from interventions.gates.probe import Probe
+    from interventions.gates.gate import FittedGate
     from interventions.methods.edits.fitted import FittedMethod
     from interventions.methods.lowrank import LowRank
     from interventions.methods.vectors import SteeringVectors
@@ -47,7 +46,8 @@ class Artefact(Generic[T]):
         beside: Files that belong to it.
         command: What makes it.
         called: How messages call it.
-        rests_on: What it is made from, as its record's key calls that; the key holds that record's id.
+        rests_on: What it is made from, as its record's key calls that; the key holds that record's id. A folder stands for
+            everything in it.
         kept: Options of its command that stay as they were when it is made again.
         sets: Options of its command that make it this artefact and no other.
     """
@@ -74,9 +74,9 @@ VECTORS: "Artefact[SteeringVectors]" = Artefact(
     "vectors", _of("interventions.methods.vectors", "SteeringVectors"), TENSORS, command="vectors", called="vectors",
     rests_on=("activations",), kept=("method", "tau", "top_k", "normalize"),
 )  # fmt: skip
-PROBE: "Artefact[Probe]" = Artefact(
-    "probe", _of("interventions.gates.probe", "Probe"), TENSORS, command="probe", called="a probe",
-    beside=("probe_quality.parquet", "probe_layers.parquet", "probe_roc.parquet"),
+PROBE: "Artefact[FittedGate]" = Artefact(
+    "probe", _of("interventions.gates.gate", "FittedGate"), TENSORS, command="probe", called="a probe",
+    beside=("probe_quality.parquet", "probe_layers.parquet", "probe_roc.parquet", "gates/probe_quality.parquet"),
     rests_on=("activations",), kept=("layer", "fit", "fpr", "threshold_split"),
 )  # fmt: skip
 LOWRANK: "Artefact[LowRank]" = Artefact(
@@ -84,15 +84,18 @@ LOWRANK: "Artefact[LowRank]" = Artefact(
     beside=("lowrank_training.parquet",),
     rests_on=("activations", "vectors"), kept=("layer", "mode", "basis", "epochs", "rate"),
 )  # fmt: skip
-FITTED_GATES: "dict[str, Artefact[LinearGate]]" = {
-    name: Artefact(
-        f"gates/{name}", _of("interventions.gates.gate", "LinearGate"), TENSORS, command="probe", called=f"a gate of {name}",
-        beside=(f"gates/{name}_quality.parquet", f"gates/{name}_prompts.parquet"), kept=("keep_refusal", "fpr", "data"),
-        sets=(("gate", name),),
-    )
-    for name in GATES
-    if name not in ("probe", "perfect")  # a probe has a file of its own, and labels need none
-}  # fmt: skip
+GATE_FOLDER = "gates/"
+
+
+def gate_artefact(name: str) -> "Artefact[FittedGate]":
+    """A gate that is neither the probe, which has a file of its own, nor `perfect`, which needs none."""
+    return Artefact(
+        f"{GATE_FOLDER}{name}", _of("interventions.gates.gate", "FittedGate"), TENSORS, command="probe",
+        called=f"a gate of {name}", beside=(f"{GATE_FOLDER}{name}_quality.parquet", f"{GATE_FOLDER}{name}_prompts.parquet"),
+        kept=("keep_refusal", "fpr", "data"), sets=(("gate", name),),
+    )  # fmt: skip
+
+
 FITTED_METHODS: "dict[str, Artefact[FittedMethod]]" = {
     name: Artefact(
         f"methods/{name}", _of("interventions.methods.edits.fitted", "FittedMethod"), TENSORS, command="vectors",
@@ -102,8 +105,7 @@ FITTED_METHODS: "dict[str, Artefact[FittedMethod]]" = {
 }  # fmt: skip
 GENERATIONS = Artefact(
     "generations", _table, command="generate", called="generations",
-    rests_on=("vectors", "probe", "lowrank", "sweep", *(gate.name for gate in FITTED_GATES.values()),
-              *(method.name for method in FITTED_METHODS.values())),
+    rests_on=("vectors", "probe", "lowrank", "sweep", GATE_FOLDER, *(method.name for method in FITTED_METHODS.values())),
     kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
 )  # fmt: skip
 LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
@@ -165,7 +167,8 @@ def need(session: Session, s: Settings, artefact: Artefact[T]) -> tuple[T, Recor
 
 def newer(artefact: Artefact[Any], record: Record, known: dict[str, Record]) -> str:
     """Which of the artefacts that one rests on was made anew since: `the vectors are newer`."""
-    for name in artefact.rests_on:
+    folders = tuple(name for name in artefact.rests_on if name.endswith("/"))
+    for name in (*artefact.rests_on, *(name for name in record["key"] if name.startswith(folders))):
         used = record["key"].get(name)
         source = record["key"].get("source", ACTIVATIONS.name) if name == "activations" else name
         if used is not None and source in known and known[source]["id"] != used:

@@ -143,8 +143,8 @@ NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
 FIT = Declared("--fit", "Logistic regression, its penalty cross-validated; the difference in means over each dimension's variance, "
                "which carries over better to other data; or as published: AdamW, 15 epochs.", c.FITS, "logistic")
 PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest AUC on --threshold-split.", types.LAYER_OR_AUTO, shown=DEPTH)
-GATE = Declared("--gate", "probe: a linear probe on one layer, of this run's activations; ridge: several layers and the mean over the prompt; "
-                "words: a bag of words, the control. The last two are fitted on --data of their own.", tuple(g for g in c.GATES if g != "perfect"), "probe")
+GATE = Declared("--gate", "probe: of this run's activations; the others are fitted on --data of their own.  " + "; ".join(
+                f"{name}: {what}" for name, what in c.GATES.items() if name != c.LABELLED_GATE) + f".  Several joined by {', '.join(c.JOINS)}: ridge+control.", types.GATE, "probe")
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
                         "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
 FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="Youden's J")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS
+from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, GATE_FOLDER, LOWRANK, PROBE, SWEEP, VECTORS
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -49,9 +49,9 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
             for split in splits:
                 chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
-    for gate in FITTED_GATES.values():
-        if gate.name in used:
-            texts |= {same_text(text) for text in read_parquet(s.run / gate.beside[1])["prompt"]}
+    for name in used:
+        if name.startswith(GATE_FOLDER):
+            texts |= {same_text(text) for text in read_parquet(s.run / f"{name}_prompts.parquet")["prompt"]}
     if SWEEP.name in used:
         path = s.run / "sweep_prompts.parquet"
         if not path.exists():

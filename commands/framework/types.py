@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from data.contract import read_layers
+from data.contract import LABELLED_GATE, gate_members, read_layers
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -66,6 +66,14 @@ def _rows(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _gate(text: str) -> str:
+    """The name of a gate that is fitted, or of several joined."""
+    if text == LABELLED_GATE:
+        raise ValueError(f"{LABELLED_GATE} reads labels, and there is nothing to fit")
+    gate_members(text)
+    return text
+
+
 LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", read_layers), Read("layer", _layer_or_auto), Read("number", _finite)
 NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
-ROWS = Read("rows", _rows)
+ROWS, GATE = Read("rows", _rows), Read("gate", _gate)

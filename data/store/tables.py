@@ -73,7 +73,8 @@ CAPABILITY = {
 LOGIT_LENS = {"category": pl.String, "layer": pl.Int64, "token": pl.String, "logit": pl.Float64}
 GATE_QUALITY = {
     "rows": pl.String, "n_harmful": pl.Int64, "n_benign": pl.Int64, "auc": pl.Float64, "auc_declined": pl.Float64,
-    "harmful_passed": pl.Float64, "benign_passed": pl.Float64,
+    "harmful_passed": pl.Float64, "benign_passed": pl.Float64, "refusal": pl.Float64, "over_refusal": pl.Float64,
+    "over_refusal_kept": pl.Float64,
 }  # fmt: skip
 PROBE_ROC = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
 PROBE_LAYERS = {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64, "chosen": pl.Boolean}

@@ -1,7 +1,7 @@
 """Small safetensors artefacts (vectors, probe, low-rank map): writing and reading them, and whose model they fit."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,14 +21,14 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 
 def load_tensors(
-    path: Path, what: str, form: str, needed: Iterable[str] = ()
+    path: Path, what: str, form: str | Sequence[str], needed: Iterable[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read every tensor, as float32, and the metadata.
 
     Args:
         path: A safetensors file; others are never unpickled.
         what: What it should be, for a message.
-        form: What its metadata's `format` must say.
+        form: What its metadata's `format` must say, or one of several.
         needed: Metadata keys that it must have.
 
     Raises:
@@ -41,8 +41,9 @@ def load_tensors(
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable {what} file ({error})") from None
     missing = [name for name in ("format", *needed) if name not in metadata]
-    if missing or metadata["format"] != form or not tensors:
-        raise UserError(f"{path}: not a {what} file of this tool (lacks {', '.join(missing) or form})")
+    forms = [form] if isinstance(form, str) else form
+    if missing or metadata["format"] not in forms or not tensors:
+        raise UserError(f"{path}: not a {what} file of this tool (lacks {', '.join(missing) or ' or '.join(forms)})")
     odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if odd:
         raise UserError(f"{path}: {odd[0]!r} holds values that are no numbers")

@@ -20,7 +20,7 @@ from interventions.reading.batches import pad_batch, pad_id
 from interventions.steering.plans import Plan, Tools
 from interventions.traced.blocks import hidden
 from interventions.traced.edits import LayerEdit, Unsteered, apply_edit, decide, gated, row_edits
-from interventions.traced.gating import LAST, score
+from interventions.traced.gating import LAST, Gate, score
 
 
 class Decided(NamedTuple):
@@ -48,9 +48,9 @@ class HookedArm:
         self._model, self._plan = model, plan.shipped
         self._gates = tools.shipped(model, [plan], [{"prompt": "", "label": None}])
         self._gate = self._gates[plan.shipped.gate] if plan.shipped.gate >= 0 else None
-        if self._gate is not None and (self._gate.given is not None or any(at != LAST for _, at in self._gate.reads)):
+        if self._gate is not None and reads_a_prompt(self._gate):
             raise UserError(f"arm {plan.arm.name!r}: the gate {plan.arm.gate} reads a prompt's words, and a task's items have a "
-                            "context alone; use gate=probe")  # fmt: skip
+                            "context alone; use gate=probe or control")  # fmt: skip
         self._refusing = torch.tensor(refusal_tokens(model).ids, dtype=torch.long)
         self._blocks = model.module.get_submodule(decoder_path(model.module, model.name))
         self._sites = [
@@ -133,7 +133,7 @@ class HookedArm:
         finally:
             for handle in handles:
                 handle.remove()
-        scores = [] if self._gate is None else [score(self._gate, states, logits.device)]
+        scores = [] if self._gate is None else [score(self._gate, states, logits, logits.device)]
         seen = Unsteered(logits[:, self._refusing.to(logits.device)], scores)
         plan, gates = self._plan._replace(gate=min(self._plan.gate, 0)), [] if self._gate is None else [self._gate]
         vector, strength = decide(plan, seen, gates)
@@ -161,6 +161,11 @@ def editing(edit: LayerEdit, scope: str, ends: torch.Tensor) -> Any:
         passed += states.shape[1]
 
     return hook
+
+
+def reads_a_prompt(gate: Gate) -> bool:
+    """Whether it reads more than the last token of a context."""
+    return gate.given is not None or any(at != LAST for _, at in gate.reads) or any(map(reads_a_prompt, gate.members))
 
 
 def covered(scope: str, at: torch.Tensor, end: torch.Tensor) -> torch.Tensor:

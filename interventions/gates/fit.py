@@ -15,7 +15,9 @@ from data.errors import UserError
 from data.store.activations import Activations
 from data.store.progress import progress
 from interventions.fitting.linear import Linear, best_c, fit_logistic, fit_mass_mean, fit_published, stratified
-from interventions.gates.probe import FORMAT, Probe
+from interventions.gates.features import Features, fitted
+from interventions.gates.features import Fit as GateFit
+from interventions.gates.gate import PROBE_FORMAT, FittedGate
 from interventions.gates.quality import choose_threshold, quality_table, roc_table, tpr_at
 
 Fit = Callable[[np.ndarray, np.ndarray], Linear]
@@ -35,7 +37,7 @@ class ProbeReport:
             with its Wilson 95 % interval.
     """
 
-    probe: Probe
+    probe: FittedGate
     layers: pl.DataFrame
     roc: pl.DataFrame
     quality: pl.DataFrame
@@ -93,7 +95,7 @@ def fit_probe(
     if layer is None:
         layer = int(layers.sort("auc", "tpr_at_1_fpr", descending=True, maintain_order=True)["layer"][0])
     fitter, noted = _fitter(fit, _x(activations, layer, known), known.harmful, seed)
-    bare = _probe(*fitter(_x(activations, layer, known), known.harmful))
+    bare = fitted(*fitter(_x(activations, layer, known), known.harmful))
     held = {threshold_split: chooser, "test": _labelled(activations.rows, "test")}
     held = {name: rows for name, rows in held.items() if 0 < rows.harmful.sum() < len(rows.harmful)}
     scores = {name: _held_out(activations, layer, bare, fitter, known, rows, seed) for name, rows in held.items()}
@@ -103,7 +105,7 @@ def fit_probe(
     )
     reached = quality.row(0, named=True)
     metadata = {
-        "format": FORMAT,
+        "format": PROBE_FORMAT,
         **{key: activations.metadata[key] for key in ("model", "revision", "site", "position")},
         **{"layer": str(layer), "method": fit, **noted, "seed": str(seed)},
         **{"split": split, "counts": json.dumps(_counts(known))},
@@ -120,6 +122,20 @@ def fit_probe(
     )
 
 
+def fit_again(probe: FittedGate) -> GateFit:
+    """How a probe would be fitted to other rows, at its layer and with its penalty, to see how it carries over."""
+    layer, fit, seed = probe.layer, probe.metadata["method"], int(probe.metadata["seed"])
+    own = {key: probe.metadata[key] for key in ("layer", "position")}
+
+    def fitting(features: Features, rows: np.ndarray, harmful: np.ndarray, _themes: object) -> FittedGate:
+        x = features.residual((layer, own["position"]), rows)
+        if fit == "logistic":
+            return fitted(*fit_logistic(x, harmful, float(probe.metadata["c"])), **own)
+        return fitted(*_fitter(fit, x, harmful, seed)[0](x, harmful), **own)
+
+    return fitting
+
+
 def _fitter(fit: str, x: np.ndarray, harmful: np.ndarray, seed: int) -> tuple[Fit, dict[str, str]]:
     """How rows become a probe, and what to note of it; C is chosen once, on all rows of the split."""
     if fit == "published":
@@ -128,12 +144,6 @@ def _fitter(fit: str, x: np.ndarray, harmful: np.ndarray, seed: int) -> tuple[Fi
         return fit_mass_mean, {}
     c = best_c(x, harmful, seed)
     return lambda x, harmful: fit_logistic(x, harmful, c), {"c": f"{c:.6g}"}
-
-
-def _probe(weight: np.ndarray, mean: np.ndarray, bias: float) -> Probe:
-    """Float32 tensors; the threshold comes later."""
-    parts = [torch.from_numpy(np.array(value, np.float32).reshape(-1)) for value in (weight, mean, bias, 0.5)]
-    return Probe(parts[0], parts[1], parts[2], parts[3])
 
 
 def _x(activations: Activations, layer: int, rows: _Rows) -> np.ndarray:
@@ -155,7 +165,7 @@ def _need_both(rows: _Rows, split: str, purpose: str) -> None:
 
 
 def _held_out(
-    activations: Activations, layer: int, bare: Probe, fitter: Fit, known: _Rows, rows: _Rows, seed: int
+    activations: Activations, layer: int, bare: FittedGate, fitter: Fit, known: _Rows, rows: _Rows, seed: int
 ) -> np.ndarray:
     """Scores (rows,) float32; a row that the probe was fitted on is scored by a probe fitted without it."""
     score = bare.score(torch.from_numpy(activations.layer(layer, rows.rows))).numpy()
@@ -163,7 +173,7 @@ def _held_out(
     if seen.any():
         x, without = _x(activations, layer, known), np.empty(len(known.rows), np.float32)
         for train, test in stratified(known.harmful, seed).split(x, known.harmful):
-            part = _probe(*fitter(x[train], known.harmful[train]))
+            part = fitted(*fitter(x[train], known.harmful[train]))
             without[test] = part.score(torch.from_numpy(x[test])).numpy()
         score[seen] = without[np.searchsorted(known.rows, rows.rows[seen])]
     return score
@@ -176,7 +186,7 @@ def _by_layer(activations: Activations, known: _Rows, held: _Rows, quick: Fit, s
     found = []
     with progress(len(activations.layers), 0, "probe", unit="layer") as bar:
         for layer in activations.layers:
-            bare = _probe(*quick(_x(activations, layer, known), known.harmful))
+            bare = fitted(*quick(_x(activations, layer, known), known.harmful))
             score = _held_out(activations, layer, bare, quick, known, held, seed)
             found.append((layer, float(roc_auc_score(held.harmful, score)), tpr_at(held.harmful, score, 0.01)))
             bar.update(1)

@@ -1,10 +1,15 @@
 """How well a score tells harmful rows from benign ones, and from which score on a row counts as harmful."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
+from data.errors import UserError
 from data.intervals import wilson
 from data.store.tables import PROBE_ROC
+
+FOLDS = 5
 
 
 def choose_threshold(harmful: np.ndarray, score: np.ndarray, fpr: float | None = None) -> float:
@@ -32,6 +37,31 @@ def choose_threshold(harmful: np.ndarray, score: np.ndarray, fpr: float | None =
     return float(middle if middle > below else above)
 
 
+def auc(harmful: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve: how often a harmful row scores higher than a benign one."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(harmful, score))
+
+
+def theme_folds(harmful: np.ndarray, themes: Sequence[str], folds: int = FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to fit on and rows to score, so that no theme is on both sides; every row is scored once.
+
+    Raises:
+        UserError: Too few themes, so that one side would lack harmful or benign rows.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds, found = min(folds, len(set(themes))), []
+    if folds > 1:
+        found = list(StratifiedGroupKFold(folds).split(np.zeros(len(harmful)), harmful, list(themes)))
+    if not found or not all(0 < harmful[train].sum() < len(train) for train, _ in found):
+        raise UserError(
+            "a gate is chosen by prompts that it was fitted without: add prompts of more themes, harmful and benign"
+        )
+    return found
+
+
 def tpr_at(harmful: np.ndarray, score: np.ndarray, fpr: float) -> float:
     """The highest TPR at a false-positive rate of at most `fpr`."""
     from sklearn.metrics import roc_curve
@@ -55,15 +85,13 @@ def quality_table(
     split: str, harmful: np.ndarray, near_miss: np.ndarray, score: np.ndarray, threshold: float
 ) -> pl.DataFrame:
     """How well the probe tells harmful rows from all benign rows, and from near-misses alone."""
-    from sklearn.metrics import roc_auc_score
-
     found = []
     for against, benign in (("all", ~harmful), ("near-miss", near_miss)):
         if not benign.any():
             continue
         used = harmful | benign
         row = {"split": split, "against": against, "n_harmful": int(harmful.sum()), "n_benign": int(benign.sum())}
-        row["auc"] = float(roc_auc_score(harmful[used], score[used]))
+        row["auc"] = auc(harmful[used], score[used])
         row["tpr_at_1_fpr"] = tpr_at(harmful[used], score[used], 0.01)
         for name, group in (("tpr", harmful), ("fpr", benign)):
             fired, n = int((score[group] >= np.float32(threshold)).sum()), int(group.sum())

@@ -2,21 +2,42 @@
 
 x standardised with both classes counting the same, and divided by √d; w = argmin Σ c_i (x_i·w − y_i)² + λ‖w‖², c_i the
 inverse of the class's size, solved in the rows' dual (rows are fewer than dimensions). score = sigmoid(4 x·w).
+
+Which layers and positions, and λ, is chosen by the AUC of scores that leave each row's theme out. These need no fits of their own:
+with G = C^½ K C^½ + λ and β = G⁻¹ C^½ y they are y_g − C_g^−½ ((G⁻¹)_gg)⁻¹ β_g for the rows g of a theme, so that one eigendecomposition
+of C^½ K C^½ gives them for every λ.
 """
+
+import json
+from collections.abc import Sequence
 
 import numpy as np
 
-PENALTY = 0.3  # 0.03 to 1 alike
+from interventions.gates.features import Features, Kind, fitted
+from interventions.gates.gate import FittedGate
+from interventions.gates.quality import auc
+from interventions.model.model import Model
+from interventions.traced.gating import Read
+
+PENALTY, PENALTIES = 0.3, (0.3, 0.03, 0.1, 1.0, 3.0)
 SHARPNESS = 4.0  # of the sigmoid: monotonous, so that it changes no decision
-LAST = tuple(at / 30 for at in (8, 11, 14, 17, 20, 23))  # of the depth
-MEAN = tuple(at / 30 for at in (4, 9, 14, 19))
+THROUGH, EARLY, LATE = ((8, 11, 14, 17, 20, 23), (4, 9, 14, 19), (20, 23, 26, 29))  # of 30 blocks
+GRID = (
+    (("last", THROUGH), ("mean", EARLY)),
+    (("last", THROUGH),),
+    (("last", LATE), ("mean", EARLY)),
+    (("mean", EARLY),),
+    (("last", THROUGH), ("mean", EARLY), ("instruction", THROUGH)),
+)
 
 
-def reads_of(n_layers: int) -> list[tuple[int, str]]:
-    """What is read by default: the last prompt token of six layers, and the mean over the user's tokens of four."""
-    last = dict.fromkeys(min(round(share * n_layers), n_layers - 1) for share in LAST)
-    mean = dict.fromkeys(min(round(share * n_layers), n_layers - 1) for share in MEAN)
-    return [*((layer, "last") for layer in last), *((layer, "mean") for layer in mean)]
+def grid(n_layers: int) -> list[list[Read]]:
+    """What may be read of a model of so many blocks: layers and positions, of which the first is the default."""
+
+    def scaled(layers: Sequence[int]) -> list[int]:
+        return list(dict.fromkeys(min(round(layer / 30 * n_layers), n_layers - 1) for layer in layers))
+
+    return [[(layer, position) for position, layers in some for layer in scaled(layers)] for some in GRID]
 
 
 def fit(x: np.ndarray, harmful: np.ndarray, penalty: float = PENALTY) -> tuple[np.ndarray, np.ndarray, float]:
@@ -27,10 +48,74 @@ def fit(x: np.ndarray, harmful: np.ndarray, penalty: float = PENALTY) -> tuple[n
         harmful: (rows,) bool.
         penalty: λ.
     """
-    share = np.where(harmful, 0.5 / harmful.sum(), 0.5 / (~harmful).sum())  # sums to 1, half for each class
+    share = _shares(harmful)
+    mean, scale = _standard(x, share)
+    scale = scale / np.sqrt(x.shape[1])
+    z = (x - mean) * scale
+    dual = np.linalg.solve(z @ z.T + penalty * np.diag(1 / (share * len(x))), _signs(harmful))
+    return SHARPNESS * scale * (z.T @ dual), mean, 0.0
+
+
+def without_theme(
+    kernel: np.ndarray, harmful: np.ndarray, themes: Sequence[str], penalties: Sequence[float]
+) -> np.ndarray:
+    """Predictions (penalties, rows) of each row by the regression on all rows but those of its theme.
+
+    Standardisation aside: `kernel` (rows, rows) is of x standardised once.
+    """
+    root = np.sqrt(_shares(harmful) * len(harmful))
+    values, vectors = np.linalg.eigh(root[:, None] * kernel * root)
+    target, names = root * _signs(harmful), np.array(themes)
+    found = np.empty((len(penalties), len(harmful)))
+    groups = [np.flatnonzero(names == name) for name in dict.fromkeys(themes)]
+    for at, penalty in enumerate(penalties):
+        inverse = 1 / (values.clip(min=0) + penalty)
+        dual = vectors @ (inverse * (vectors.T @ target))
+        for rows in groups:
+            block = (vectors[rows] * inverse) @ vectors[rows].T
+            found[at, rows] = (target[rows] - np.linalg.solve(block, dual[rows])) / root[rows]
+    return found
+
+
+def fit_chosen(features: Features, rows: np.ndarray, harmful: np.ndarray, themes: Sequence[str]) -> FittedGate:
+    """On some rows, reads and penalty chosen among them."""
+    choices = grid(features.n_layers)
+    share, kernels = _shares(harmful), {}
+    for read in dict.fromkeys(read for reads in choices for read in reads):
+        x = features.residual(read, rows)
+        mean, scale = _standard(x, share)
+        z = (x - mean) * scale
+        kernels[read] = z @ z.T / x.shape[1]
+    told = []
+    for reads in choices:
+        kernel = np.mean([kernels[read] for read in reads], axis=0)
+        told += [(auc(harmful, score), reads, penalty) for score, penalty in
+                 zip(without_theme(kernel, harmful, themes, PENALTIES), PENALTIES, strict=True)]  # fmt: skip
+    best, reads, penalty = max(told, key=lambda one: one[0])  # the first of equals
+    x = np.concatenate([features.residual(read, rows) for read in reads], axis=1)
+    return fitted(*fit(x, harmful, penalty), reads=json.dumps(reads), penalty=f"{penalty:g}", chosen_by_auc=f"{best:.6f}",
+                  chosen_among=str(len(told)))  # fmt: skip
+
+
+def _shares(harmful: np.ndarray) -> np.ndarray:
+    """c_i: they sum to 1, half for each class."""
+    return np.where(harmful, 0.5 / harmful.sum(), 0.5 / (~harmful).sum())
+
+
+def _signs(harmful: np.ndarray) -> np.ndarray:
+    return np.where(harmful, 1.0, -1.0)
+
+
+def _standard(x: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (x,) and one over the spread (x,), zero where there is none."""
     mean = share @ x
     spread = np.sqrt(share @ (x - mean) ** 2)
-    scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0) / np.sqrt(x.shape[1])
-    z, y = (x - mean) * scale, np.where(harmful, 1.0, -1.0)
-    dual = np.linalg.solve(z @ z.T + penalty * np.diag(1 / (share * len(x))), y)
-    return SHARPNESS * scale * (z.T @ dual), mean, 0.0
+    return mean, np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
+
+
+def reads_of(model: Model) -> list[Read]:
+    """Everything that may be read."""
+    return list(dict.fromkeys(read for reads in grid(model.n_layers) for read in reads))
+
+
+KIND = Kind(fit_chosen, reads_of)

@@ -10,7 +10,6 @@ from data.contract import (
     DEFAULT_SCOPE,
     DEFAULT_STRENGTH,
     DEFAULT_UNIT,
-    GATES,
     INSTRUCTION,
     KINDS,
     MEAN,
@@ -21,6 +20,7 @@ from data.contract import (
     TOWARDS,
     UNITS,
     Kind,
+    gate_members,
     window,
 )
 from data.errors import UserError
@@ -29,6 +29,7 @@ LATER = (
     "bias",
     "harmful_bias",
     "gate",
+    "slope",
     "threshold",
     "layers",
     "angle",
@@ -63,7 +64,9 @@ class Arm:
         text: The instruction of `prompt-only`.
         bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
         harmful_bias: Gated: logits on it for prompts which look harmful.
-        gate: Gated: a key of `GATES`.
+        gate: Gated: a key of `GATES`, or several of them joined (`data.contract.gate_members`).
+        slope: Gated: how fast the strength goes from the one for harmless prompts to the one for harmful ones with the log-odds of
+            the gate's score, around its threshold; 0: at once.
         threshold: Gated: the score from which on a prompt looks harmful; None: the gate's own.
         layers: The blocks whose outputs are edited, in `contract.window`'s words; empty: `layer` alone. Each gets the whole strength
             of its own layer's vector (as in arXiv 2310.01405 and 2506.07022); an ablation takes out `layer`'s direction at
@@ -88,6 +91,7 @@ class Arm:
     bias: float = 0.0
     harmful_bias: float = 0.0
     gate: str = "probe"
+    slope: float = 0.0
     threshold: float | None = None
     layers: str = ""
     angle: float = 0.0
@@ -198,7 +202,6 @@ _CHOICES = {
     "unit": UNITS,
     "operation": OPERATIONS,
     "route": tuple(ROUTES),
-    "gate": tuple(GATES),
     "adaptive": ("yes", "no"),
 }
 
@@ -211,6 +214,10 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         if pairs.get(key, choices[0]) not in choices:
             raise UserError(f"--arm {text!r}: {key} is one of {', '.join(choices)}")
     try:
+        gate_members(pairs.get("gate", "probe"))
+    except ValueError as error:
+        raise UserError(f"--arm {text!r}: {error}") from None
+    try:
         given = {key: ARM_KEYS[key](value) for key, value in pairs.items()}
     except ValueError:
         numbers = ", ".join(key for key, kind_of in ARM_KEYS.items() if kind_of is not str)
@@ -219,6 +226,8 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         raise UserError(f"--arm {text!r}: a strength must be finite")
     given = {FIELDS.get(key, key): value for key, value in given.items()}
     _fitting(text, kind, pairs)
+    if given.get("slope", 1) <= 0:
+        raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
     if given.keys() & {"bias", "harmful_bias"} and not KINDS[kind].table:
         raise UserError(
             f"--arm {text!r}: bias goes beside a vector, and {kind} adds none; logit-bias:category=respond biases alone"

@@ -13,8 +13,7 @@ import torch
 
 from data.contract import MEAN, RESPOND, window
 from data.errors import UserError
-from interventions.gates.gate import AnyGate, PerfectGate
-from interventions.gates.probe import Probe
+from interventions.gates.gate import AnyGate, FittedGate, PerfectGate
 from interventions.methods.edits import affine, alphasteer, angular, false_refusal
 from interventions.methods.edits.fitted import FittedMethod
 from interventions.methods.vectors import SteeringVectors
@@ -42,7 +41,7 @@ class Tools:
     """
 
     vectors: SteeringVectors
-    probe: Probe | None = None
+    probe: FittedGate | None = None
     lowrank: "LowRank | None" = None
     gates: Mapping[str, AnyGate] = field(default_factory=dict)
     methods: Mapping[str, FittedMethod] = field(default_factory=dict)
@@ -145,7 +144,8 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         gate=list(tools.every_gate).index(arm.gate) if arm.is_gated else -1,
         benign=arm.strength,
         harmful=arm.harmful,
-        threshold=arm.threshold,
+        slope=arm.slope if arm.is_gated else 0.0,
+        threshold=arm.threshold if arm.is_gated else None,
         maps=edit.maps,
         bias=_bias(arm, tokens, strengths, is_harmful),
         offset=edit.offset,

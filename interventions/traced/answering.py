@@ -66,7 +66,7 @@ def answered(network: Network, backend: NnsightBackend, last: Block, question: Q
             if question.looks:
                 states, logits = read_unsteered(network, question.marks, batch, cache, sums)
                 tokens = logits[:, how.refusing] if len(how.refusing) else None
-                scores = [score(gate, states, device) for gate in how.gates]
+                scores = [score(gate, states, logits, device) for gate in how.gates]
                 seen = Unsteered(tokens, scores, logits)
                 if scores:
                     out["gates"] = torch.stack([one.cpu() for one in scores], dim=1)

@@ -17,6 +17,7 @@ from interventions.traced.gating import Gate
 EMBEDDING = -1  # where the stream begins; block L's output is number L, what its attention writes `attention_of(L)`
 WIDE = ("prompt", "all")  # scopes that change positions before the last, so that their rows can share no cache
 LATER = ("generated", "all")  # scopes that go on after the prompt
+NEVER = 1e-12  # as good as 0 or 1, of a score
 PROJECTING = ("ablate", "clamp", "affine")  # operations that take a direction's part out first
 
 
@@ -90,6 +91,7 @@ class ArmPlan(NamedTuple):
         gate: Number of the gate that decides the strength, between the next two; −1: none does.
         benign: Strength where the gate sees no harm.
         harmful: Strength where it does.
+        slope: How fast the one becomes the other around the gate's threshold; 0: at once.
         threshold: The score from which on it does; None: the gate's own.
         maps: Low-rank maps that are added, each with its layer.
         bias: What is added to first logits, or None.
@@ -108,6 +110,7 @@ class ArmPlan(NamedTuple):
     gate: int = -1
     benign: float = 0.0
     harmful: float = 0.0
+    slope: float = 0.0
     threshold: float | None = None
     maps: tuple[tuple[int, LowRankEdit], ...] = ()
     bias: Bias | None = None
@@ -200,11 +203,17 @@ def decide(plan: ArmPlan, seen: Unsteered, gates: Sequence[Gate]) -> tuple[torch
 def gated(
     plan: ArmPlan, given: torch.Tensor, benign: float, harmful: float, seen: Unsteered, gates: Sequence[Gate]
 ) -> torch.Tensor:
-    """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts."""
+    """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts.
+
+    With a slope k it lies between them, at sigmoid(k (log-odds of the score − log-odds of the threshold)) of the way.
+    """
     if plan.gate < 0:
         return given
     score, own = seen.scores[plan.gate], gates[plan.gate].threshold
     threshold = own.to(score.device) if plan.threshold is None else torch.tensor([plan.threshold], device=score.device)
+    if plan.slope:
+        beyond = torch.logit(score.double(), NEVER) - torch.logit(threshold.double(), NEVER)
+        return benign + (harmful - benign) * torch.sigmoid(plan.slope * beyond)
     looks_harmful = score >= threshold
     both = torch.tensor([benign, harmful], dtype=torch.float64, device=looks_harmful.device)
     return both[looks_harmful.long()]

@@ -16,7 +16,10 @@ States = dict[Read, torch.Tensor]  # (rows, d_model) float32
 
 
 class Gate(NamedTuple):
-    """score = sigmoid((x − mean)·weight + bias), harmful from `threshold` on.
+    """score = sigmoid(gain · f(x) + bias), harmful from `threshold` on.
+
+    f(x) is by `form`: `linear`, (x − mean)·weight; `cosine`, the same of x whose pieces have length 1 each; `cast`, the
+    cosine of x and tanh of its projection on the weight.
 
     Attributes:
         reads: Where x stands in the residual stream, one piece behind the other; or none.
@@ -25,6 +28,11 @@ class Gate(NamedTuple):
         bias: (1,).
         threshold: (1,).
         given: (rows,) scores that are known before, from the prompts' words or labels; None: x is read.
+        tokens: Ids whose log-probabilities at the first generated position are x, where nothing else is.
+        form: As above.
+        gain: As above.
+        members: Gates whose scores this one joins; it reads what they read, and has a threshold of its own.
+        joined: How: `mean`, `and` (the smallest) or `or` (the largest).
     """
 
     reads: tuple[Read, ...]
@@ -33,10 +41,16 @@ class Gate(NamedTuple):
     bias: torch.Tensor
     threshold: torch.Tensor
     given: torch.Tensor | None = None
+    tokens: tuple[int, ...] = ()
+    form: str = "linear"
+    gain: float = 1.0
+    members: "tuple[Gate, ...]" = ()
+    joined: str = ""
 
     def for_rows(self, rows: Sequence[int]) -> "Gate":
         """The gate for some of the rows that it has scores of."""
-        return self if self.given is None else self._replace(given=self.given[torch.tensor(list(rows))])
+        given = None if self.given is None else self.given[torch.tensor(list(rows))]
+        return self._replace(given=given, members=tuple(member.for_rows(rows) for member in self.members))
 
 
 class Marks(NamedTuple):
@@ -69,14 +83,44 @@ def added(sums: States, marks: Marks, number: int, states: torch.Tensor, rows: t
             sums[layer, position] = whole
 
 
-def score(gate: Gate, states: States, device: torch.device) -> torch.Tensor:
-    """The gate's score of each row, (rows,) float32."""
+def score(gate: Gate, states: States, logits: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The gate's score of each row, (rows,) float32.
+
+    Args:
+        gate: The gate.
+        states: What was read of the residual stream.
+        logits: (rows, vocabulary) float32, unsteered, at the first generated position.
+        device: Where the score goes.
+    """
+    if gate.members:
+        return join([score(member, states, logits, device) for member in gate.members], gate.joined)
     if gate.given is not None:
         return gate.given.to(device)
-    return linear_score(torch.cat([states[read].to(device) for read in gate.reads], dim=-1), gate)
+    if gate.tokens:
+        return scored(log_probabilities(logits, gate.tokens).to(device), gate)
+    return scored(torch.cat([states[read].to(device) for read in gate.reads], dim=-1), gate)
 
 
-def linear_score(x: torch.Tensor, gate: Gate) -> torch.Tensor:
-    """sigmoid((x − mean)·weight + bias): (rows, x) -> (rows,)."""
+def log_probabilities(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Of some tokens: (rows, vocabulary) -> (rows, tokens)."""
+    return logits[:, list(tokens)] - logits.logsumexp(-1, keepdim=True)
+
+
+def join(scores: Sequence[torch.Tensor], how: str) -> torch.Tensor:
+    """Several gates' scores as one: their `mean`, or the smallest (`and`) or largest (`or`) of them."""
+    whole = torch.stack(list(scores))
+    return whole.mean(0) if how == "mean" else whole.amin(0) if how == "and" else whole.amax(0)
+
+
+def scored(x: torch.Tensor, gate: Gate) -> torch.Tensor:
+    """sigmoid(gain · f(x) + bias): (rows, x) -> (rows,)."""
     weight, mean, bias = (part.to(x.device) for part in (gate.weight, gate.mean, gate.bias))
-    return torch.sigmoid((x - mean) @ weight + bias)
+    if gate.form == "cast":
+        along = weight / weight.norm()
+        value = torch.cosine_similarity(x, torch.tanh((x @ along)[:, None] * along), dim=-1)
+    else:
+        if gate.form == "cosine":
+            pieces = x.unflatten(-1, (len(gate.reads), -1))
+            x = (pieces / pieces.norm(dim=-1, keepdim=True).clamp(min=1e-12)).flatten(1)
+        value = (x - mean) @ weight
+    return torch.sigmoid(gate.gain * value + bias)

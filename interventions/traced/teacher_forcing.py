@@ -95,7 +95,7 @@ def forced(
                         states[number, LAST] = here[:, 0, :].float()
                     own = network.output.logits.float()
                 cache.crop(-count)
-                scores = [score(gate, states, device) for gate in given.gates]
+                scores = [score(gate, states, own[:, 0], device) for gate in given.gates]
                 seen = Unsteered(own[:, 0, refusing] if len(refusing) else None, scores)
             if given.divergence and given.reference is not None:
                 with network.trace(on(device, given.reference), use_cache=False, logits_to_keep=count):

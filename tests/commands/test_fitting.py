@@ -9,7 +9,7 @@ import torch
 
 from interventions import open_model
 from interventions.gates.fit import fit_probe
-from interventions.gates.probe import Probe
+from interventions.gates.gate import FittedGate
 from interventions.methods.fit import fit_vectors
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
@@ -39,7 +39,7 @@ def test_probe_writes_the_librarys_fit_and_is_made_once(run, chain, tmp_path):
     assert code == 0 and "running extract" in err and "near-miss" in out
     folder = tmp_path / "run"
     probe, report = (
-        Probe.load(folder / "probe.safetensors"),
+        FittedGate.load(folder / "probe.safetensors"),
         fit_probe(folder / "activations" / "prompts.safetensors", 2, fpr=0.1),
     )
     assert probe.layer == 2 and torch.equal(probe.weight, report.probe.weight)

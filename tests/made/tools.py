@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from interventions.gates.probe import Probe
+from interventions.gates.gate import FittedGate
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.steering.arms import Arm, parse_arms
@@ -40,12 +40,12 @@ def vectors_of(model, seed=1, categories=("weapons", "feelings")) -> SteeringVec
     return SteeringVectors(tensors, metadata)
 
 
-def probe_of(model, layer=2, seed=4) -> Probe:
+def probe_of(model, layer=2, seed=4) -> FittedGate:
     """A random direction that finds about half of all prompts harmful."""
     torch.manual_seed(seed)
     metadata = {"model": model.name, "layer": str(layer), "site": "resid_post", "position": "last"}
     parts = (torch.randn(model.d_model) / 30, torch.randn(model.d_model) / 5, torch.zeros(1), torch.tensor([0.5]))
-    return Probe(*parts, metadata)
+    return FittedGate(*parts, metadata)
 
 
 def lowrank_of(model, layer=2) -> LowRank:

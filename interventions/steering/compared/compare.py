@@ -67,7 +67,7 @@ def compare(
         found += [(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
     answers = _answers(model, prompts, [candidate for _, candidate, _ in found], path, verdict, max_new_tokens,
                        batch_tokens or default_batch_tokens(model))  # fmt: skip
-    tried = {"": np.zeros(prompts.height), **gates, PERFECT: harmful.astype(float)}
+    tried = {"": np.full(prompts.height, 0.5), **gates, PERFECT: harmful.astype(float)}
     rows = [
         row
         for (budget, candidate, reached), after in zip(found, answers[1:], strict=True)

@@ -1,6 +1,7 @@
 """Gates beside the probe: their fits against scikit-learn, their thresholds against counting, their reads against plain hooks."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -8,22 +9,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cosine
+from scipy.special import log_softmax, logit
 from scipy.stats import beta
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score, roc_auc_score
 
 from data import UserError, load_all
+from data.contract import GATES, JOINS, gate_members
 from data.store.tables import GATE_QUALITY
-from interventions.gates import ridge, words
-from interventions.gates.fit_gate import GateRows, fit_words, out_of_fold
-from interventions.gates.gate import LinearGate
+from interventions.gates import cast, harmfulness, ridge, words
+from interventions.gates.carry_over import GateRows, carried_over, unchanged_refusal
+from interventions.gates.combination import out_of_fold, platt
+from interventions.gates.features import Features, fitted
+from interventions.gates.fit_gate import fit_words
+from interventions.gates.gate import FittedGate
 from interventions.gates.threshold import keep_refusal
 from interventions.methods.vectors import SteeringVectors
+from interventions.model.control_tokens import control_tokens
 from interventions.model.prompt_format import encode
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools, plan_arm
-from tests.oracles import hooked
+from tests.made.tools import probe_of
+from tests.oracles import hooked, last_logits
 
 
 def vectors_of(model) -> SteeringVectors:
@@ -35,13 +45,13 @@ def vectors_of(model) -> SteeringVectors:
     return SteeringVectors(tensors, metadata)
 
 
-def gate_of(model, reads, seed=5) -> LinearGate:
+def gate_of(model, reads, seed=5) -> FittedGate:
     draw = torch.Generator().manual_seed(seed)
     width = len(reads) * model.d_model
     parts = torch.randn(width, generator=draw) / 30, torch.randn(width, generator=draw) / 5
     metadata = {"kind": "ridge", "model": model.name, "revision": model.revision, "site": "resid_post",
                 "reads": str([list(read) for read in reads]).replace("'", '"')}  # fmt: skip
-    return LinearGate(*parts, torch.zeros(1), torch.tensor([0.5]), metadata)
+    return FittedGate(*parts, torch.zeros(1), torch.tensor([0.5]), metadata)
 
 
 def by_hooks(model, text: str, reads) -> np.ndarray:
@@ -76,33 +86,178 @@ def test_a_gate_reads_what_plain_hooks_read_and_steers_by_it(tiny_tuned, prompts
     assert sides == {2, -3}
 
 
+def every_gate(model, prompts) -> dict[str, FittedGate]:
+    """A gate of every kind and of every way to join them, thresholds in the middle of their scores."""
+    draw, frame = np.random.default_rng(4), prompts.filter(pl.col("label").is_not_null())
+    width = model.d_model
+    origin = {"model": model.name, "revision": model.revision, "site": "resid_post"}
+    some = np.arange(frame.height)
+    features = Features(frame["prompt"].to_list())
+    gates = {
+        "ridge": gate_of(model, READS),
+        "words": fit_words(features, some, (frame["label"] == "harmful").to_numpy(), []),
+    }
+    names = list(control_tokens(model.tokenizer))
+    gates["control"] = fitted(draw.normal(size=len(names)), np.full(len(names), -3.0), 0.1, tokens=json.dumps(names))
+    reads = [[layer, "instruction"] for layer in range(model.n_layers)]
+    gates["harmfulness"] = fitted(
+        draw.normal(size=width * len(reads)), np.zeros(width * len(reads)), 0.2, form="cosine", reads=json.dumps(reads)
+    )
+    gates["cast"] = fitted(
+        draw.normal(size=width), np.zeros(width), 0.1, form="cast", gain="-3.5", reads='[[2, "mean"]]'
+    )
+    for name, members in (("ridge+control", ("ridge", "control")), ("words-and-cast", ("words", "cast")),
+                          ("harmfulness-or-cast", ("harmfulness", "cast"))):  # fmt: skip
+        how = gate_members(name)[0]
+        inner = {one: gates[one].calibrated(0.7, 0.1) for one in members}
+        gates[name] = FittedGate(
+            torch.zeros(0), torch.zeros(0), torch.zeros(1), torch.tensor([0.5]), {"joined": how}, inner
+        )
+    gates = {name: replace(gate, metadata=origin | {"kind": name} | gate.metadata,
+                           members={key: replace(one, metadata=origin | one.metadata) for key, one in gate.members.items()})
+             for name, gate in gates.items()}  # fmt: skip
+    scores = {name: by_definition(model, gate, prompts["prompt"].to_list()) for name, gate in gates.items()}
+    return {
+        name: replace(gate, threshold=torch.tensor([np.median(scores[name])], dtype=torch.float32))
+        for name, gate in gates.items()
+    }
+
+
+def by_definition(model, gate, texts) -> np.ndarray:
+    """A gate's scores by plain hooks and numpy, one prompt at a time."""
+    if gate.members:
+        parts = np.array([by_definition(model, one, texts) for one in gate.members.values()])
+        return {"mean": parts.mean, "and": parts.min, "or": parts.max}[gate.metadata["joined"]](0)
+    weight, mean = gate.weight.double().numpy(), gate.mean.double().numpy()
+    found = []
+    for text in texts:
+        if gate.vocabulary:
+            x = words.counted([text], gate.vocabulary)[0].astype(float)
+        elif gate.reads:
+            x = by_hooks(model, text, gate.reads).astype(float)
+        else:
+            rendered = model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            ids = model.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            x = log_softmax(last_logits(model, ids).numpy())[
+                [control_tokens(model.tokenizer)[name] for name in json.loads(gate.metadata["tokens"])]
+            ]
+        if gate.form == "cosine":
+            x = np.concatenate([piece / np.linalg.norm(piece) for piece in np.split(x, len(gate.reads))])
+        value = (x - mean) @ weight
+        if gate.form == "cast":
+            projected = np.tanh(np.outer(weight, weight) @ x / (weight @ weight))
+            value = x @ projected / np.linalg.norm(x) / np.linalg.norm(projected)
+        found.append(1 / (1 + np.exp(-(float(gate.metadata.get("gain", 1)) * value + float(gate.bias)))))
+    return np.array(found)
+
+
+def arms_by(gates, more="") -> list[Arm]:
+    return parse_arms(
+        [f"gated:gate={name},strength=-3,harmful=2,bias=1{more}" for name in gates], Arm("x", "fixed", 2, unit="unit")
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tiny_tuned, prompts_file):
+    prompts = load_all([str(prompts_file)])
+    gates = every_gate(tiny_tuned, prompts)
+    return prompts, gates, Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned), gates=gates)
+
+
+SAME = ["arm", "id", "response", "control_token", "vector", "strength"]
+
+
+def test_every_gate_is_read_in_the_one_prefill_as_plain_hooks_read_it(tiny_tuned, made, tmp_path):
+    prompts, gates, tools = made
+    table = generate(tiny_tuned, prompts, tools, tmp_path / "g.parquet", arms=arms_by(gates), max_new_tokens=1)
+    for name, gate in gates.items():
+        mine = table.filter(pl.col("arm").str.contains(f"gate={name},", literal=True))
+        wanted = by_definition(tiny_tuned, gate, prompts["prompt"].to_list())
+        assert np.allclose(mine["gate"], wanted, atol=2e-4), name
+        clear = np.abs(wanted - float(gate.threshold)) > 1e-3
+        assert (mine["strength"].to_numpy()[clear] == np.where(wanted > float(gate.threshold), 2, -3)[clear]).all()
+        assert mine["strength"].n_unique() == 2, name
+
+
 def test_many_rows_at_once_are_gated_as_each_alone_and_a_shipped_trace_as_one_here(
-    tiny_tuned, tiny_tuned_folder, prompts_file, tmp_path
+    tiny_tuned, tiny_tuned_folder, made, tmp_path
 ):
     from interventions import open_model
 
-    prompts = load_all([str(prompts_file)])
-    arms = parse_arms(["gated:gate=ridge,strength=-3,harmful=2,bias=4", "gated:gate=words", "gated:strength=-2"],
-                      Arm("x", "fixed", 2, unit="unit"))  # fmt: skip
-    frame = prompts.filter(pl.col("label").is_not_null())
-    rows = GateRows(frame, [str(at % 7) for at in range(frame.height)], None, np.zeros(frame.height, bool))
-    from interventions.gates.probe import Probe
-
-    probe = Probe(torch.randn(32, generator=torch.Generator().manual_seed(1)) / 9, torch.zeros(32), torch.zeros(1), torch.tensor([0.5]),
-                  {"model": tiny_tuned.name, "layer": "2", "site": "resid_post", "position": "last"})  # fmt: skip
-    tools = Tools(
-        vectors_of(tiny_tuned),
-        probe,
-        gates={"ridge": gate_of(tiny_tuned, READS), "words": fit_words(tiny_tuned, rows).gate},
-    )
-    together = generate(tiny_tuned, prompts, tools, tmp_path / "a.parquet", arms=arms, max_new_tokens=4)
-    alone = generate(tiny_tuned, prompts, tools, tmp_path / "b.parquet", arms=arms, max_new_tokens=4, batch_tokens=1)
+    prompts, gates, tools = made
+    arms = [*arms_by(gates), *arms_by(["probe"]), *arms_by(["ridge", "control"], ",slope=2")]
+    together = generate(tiny_tuned, prompts, tools, tmp_path / "a.parquet", arms=arms, max_new_tokens=3)
+    alone = generate(tiny_tuned, prompts, tools, tmp_path / "b.parquet", arms=arms, max_new_tokens=3, batch_tokens=1)
     simulated = open_model(str(tiny_tuned_folder), remote="local")
-    shipped = generate(simulated, prompts, tools, tmp_path / "c.parquet", arms=arms, max_new_tokens=4)
-    same = ["arm", "id", "response", "control_token", "vector", "strength"]
-    assert together.select(same).equals(alone.select(same)) and together.select(same).equals(shipped.select(same))
-    assert ((together["gate"] - alone["gate"]).abs() < 1e-4).all() and together["gate"].equals(shipped["gate"])
-    assert together.group_by("arm").agg(pl.col("strength").n_unique())["strength"].min() == 2
+    shipped = generate(simulated, prompts, tools, tmp_path / "c.parquet", arms=arms, max_new_tokens=3)
+    assert together.select(SAME).equals(shipped.select(SAME)) and together["gate"].equals(shipped["gate"])
+    assert together.select(SAME[:-1]).equals(alone.select(SAME[:-1]))
+    assert (
+        (together["strength"] - alone["strength"]).abs() < 1e-2
+    ).all()  # a slope passes on what the gate's score differs by
+    hard = ~pl.col("arm").str.contains("slope")
+    assert together.filter(hard)["strength"].equals(alone.filter(hard)["strength"])
+    assert ((together["gate"] - alone["gate"]).abs() < 2e-4).all()
+
+
+def test_no_gate_but_perfect_reads_a_label(tiny_tuned, made, tmp_path):
+    prompts, gates, tools = made
+    swapped = prompts.with_columns(label=prompts["label"].reverse(), category=prompts["category"].reverse())
+    arms = [*arms_by([*gates, "perfect"]), *arms_by(["ridge"], ",slope=3")]
+    one, two = (generate(tiny_tuned, rows, tools, tmp_path / f"{at}.parquet", arms=arms, max_new_tokens=2)
+                for at, rows in enumerate((prompts, swapped)))  # fmt: skip
+    blind = ~pl.col("arm").str.contains("perfect")
+    assert one.filter(blind).drop("label", "category").equals(two.filter(blind).drop("label", "category"))
+    assert not one.filter(~blind)["strength"].equals(two.filter(~blind)["strength"])
+    assert [arm.gate for arm in arms if arm.reads_labels] == ["perfect"]
+
+
+def test_a_slope_makes_the_strength_go_smoothly_with_the_log_odds(tiny_tuned, made, tmp_path):
+    prompts, gates, tools = made
+    arms = arms_by(["control"], ",slope=1.5")
+    table = generate(tiny_tuned, prompts, tools, tmp_path / "g.parquet", arms=arms, max_new_tokens=1)
+    beyond = logit(table["gate"].to_numpy()) - logit(float(gates["control"].threshold))
+    assert np.allclose(table["strength"], -3 + 5 / (1 + np.exp(-1.5 * beyond)), atol=1e-3)
+    assert table["strength"].n_unique() > 4
+    for odd in ("slope=0", "slope=-1"):
+        with pytest.raises(UserError, match="slope is above 0"):
+            parse_arms([f"gated:{odd}"], Arm("x", "fixed", 2))
+
+
+def test_every_gate_comes_back_from_its_file(made, tmp_path):
+    for name, gate in made[1].items():
+        gate.save(tmp_path / f"{name}.safetensors")
+        again = FittedGate.load(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(one, other) for one, other in zip(gate.parts, again.parts, strict=True)), name
+        assert again.reads == gate.reads and again.form == gate.form and list(again.members) == list(gate.members)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(st.sampled_from("ridgecontl+-and"), max_size=16))
+def test_names_of_gates_are_known_or_refused(name):
+    try:
+        how, members = gate_members(name)
+    except ValueError:
+        return
+    assert set(members) <= set(GATES) and (how in JOINS.values() if len(members) > 1 else members == [name])
+
+
+@pytest.mark.parametrize(("name", "how", "members"), [
+    ("ridge+control", "mean", ["ridge", "control"]), ("ridge-and-words", "and", ["ridge", "words"]),
+    ("cast-or-control-or-ridge", "or", ["cast", "control", "ridge"]), ("probe", "", ["probe"]),
+])  # fmt: skip
+def test_gates_are_joined_by_their_names(name, how, members):
+    assert gate_members(name) == (how, members)
+
+
+@pytest.mark.parametrize(
+    "name", ["ridge+ridge", "ridge+perfect", "probe+words", "ridge+", "ridge+words-or-cast", "oracle", ""]
+)
+def test_what_is_no_gate_is_refused(name):
+    with pytest.raises(ValueError, match="gate is one of"):
+        gate_members(name)
 
 
 @pytest.mark.ndif
@@ -123,26 +278,6 @@ def test_a_server_gates_as_this_machine_does(ndif, tiny_tuned, tiny_tuned_folder
         one.drop("backend").equals(two.drop("backend"))
         and one.group_by("arm").agg(pl.col("strength").n_unique())["strength"].min() == 2
     )
-
-
-def test_only_perfect_reads_labels(tiny_tuned, prompts_file, tmp_path):
-    prompts = load_all([str(prompts_file)])
-    swapped = prompts.with_columns(label=prompts["label"].reverse(), category=prompts["category"].reverse())
-    tools = Tools(vectors_of(tiny_tuned), gates={"ridge": gate_of(tiny_tuned, READS)})
-    arms = parse_arms(
-        ["gated:gate=ridge,strength=-3,harmful=2", "gated:gate=perfect,strength=-3,harmful=2"],
-        Arm("x", "fixed", 2, unit="unit"),
-    )
-    one, two = (generate(tiny_tuned, rows, tools, tmp_path / f"{at}.parquet", arms=arms, max_new_tokens=3)
-                for at, rows in enumerate((prompts, swapped)))  # fmt: skip
-    blind, perfect = pl.col("arm").str.contains("ridge"), pl.col("arm").str.contains("perfect")
-    assert one.filter(blind).drop("label", "category").equals(two.filter(blind).drop("label", "category"))
-    for table in (one, two):
-        rows = table.filter(perfect)
-        assert (
-            rows["strength"] == pl.select(pl.when(rows["label"] == "harmful").then(2.0).otherwise(-3.0)).to_series()
-        ).all()
-    assert all(arm.reads_labels == (arm.gate == "perfect") for arm in arms)
 
 
 def test_labels_are_shipped_for_an_arm_that_reads_them_alone(tiny_tuned, prompts_file):
@@ -220,32 +355,133 @@ def test_refusal_is_kept_as_promised_and_no_higher_threshold_would_keep_it(seed,
     assert bound(float(higher.min()) + 1e-6) < share  # one refusal more would be lost
 
 
+@dataclass(frozen=True)
+class Columns(Features):
+    """Features that are there already, as one layer's."""
+
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def residual(self, read, rows):
+        return self.values[rows]
+
+
+def linear(seen):
+    """A fit that notes which rows it is given."""
+
+    def fit(features, rows, harmful, _themes):
+        seen.append(set(rows.tolist()))
+        return fitted(*ridge.fit(features.residual((0, "last"), rows), harmful), reads='[[0, "last"]]')
+
+    return fit
+
+
+def rows_of(harmful, themes, sets, declined=None) -> GateRows:
+    labels = ["harmful" if one else "benign" for one in harmful]
+    frame = pl.DataFrame({"label": labels, "dataset": list(sets), "prompt": [str(at) for at in range(len(labels))]})
+    return GateRows(frame, themes, declined, np.zeros(len(labels), bool))
+
+
 def test_scores_out_of_fold_come_from_other_themes_alone():
     draw = np.random.default_rng(2)
-    x, harmful, themes = draw.normal(size=(60, 4)), np.tile([True, False], 30), [f"t{at // 6}" for at in range(60)]
-    seen = []
-
-    def fit(some, flags):
-        seen.append({tuple(row) for row in some})
-        return ridge.fit(some, flags)
-
-    score = out_of_fold(x, harmful, themes, fit)
+    harmful, themes, seen = np.tile([True, False], 30), [f"t{at // 6}" for at in range(60)], []
+    features = Columns([""] * 60, values=draw.normal(size=(60, 4)))
+    score = out_of_fold(features, np.arange(60), harmful, themes, linear(seen))
     assert len(seen) == 5 and np.isfinite(score).all()
     for rows in seen:
-        inside = {themes[at] for at in range(60) if tuple(x[at]) in rows}
-        outside = {themes[at] for at in range(60) if tuple(x[at]) not in rows}
-        assert not inside & outside
+        assert not {themes[at] for at in rows} & {themes[at] for at in set(range(60)) - rows}
+
+
+def test_a_data_set_is_scored_by_a_gate_of_the_others_and_figures_are_counted():
+    draw, seen = np.random.default_rng(3), []
+    harmful, declined = np.tile([True, False], 45), draw.random(90) < 0.5
+    sets, themes = [("a", "b", "c")[at // 30] for at in range(90)], [f"t{at // 3}" for at in range(90)]
+    x = draw.normal(size=(90, 3)) + harmful[:, None]
+    features = Columns([""] * 90, values=x)
+    table = carried_over(rows_of(harmful, themes, sets, declined), features, linear(seen), threshold=0.5)
+    assert table.schema == pl.Schema(GATE_QUALITY) and table["rows"].to_list() == [
+        "other themes",
+        "without a",
+        "without b",
+        "without c",
+    ]
+    assert seen[-3:] == [set(range(90)) - set(range(30 * at, 30 * at + 30)) for at in range(3)]
+    mine = np.arange(30)
+    weight, mean, bias = ridge.fit(x[30:], harmful[30:])
+    score = 1 / (1 + np.exp(-((x[mine] - mean) @ weight + bias)))
+    row = table.row(1, named=True)
+    assert row["auc"] == pytest.approx(roc_auc_score(harmful[mine], score))
+    both = declined[mine]
+    assert row["auc_declined"] == pytest.approx(roc_auc_score(harmful[mine][both], score[both]))
+    assert row["harmful_passed"] == pytest.approx((score[harmful[mine]] < 0.5).mean())
+    assert row["refusal"] == both[harmful[mine]].mean() and row["over_refusal"] == both[~harmful[mine]].mean()
+    kept = [t for t in score if (score[harmful[mine]] >= t).sum() >= both[harmful[mine]].sum()]
+    assert row["over_refusal_kept"] == pytest.approx((score[~harmful[mine]] >= max(kept)).mean())
+
+
+def test_by_the_models_own_margin_over_refusal_at_unchanged_refusal_is_what_it_is():
+    draw = np.random.default_rng(5)
+    margin, harmful = draw.normal(size=200), draw.random(200) < 0.5
+    assert unchanged_refusal(margin, harmful, margin > 0.3) == pytest.approx((margin[~harmful] > 0.3).mean(), abs=0.03)
+    assert unchanged_refusal(margin, harmful, np.zeros(200, bool)) == 0
+
+
+def test_leaving_a_theme_out_in_closed_form_is_fitting_without_it():
+    draw = np.random.default_rng(6)
+    n, harmful = 40, np.arange(40) % 3 == 0
+    z, themes = draw.normal(size=(n, 70)) / 8, [f"t{at % 9}" for at in range(n)]
+    found = ridge.without_theme(z @ z.T, harmful, themes, (0.3, 3.0))
+    share = np.where(harmful, 0.5 / harmful.sum(), 0.5 / (~harmful).sum()) * n
+    for at, penalty in enumerate((0.3, 3.0)):
+        for theme in set(themes):
+            out = np.array([one == theme for one in themes])
+            known = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky").fit(
+                z[~out], np.where(harmful, 1, -1)[~out], share[~out]
+            )
+            assert np.allclose(found[at, out], known.predict(z[out]), atol=1e-8)
+
+
+def test_harmfulness_is_the_difference_of_two_cosines():
+    draw = np.random.default_rng(7)
+    x, harmful = draw.normal(size=(50, 6)) + 3, draw.random(50) < 0.5
+    wanted = [cosine(row, x[~harmful].mean(0)) - cosine(row, x[harmful].mean(0)) for row in x]  # scipy's are distances
+    assert np.allclose(harmfulness.cosines(x, harmfulness.direction(x, harmful)), wanted)
+
+
+def test_casts_best_threshold_is_the_best_of_all():
+    draw = np.random.default_rng(8)
+    score, harmful = np.round(draw.normal(size=80), 1), draw.random(80) < 0.4
+    f1, threshold = cast.best_f1(score, harmful)
+    tried = [f1_score(harmful, score >= t) for t in score]
+    assert f1 == pytest.approx(max(tried)) and f1_score(harmful, score >= threshold) == pytest.approx(f1)
+
+
+def test_casts_condition_is_the_first_principal_direction_about_the_middle_of_the_means():
+    draw = np.random.default_rng(9)
+    x, harmful = draw.normal(size=(60, 5)) * [5, 1, 1, 1, 1], draw.random(60) < 0.3
+    centred = x - (x[harmful].mean(0) + x[~harmful].mean(0)) / 2
+    assert abs(cast.condition(x, harmful) @ np.linalg.svd(centred)[2][0]) == pytest.approx(1)
+
+
+def test_platts_calibration_is_scikit_learns(tiny_tuned):
+    draw = np.random.default_rng(10)
+    harmful = draw.random(300) < 0.3
+    score = (1 / (1 + np.exp(-(draw.normal(size=300) + 2 * harmful) * 4))).astype(np.float32)
+    a, b = platt(score, harmful)
+    calibrated = fitted(np.ones(1), np.zeros(1), 0.0).calibrated(a, b)
+    got = calibrated.score(torch.from_numpy(logit(score.astype(float))[:, None]))
+    known = LogisticRegression(class_weight="balanced", C=1e6).fit(logit(score.astype(float))[:, None], harmful)
+    assert np.allclose(got, known.predict_proba(logit(score.astype(float))[:, None])[:, 1], atol=0.02)
 
 
 def test_a_gate_comes_back_from_its_file_and_others_are_refused(tiny_tuned, tmp_path):
     gate = gate_of(tiny_tuned, READS)
     gate.save(tmp_path / "g.safetensors")
-    again = LinearGate.load(tmp_path / "g.safetensors")
+    again = FittedGate.load(tmp_path / "g.safetensors")
     assert again.reads == tuple(READS) and torch.equal(again.weight, gate.weight)
     for odd in ({"reads": "[[1"}, {"reads": "[]"}, {"reads": '[[1, "last"], [2, "last"], [3, "last"]]'}):
         replace(gate, metadata=gate.metadata | odd).save(tmp_path / "odd.safetensors")
         with pytest.raises(UserError, match="does not say what its weights are of"):
-            LinearGate.load(tmp_path / "odd.safetensors")
+            FittedGate.load(tmp_path / "odd.safetensors")
 
 
 def test_the_command_fits_a_gate_that_arms_go_by_and_leaves_its_prompts_out_of_the_rates(
@@ -256,19 +492,22 @@ def test_the_command_fits_a_gate_that_arms_go_by_and_leaves_its_prompts_out_of_t
     )
     rows.write_ndjson(tmp_path / "mine.jsonl")
     group = ("--run", tmp_path / "r", "--model", tiny_tuned_folder, "--data", tmp_path / "mine.jsonl")
-    code, _, err = run(*group, "probe", "--gate", "ridge", "probe", "--gate", "words")
+    names = ("ridge", "words", "control", "harmfulness", "cast", "control+words")
+    code, _, err = run(*group, *(word for name in names for word in ("probe", "--gate", name)))
     assert code == 0, err
-    for name in ("ridge", "words"):
+    for name in names:
         quality = pl.read_parquet(tmp_path / "r" / "gates" / f"{name}_quality.parquet")
         assert quality.schema == pl.Schema(GATE_QUALITY) and quality["n_harmful"][0] + quality["n_benign"][0] == 32
-    code, _, err = run(*group, "vectors", "generate", "--split", "validation", "--arm", "baseline", "--arm", "gated:gate=ridge",
+    code, _, err = run(*group, "vectors", "generate", "--split", "validation", "--arm", "baseline", "--arm", "gated:gate=control+words",
                        "--layer", 2, "--max-new-tokens", 2, "evaluate", "--split", "validation")  # fmt: skip
     assert code == 0, err
     assert pl.read_parquet(tmp_path / "r" / "scores.parquet")["fitted"].all()  # validation rows chose the threshold
     code, _, err = run(*group, "probe", "--gate", "words", "--keep-refusal", 0.99)
     assert code == 1 and "299 of them, none lost, would be needed" in err
     code, _, err = run(*group, "probe", "--keep-refusal", 0.9)
-    assert code == 1 and "--keep-refusal is for --gate ridge and words" in err
+    assert code == 1 and "--keep-refusal is for the other gates" in err
+    code, _, err = run(*group, "probe", "--gate", "perfect")
+    assert code == 2 and "there is nothing to fit" in err
 
 
 def test_an_encoded_prompt_has_the_tokens_that_the_hooks_were_told(tiny_tuned):

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from data.errors import UserError
 from interventions.fitting.linear import C_GRID, best_c
 from interventions.gates.fit import fit_probe
-from interventions.gates.probe import Probe
+from interventions.gates.gate import FittedGate
 from interventions.gates.quality import choose_threshold, tpr_at
 from tests.made.activation_files import prompt_rows, write
 
@@ -238,7 +238,7 @@ def test_rows_without_a_split_are_scored_by_probes_that_have_not_seen_them(tmp_p
 def test_the_file_comes_back_byte_for_byte(made, tmp_path):
     probe = fit_probe(made[0], 1).probe
     probe.save(tmp_path / "probe.safetensors")
-    back = Probe.load(tmp_path / "probe.safetensors")
+    back = FittedGate.load(tmp_path / "probe.safetensors")
     assert back.metadata == probe.metadata
     for name, shape in (("weight", (WIDTH,)), ("mean", (WIDTH,)), ("bias", (1,)), ("threshold", (1,))):
         assert torch.equal(getattr(back, name), getattr(probe, name)) and getattr(back, name).shape == shape
@@ -267,8 +267,8 @@ def test_what_does_not_fit_is_said(made, tmp_path, tiny):
         probe.check(tiny)
     fitting = replace(probe, weight=torch.zeros(32), metadata=probe.metadata | {"model": tiny.name})
     fitting.check(tiny)
-    with pytest.raises(UserError, match="last prompt token"):
-        replace(fitting, metadata=fitting.metadata | {"position": "mean"}).check(tiny)
+    with pytest.raises(UserError, match="which no prompt has"):
+        replace(fitting, metadata=fitting.metadata | {"position": "suffix"}).check(tiny)
     probe.save(tmp_path / "good.safetensors")
     replace(probe, weight=torch.zeros(3)).save(tmp_path / "shape.safetensors")
     replace(probe, bias=torch.tensor([float("nan")])).save(tmp_path / "nan.safetensors")
@@ -278,4 +278,4 @@ def test_what_does_not_fit_is_said(made, tmp_path, tiny):
     for name, word in (("shape", "belong"), ("nan", "no numbers"), ("other", "lacks"), ("layer", "damaged"),
                        ("pickle", "not a readable"), ("absent", "not a readable")):  # fmt: skip
         with pytest.raises(UserError, match=word):
-            Probe.load(tmp_path / f"{name}.safetensors")
+            FittedGate.load(tmp_path / f"{name}.safetensors")
