@@ -93,13 +93,14 @@ ROUTES = {
 OPERATIONS = ("add", "ablate", "clamp")
 # What may stand behind an arm's kind, and how it is read.
 ARM_KEYS = {
-    "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "gate": str, "harmful": float,
+    "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "directions": int, "gate": str, "harmful": float,
     "harmful-bias": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
     "slope": float, "strength": float, "text": str, "threshold": float, "unit": str,
 }  # fmt: skip
 OWN_KEYS = {
     "adaptive": "angular",
     "angle": "angular",
+    "directions": "random",
     "lambda": "false-refusal",
 }  # which kind a key is of, where of one
 INSTRUCTION = (

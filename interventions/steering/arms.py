@@ -35,6 +35,7 @@ LATER = (
     "angle",
     "adaptive",
     "partial",
+    "directions",
 )  # fields that records have where they say something
 FIELDS = {
     "benign": "strength",
@@ -73,6 +74,7 @@ class Arm:
             all of them (arXiv 2406.11717).
         angle: Of `angular`: degrees from the direction of refusal, where strength 1 ends.
         adaptive: Of `angular`: `yes` leaves alone states whose part along refusal is negative.
+        directions: Of `random`: how many directions; each row gets one of them, in turn.
         partial: Of `false-refusal`: λ, the share of the refusal direction that is left out of what is projected out.
     """
 
@@ -97,6 +99,7 @@ class Arm:
     angle: float = 0.0
     adaptive: str = "no"
     partial: float = 1.0
+    directions: int = 1
 
     @property
     def record(self) -> dict[str, Any]:
@@ -228,6 +231,10 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
     _fitting(text, kind, pairs)
     if given.get("slope", 1) <= 0:
         raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
+    if given.get("directions", 1) < 1 or (given.get("directions", 1) > 1 and pairs.keys() & {"category", "route"}):
+        raise UserError(
+            f"--arm {text!r}: directions is 1 or more, and each row gets one of them: leave category and route out"
+        )
     if given.keys() & {"bias", "harmful_bias"} and not KINDS[kind].table:
         raise UserError(
             f"--arm {text!r}: bias goes beside a vector, and {kind} adds none; logit-bias:category=respond biases alone"

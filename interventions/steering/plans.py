@@ -131,6 +131,8 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         for layer in _sources(arm, layers):
             vectors.delta(layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
         given = torch.full((count,), number[arm.category])
+    elif arm.directions > 1:
+        given = torch.arange(count) % arm.directions
     edit = _edit(arm, tools, layers)
     shipped = ArmPlan(
         layers=layers,
@@ -270,16 +272,23 @@ def _table(arm: Arm, vectors: SteeringVectors, layer: int) -> tuple[torch.Tensor
         [vectors.delta(layer, name, 1.0, arm.unit) if vectors.at(layer, name).any() else zero for name in names]
     )
     if arm.does.table == "random":
-        random = torch.Generator().manual_seed(arm.seed)
-        direction = torch.randn(vectors.d_model, generator=random, dtype=torch.float64)
-        direction = (direction / direction.norm()).float()
-        return table.norm(dim=-1, keepdim=True) * direction, names
+        lengths = table.norm(dim=-1, keepdim=True)
+        if arm.directions == 1:
+            return lengths * _random(vectors.d_model, arm.seed), names
+        several = [lengths[-1] * _random(vectors.d_model, arm.seed + at) for at in range(arm.directions)]
+        return torch.stack(several), [f"random {arm.seed + at}" for at in range(arm.directions)]
     if arm.does.table == "next":
         if len(names) < 3:
             raise UserError(f"arm {arm.name!r} needs two categories; the vectors have one")
         order = [*range(1, len(names) - 1), 0, len(names) - 1]
         return table[order], [names[at] for at in order]
     return table, names
+
+
+def _random(width: int, seed: int) -> torch.Tensor:
+    """A unit vector, (width,) float32."""
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (direction / direction.norm()).float()
 
 
 def made_from(model: Model, data: str, plans: Sequence[Plan], tools: Tools) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.plans import Tools
 
 CONTROLS = ("random", "shuffled")  # methods that are no candidates
-DIRECTIONS = 20  # random ones
+DIRECTIONS = 20  # random ones, of which each prompt gets one
 KINDS = (*EDITS, "ablate")  # kinds of arms that are methods of their own
 KEYS = {"ablate": ("layers=all",)}
 UNSIZED = (
@@ -91,12 +91,11 @@ def candidates(model: Model, default: Arm, by_method: Mapping[str, Tools], share
     route = "routed" if tokens.ids else "fixed"
     found = [_candidate(method, method if method in KINDS else route, (*KEYS.get(method, ()), *bias), default, tools)
              for method, tools in by_method.items()]  # fmt: skip
-    controls: list[tuple[str, ...]] = [("random", f"seed={seed}", *bias) for seed in range(DIRECTIONS)]
+    controls: list[tuple[str, ...]] = [("random", f"directions={DIRECTIONS}", *bias)]
     controls += [("wrong-category", *bias)] if len(shared.vectors.categories) > 1 and tokens.ids else []
     controls += [("logit-bias", "category=respond", f"strength={RELEASE:g}")] if tokens.respond is not None else []
     for kind, *keys in [*controls, ("prompt-only",)]:
-        name = f"random {keys[0].removeprefix('seed=')}" if kind == "random" else kind
-        found.append(replace(_candidate(name, kind, tuple(keys), default, shared), control=True))
+        found.append(replace(_candidate(kind, kind, tuple(keys), default, shared), control=True))
     return found
 
 

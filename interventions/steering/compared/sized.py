@@ -13,14 +13,14 @@ from interventions.steering.compared.candidates import Candidate
 from interventions.steering.equal_kl import PERCENTILE, HarmlessKL, Reached, equal_kl
 from interventions.steering.texts import finished
 
-HARMLESS = 60  # prompts that KL is measured on
+HARMLESS = 40  # prompts that KL is measured on
 START = {"residual": 0.3, "unit": 6.0, "raw": 1.0}  # sizes of strength to begin the search with
 
 
 def harmless_kl(
     model: Model, benign: pl.DataFrame, candidate: Candidate, verdict: Callable[[str], str | None], seed: int
 ) -> HarmlessKL:
-    """Of at most 60 benign prompts that the model answers unsteered: to change its refusals is what steering is for.
+    """Of at most 40 benign prompts that the model answers unsteered: to change its refusals is what steering is for.
 
     Raises:
         UserError: It answers none.

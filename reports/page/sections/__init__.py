@@ -11,18 +11,16 @@ from reports.page.sections import (
     activations,
     agreement,
     answer,
-    compared,
     costs,
     diffing,
     paper,
-    probe,
     provenance,
     rates,
     samples,
-    sweep,
     traces,
     vectors,
 )
+from reports.page.sections.choice import compared, probe, sweep
 
 
 def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | None]]:
