@@ -188,9 +188,10 @@ def forced_everywhere(model, ids, given, changes, scope) -> np.ndarray:
 
     def changer(layer):
         def change(hidden):
-            for at in parts:  # the prompt's positions, and those of given tokens
-                if hidden[0, at].shape[0]:
-                    hidden[0, at] = changes[layer](hidden[0, at])
+            prompt, later = parts
+            hidden[0, prompt] = changes[layer](hidden[0, prompt])
+            for at in range(hidden.shape[1])[later]:  # as if each had just been generated
+                hidden[0, at : at + 1] = changes[layer](hidden[0, at : at + 1])
             return hidden
 
         return change

@@ -5,10 +5,17 @@ import json
 import torch
 
 from interventions.gates.gate import FittedGate
+from interventions.methods.edits.fitted import TENSORS, FittedMethod
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.steering.arms import Arm, parse_arms
 
+OWN_KINDS = [
+    "affine:strength=0.5", "affine:layers=1-2,strength=-1,unit=unit,category=weapons", "affine:route=routed,layers=all,scope=generated",
+    "false-refusal", "false-refusal:layers=1-2,lambda=0.3,scope=generated", "alphasteer:strength=4", "alphasteer:strength=-4,scope=all",
+    "alphasteer:layers=all,scope=generated", "angular", "angular:strength=0.5,angle=40,layers=1-3,scope=generated",
+    "angular:strength=1,adaptive=yes,scope=prompt",
+]  # fmt: skip
 NOTHING_KNOWN = {"category": None, "label": None}
 EVERY_ROUTE = [
     "baseline", "fixed:category=weapons", "routed", "gated:benign=-6,harmful=4", "wrong-category:route=gated",
@@ -46,6 +53,22 @@ def probe_of(model, layer=2, seed=4) -> FittedGate:
     metadata = {"model": model.name, "layer": str(layer), "site": "resid_post", "position": "last"}
     parts = (torch.randn(model.d_model) / 30, torch.randn(model.d_model) / 5, torch.zeros(1), torch.tensor([0.5]))
     return FittedGate(*parts, metadata)
+
+
+def methods_of(model) -> dict[str, FittedMethod]:
+    """Tensors at random of every method that has its own."""
+    random = torch.Generator().manual_seed(6)
+    found = {}
+    for method, names in TENSORS.items():
+        tensors = {name: torch.randn(model.n_layers, model.d_model, generator=random) for name in names}
+        if method == "angular":
+            tensors = {"plane": torch.linalg.qr(torch.randn(model.d_model, 2, generator=random))[0].T.contiguous()}
+        for name in {"towards", "away"} & tensors.keys():
+            tensors[name] = tensors[name] / 30
+        metadata = {"method": method, "model": model.name, "revision": "", "site": "resid_post", "position": "last",
+                    "layers": json.dumps(list(range(model.n_layers)))}  # fmt: skip
+        found[method] = FittedMethod(tensors, metadata)
+    return found
 
 
 def lowrank_of(model, layer=2) -> LowRank:
