@@ -167,6 +167,9 @@ PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="emb
 STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")
 BEST = Declared("--best", "Settings that generate, shortlisted by the first token.", COUNT, c.SWEEP_BEST)
 REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", types.Numbers(0, 1), c.REFUSAL_LOSS)
+EQUAL_KL = Declared("--kl", "Budget, in nats: KL to the unsteered model on harmless prompts, of whose answers' first 20 tokens the mean is taken, and of prompts the "
+                    "95th percentile.", types.Numbers(min=0, min_open=True), 0.5)
+RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(min=0), 5)
 PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
 
 # Scoring and showing
