@@ -111,6 +111,9 @@ GENERATIONS = Artefact(
 LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
     Artefact(name, _table) for name in ("logit_lens", "sweep", "traces", "diff", "effects", "capability", "scores", "summary", "paper")
 )  # fmt: skip
+CATEGORY = Artefact(
+    "category", _table, beside=("category_test.parquet", "category_towards.parquet", "category_away.parquet")
+)
 MODEL_FOLDER = Artefact("model", Path)
 
 

@@ -170,6 +170,9 @@ BEST = Declared("--best", "Settings that generate, shortlisted by the first toke
 METHODS = Declared("--methods", "Compare methods instead, each at the strength that costs harmless prompts --kl, with every gate of the run on their answers: all, or names; repeatable.", multiple=True, shown="none: layers and strengths of --arm")
 KL = Declared("--kl", "With --methods: nats that steering may cost a harmless prompt (the 95th percentile over prompts of the mean over 20 tokens), such as 0.25,0.5,1.", types.NUMBERS, c.KL_BUDGETS, shown=", ".join(f"{budget:g}" for budget in c.KL_BUDGETS))
 REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", types.Numbers(0, 1), c.REFUSAL_LOSS)
+EQUAL_KL = Declared("--kl", "Budget, in nats: KL to the unsteered model on harmless prompts, of whose answers' first 20 tokens the mean is taken, and of prompts the "
+                    "95th percentile.", types.Numbers(min=0, min_open=True), 0.5)
+RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(min=0), 5)
 PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
 
 # Scoring and showing

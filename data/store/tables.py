@@ -74,7 +74,16 @@ LOGIT_LENS = {"category": pl.String, "layer": pl.Int64, "token": pl.String, "log
 GATE_QUALITY = {
     "rows": pl.String, "n_harmful": pl.Int64, "n_benign": pl.Int64, "auc": pl.Float64, "auc_declined": pl.Float64,
     "harmful_passed": pl.Float64, "benign_passed": pl.Float64, "refusal": pl.Float64, "over_refusal": pl.Float64,
-    "over_refusal_kept": pl.Float64,
+    "over_refusal_kept": pl.Float64, "words_auc": pl.Float64, "words_over_refusal_kept": pl.Float64,
+}  # fmt: skip
+CATEGORY = {
+    "side": pl.String, "vector": pl.String, "rows": pl.String, "strength": pl.Float64, "unit": pl.String, "kl": pl.Float64,
+    "why_not": pl.String, "n": pl.Int64, "refusal_probability": pl.Float64, "probability_low": pl.Float64,
+    "probability_high": pl.Float64, "refused": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+}  # fmt: skip
+CATEGORY_TEST = {
+    "side": pl.String, "outcome": pl.String, "n": pl.Int64, "difference": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+    "p": pl.Float64,
 }  # fmt: skip
 PROBE_ROC = {"split": pl.String, "fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64}
 PROBE_LAYERS = {"layer": pl.Int64, "auc": pl.Float64, "tpr_at_1_fpr": pl.Float64, "chosen": pl.Boolean}
@@ -93,7 +102,7 @@ TABLES: dict[str, Schema] = {
     "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "compared": COMPARED, "diff": DIFF,
     "effects": EFFECTS, "capability": CAPABILITY, "logit_lens": LOGIT_LENS, "probe_roc": PROBE_ROC,
     "probe_layers": PROBE_LAYERS, "probe_quality": PROBE_QUALITY, "lowrank_training": LOWRANK_TRAINING,
-    "sweep_prompts": PROMPTS,
+    "sweep_prompts": PROMPTS, "category": CATEGORY, "category_test": CATEGORY_TEST,
 }  # fmt: skip
 # Columns beyond the contract, which the file of another version may lack.
 BEYOND = {

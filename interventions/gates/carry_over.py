@@ -1,14 +1,21 @@
-"""Will a gate carry over: how well it tells rows apart that it was fitted without, of other themes and of other data sets."""
+"""Will a gate carry over: how well it tells rows apart that it was fitted without, of other themes and of other data sets.
 
+A bag of words that is fitted and scored on the same rows stands beside, the control that a gate must beat.
+"""
+
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from data.errors import UserError
 from data.store.tables import GATE_QUALITY
+from interventions.gates import words
 from interventions.gates.combination import out_of_fold
-from interventions.gates.features import Features, Fit
+from interventions.gates.features import Features, Fit, fitted
+from interventions.gates.gate import FittedGate
 from interventions.gates.quality import auc
 
 
@@ -40,6 +47,21 @@ class GateRows:
         return free if (free & harmful).any() and (free & ~harmful).any() else np.ones(len(free), bool)
 
 
+def fit_words(features: Features, rows: np.ndarray, harmful: np.ndarray, _themes: Sequence[str]) -> FittedGate:
+    """A bag of words; those that stand in two of the rows.
+
+    Raises:
+        UserError: No word does.
+    """
+    texts = [features.texts[int(row)] for row in rows]
+    known = words.vocabulary(texts)
+    if not known:
+        raise UserError("no word stands in two prompts: there is nothing for a gate of words to go by; add prompts")
+    return fitted(
+        *words.fit(words.counted(texts, known).astype(np.float64), harmful), words=json.dumps(known, ensure_ascii=False)
+    )
+
+
 def carried_over(
     rows: GateRows, features: Features, fit: Fit, score: np.ndarray | None = None, threshold: float | None = None
 ) -> pl.DataFrame:
@@ -52,6 +74,20 @@ def carried_over(
         score: (rows,) each by a gate that was fitted without its theme; None: they are computed.
         threshold: From which on a row counts as harmful; None: nothing is said of what passes.
     """
+    found = _told_of_all(rows, features, fit, score, threshold)
+    try:
+        control = _told_of_all(rows, features, fit_words, None, None)
+    except UserError:  # no word in common
+        control = []
+    for row, beside in zip(found, control, strict=False):
+        row |= {f"words_{name}": beside.get(name) for name in ("auc", "over_refusal_kept")}
+    return pl.DataFrame(found, GATE_QUALITY)
+
+
+def _told_of_all(
+    rows: GateRows, features: Features, fit: Fit, score: np.ndarray | None, threshold: float | None
+) -> list[dict[str, object]]:
+    """What is told of the rows by scores without their theme, and of each data set by a gate without it."""
     harmful, sets, every = rows.harmful, rows.frame["dataset"].to_numpy(), np.arange(rows.frame.height)
     if score is None:
         score = out_of_fold(features, every, harmful, rows.themes, fit)
@@ -64,7 +100,7 @@ def carried_over(
         one = np.zeros(len(harmful), np.float32)
         one[mine] = features.score(gate, every[mine])
         found.append(told(f"without {name}", one, rows, mine, threshold))
-    return pl.DataFrame(found, GATE_QUALITY)
+    return found
 
 
 def told(what: str, score: np.ndarray, rows: GateRows, mine: np.ndarray, threshold: float | None) -> dict[str, object]:

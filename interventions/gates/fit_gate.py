@@ -1,7 +1,5 @@
 """Fitting a gate on labelled prompts: scores out of fold, a threshold that promises something, and how it carries over."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,30 +8,14 @@ import torch
 
 from data.contract import SITE, gate_members
 from data.errors import UserError
-from interventions.gates import cast, control, harmfulness, ridge, words
-from interventions.gates.carry_over import GateRows, carried_over
+from interventions.gates import cast, control, harmfulness, ridge
+from interventions.gates.carry_over import GateRows, carried_over, fit_words
 from interventions.gates.combination import joining, out_of_fold
-from interventions.gates.features import Features, Kind, fitted
+from interventions.gates.features import Features, Kind
 from interventions.gates.gate import FittedGate
 from interventions.gates.quality import choose_threshold
 from interventions.gates.threshold import keep_refusal
 from interventions.model.model import Model
-
-
-def fit_words(features: Features, rows: np.ndarray, harmful: np.ndarray, _themes: Sequence[str]) -> FittedGate:
-    """A bag of words; those that stand in two of the rows.
-
-    Raises:
-        UserError: No word does.
-    """
-    texts = [features.texts[int(row)] for row in rows]
-    known = words.vocabulary(texts)
-    if not known:
-        raise UserError("no word stands in two prompts: there is nothing for a gate of words to go by; add prompts")
-    return fitted(
-        *words.fit(words.counted(texts, known).astype(np.float64), harmful), words=json.dumps(known, ensure_ascii=False)
-    )
-
 
 KINDS = {"ridge": ridge.KIND, "control": control.KIND, "harmfulness": harmfulness.KIND, "cast": cast.KIND,
          "words": Kind(fit_words)}  # fmt: skip

@@ -15,12 +15,13 @@ from data.contract import nearest_layer
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.rundir import Record, records
-from data.store.tables import read_parquet, required
+from data.store.tables import GATE_QUALITY, read_parquet, required
 from reports.page.names import Arm, named
 
 # Tables that a report reads.
 READ = ("traces", "generations", "scores", "summary", "sweep", "compared", "diff", "effects", "capability", "logit_lens", "probe_roc",
-        "probe_layers", "probe_quality")  # fmt: skip
+        "probe_layers", "probe_quality", "category", "category_test")  # fmt: skip
+GATES = "gate_quality"  # every `gates/NAME_quality.parquet`, with a column `gate`
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def open_run(folder: Path) -> Run:
                 faults.append(f"{path.name}: {_first_line(error)}")
             else:
                 tables |= {} if table.is_empty() else {name: table}
+    gates = gate_tables(folder, faults)
+    tables |= {} if gates.is_empty() else {GATES: gates}
     vectors = None
     if (folder / "vectors.safetensors").exists():
         try:
@@ -118,6 +121,21 @@ def open_run(folder: Path) -> Run:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"vectors.safetensors: {_first_line(error)}")
     return Run(folder, _records(folder), tables, vectors, faults)
+
+
+def gate_tables(folder: Path, faults: list[str]) -> pl.DataFrame:
+    """How every gate of the run carries over, `words` last; what can't be read becomes a fault."""
+    found = []
+    for path in sorted(
+        (folder / "gates").glob("*_quality.parquet"), key=lambda path: (path.name.startswith("words"), path.name)
+    ):
+        try:
+            frame = read_parquet(path)
+            found.append(frame.select(pl.lit(path.name.removesuffix("_quality.parquet")).alias("gate"),
+                                      *(pl.col(name).cast(kind) for name, kind in GATE_QUALITY.items())))  # fmt: skip
+        except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+            faults.append(f"gates/{path.name}: {_first_line(error)}")
+    return pl.concat(found) if found else pl.DataFrame(schema={"gate": pl.String, **GATE_QUALITY})
 
 
 def _records(folder: Path) -> dict[str, Record]:

@@ -48,7 +48,9 @@ def test_no_model_of_ours_is_taught_it():
 def test_what_is_held_out_is_of_the_same_kind_in_other_themes_and_for_evaluation_alone():
     held, traffic = read("embedded:held-out"), read("embedded:traffic")
     assert held.height > 1000 and set(held["split"]) == {"test"} and held["theme"].n_unique() > 50
-    assert not {theme.partition(": ")[2] for theme in held["theme"]} & {theme.partition(": ")[2] for theme in traffic["theme"]}
+    assert not {theme.partition(": ")[2] for theme in held["theme"]} & {
+        theme.partition(": ")[2] for theme in traffic["theme"]
+    }
     texts = held["prompt"].map_elements(plain, pl.String)
     assert texts.is_unique().all() and not set(texts) & set(traffic["prompt"].map_elements(plain, pl.String))
     pairs = held.drop_nulls("pair").group_by("pair").agg(pl.col("label").sort(), pl.col("theme").n_unique())

@@ -17,9 +17,9 @@ from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.steering.arms import baseline
 from interventions.steering.batches import answer_rows, plan_answers, variants_of
 from interventions.steering.compared.candidates import Candidate
+from interventions.steering.compared.equal_kl import Reached
 from interventions.steering.compared.promise import Answered, Curve, curve, promised
 from interventions.steering.compared.sized import harmless_kl, sized
-from interventions.steering.equal_kl import Reached
 from interventions.steering.plans import made_from, plan_arm
 from interventions.steering.texts import finished
 

@@ -10,7 +10,7 @@ from data.errors import UserError
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
 from interventions.steering.compared.candidates import Candidate
-from interventions.steering.equal_kl import PERCENTILE, HarmlessKL, Reached, equal_kl
+from interventions.steering.compared.equal_kl import PERCENTILE, HarmlessKL, Reached, equal_kl
 from interventions.steering.texts import finished
 
 HARMLESS = 40  # prompts that KL is measured on
@@ -67,11 +67,8 @@ def _at(candidate: Candidate, size: float) -> Candidate:
 
 
 def _costs(candidates: Sequence[Candidate], arms: Sequence[Arm], measured: HarmlessKL) -> list[float]:
-    """KL of each, nats; candidates that draw on the same tools share their passes."""
-    found = [0.0] * len(arms)
-    for tools in {id(candidate.tools): candidate.tools for candidate in candidates}.values():
-        mine = [at for at, candidate in enumerate(candidates) if candidate.tools is tools]
-        means = replace(measured, tools=tools).means([arms[at] for at in mine])
-        for at, cost in zip(mine, np.percentile(means, PERCENTILE, axis=0), strict=True):
-            found[at] = float(cost)
-    return found
+    """KL of each, nats."""
+    if not arms:
+        return []
+    means = measured.means(arms, [candidate.tools for candidate in candidates])
+    return np.percentile(means, PERCENTILE, axis=0).tolist()

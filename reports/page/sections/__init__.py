@@ -20,7 +20,7 @@ from reports.page.sections import (
     traces,
     vectors,
 )
-from reports.page.sections.choice import compared, probe, sweep
+from reports.page.sections.selective import category, compared, gates, probe, sweep
 
 
 def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | None]]:
@@ -39,6 +39,8 @@ def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | N
         partial(activations.section, how=map_of_activations),
         traces.section,
         probe.section,
+        gates.section,
+        category.section,
         diffing.section,
         provenance.left_out,
         provenance.provenance,

@@ -20,10 +20,9 @@ from data import UserError, load_all
 from data.contract import GATES, JOINS, gate_members
 from data.store.tables import GATE_QUALITY
 from interventions.gates import cast, harmfulness, ridge, words
-from interventions.gates.carry_over import GateRows, carried_over, unchanged_refusal
+from interventions.gates.carry_over import GateRows, carried_over, fit_words, unchanged_refusal
 from interventions.gates.combination import out_of_fold, platt
 from interventions.gates.features import Features, fitted
-from interventions.gates.fit_gate import fit_words
 from interventions.gates.gate import FittedGate
 from interventions.gates.threshold import keep_refusal
 from interventions.methods.vectors import SteeringVectors
@@ -396,7 +395,7 @@ def test_a_data_set_is_scored_by_a_gate_of_the_others_and_figures_are_counted():
     harmful, declined = np.tile([True, False], 45), draw.random(90) < 0.5
     sets, themes = [("a", "b", "c")[at // 30] for at in range(90)], [f"t{at // 3}" for at in range(90)]
     x = draw.normal(size=(90, 3)) + harmful[:, None]
-    features = Columns([""] * 90, values=x)
+    features = Columns([f"{draw.integers(9)} {draw.integers(9)}" for _ in range(90)], values=x)
     table = carried_over(rows_of(harmful, themes, sets, declined), features, linear(seen), threshold=0.5)
     assert table.schema == pl.Schema(GATE_QUALITY) and table["rows"].to_list() == [
         "other themes",
@@ -416,6 +415,10 @@ def test_a_data_set_is_scored_by_a_gate_of_the_others_and_figures_are_counted():
     assert row["refusal"] == both[harmful[mine]].mean() and row["over_refusal"] == both[~harmful[mine]].mean()
     kept = [t for t in score if (score[harmful[mine]] >= t).sum() >= both[harmful[mine]].sum()]
     assert row["over_refusal_kept"] == pytest.approx((score[~harmful[mine]] >= max(kept)).mean())
+    known = words.vocabulary(features.texts[30:])
+    weight, mean, bias = words.fit(words.counted(features.texts[30:], known), harmful[30:])
+    beside = words.counted(features.texts[:30], known) @ weight + bias
+    assert row["words_auc"] == pytest.approx(roc_auc_score(harmful[mine], beside), abs=1e-6)
 
 
 def test_by_the_models_own_margin_over_refusal_at_unchanged_refusal_is_what_it_is():

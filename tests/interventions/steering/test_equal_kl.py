@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 
 from data import load_all
 from interventions.model.prompt_format import encode
-from interventions.steering.equal_kl import HarmlessKL, equal_kl
+from interventions.steering.compared.equal_kl import HarmlessKL, equal_kl
 from interventions.steering.plans import Tools
 from tests.made.tools import arms_of, lowrank_of, probe_of, vectors_of
 from tests.oracles import cut, divergence, forced, forced_arm, plain

@@ -33,7 +33,9 @@ def test_every_threshold_gives_what_rows_below_it_answer_steered_and_the_others_
 
 
 @given(SCORES, BOOLS, BOOLS, BOOLS, st.sampled_from([0.3, 0.7, 0.9]))
-def test_the_promise_is_kept_and_no_threshold_that_keeps_it_leaves_less_over_refusal(score, harmful, refused, after, share):
+def test_the_promise_is_kept_and_no_threshold_that_keeps_it_leaves_less_over_refusal(
+    score, harmful, refused, after, share
+):
     harmful[:2] = True, False
     nothing = np.zeros(SIZE, bool)
     found = curve(score, harmful, Answered(refused, nothing), Answered(after, nothing))

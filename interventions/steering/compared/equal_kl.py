@@ -155,12 +155,18 @@ class HarmlessKL:
                 answers[row] = upto_stop(model, ids)
         return cls(model, tools, rows, answers, batch)
 
-    def means(self, arms: Sequence[Arm]) -> np.ndarray:
-        """(prompts, arms): the mean over an answer's first tokens of KL(unsteered ‖ arm), nats."""
+    def means(self, arms: Sequence[Arm], tools: Sequence[Tools] | None = None) -> np.ndarray:
+        """(prompts, arms): the mean over an answer's first tokens of KL(unsteered ‖ arm), nats.
+
+        Args:
+            arms: What is measured.
+            tools: What each draws on, with the same gates in all; default `self.tools`.
+        """
         plain = [Arm("baseline", "baseline", 0)] * any(
             arm.does.instructs for arm in arms
         )  # what those are compared with
-        plans = [plan_arm(self.model, arm, self.tools, self.rows) for arm in [*plain, *arms]]
+        drawn = [self.tools] * (len(plain) + (0 if tools else len(arms))) + list(tools or [])
+        plans = [plan_arm(self.model, arm, on, self.rows) for arm, on in zip([*plain, *arms], drawn, strict=True)]
         variants = variants_of(self.model, [str(row["prompt"]) for row in self.rows], plans)
         place = {id(plan): at for at, plan in enumerate(plans)}
         order = np.argsort([place[id(plan)] for _, mine in variants for plan in mine])[len(plain) :]
