@@ -7,7 +7,7 @@ from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, FITTED_GATES, PROBE, VECTORS, need
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
 from commands.framework.output import Summary
-from commands.framework.prompts import fingerprint_of, load_prompts
+from commands.framework.prompts import fingerprint_of, held_out, load_prompts, with_known_splits
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.seen import asked_themes
 from commands.framework.settings import Settings
@@ -78,7 +78,7 @@ def fit_gate(session: Session, s: Settings) -> Summary:
     start, artefact = now(), FITTED_GATES[s.get("gate")]
     model = session.model(s, records(s.run).get(VECTORS.name))
     named = s.with_values(data=s.given("data") or ("embedded:traffic",))
-    prompts = load_prompts(named, limited=True).filter(
+    prompts = held_out(named, with_known_splits(s, load_prompts(named, limited=True))).filter(
         pl.col("label").is_not_null() & (pl.col("split").is_null() | (pl.col("split") != "test"))
     )
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "gate": s.get("gate"), "seed": s.get("seed"),

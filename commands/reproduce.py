@@ -15,7 +15,7 @@ from commands.framework.app import Session, command, perform
 from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, Artefact
 from commands.framework.options import DEPTH, LAYER, NEW_TOKENS, SCORING, TEST, Declared
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import load_prompts, spread
+from commands.framework.prompts import fitting_prompts, spread
 from commands.framework.recipe import PAPER, RECIPE, Recipe, read_recipe
 from commands.framework.records import identity, note, unchanged, without_secrets
 from commands.framework.settings import Command, Settings, Values
@@ -162,7 +162,7 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") ->
         below.for_command("extract"),
         below.with_defaults(**recipe.of("vectors")).for_command("vectors"),
     )
-    prompts = load_prompts(reading, limited=True)
+    prompts = fitting_prompts(reading)
     read_activations(session, reading, prompts, ())
     if needs_pairs(session, directions):
         paired = pairing(model, prompts, directions.get("split"))

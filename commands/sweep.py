@@ -7,22 +7,19 @@ from commands.framework.app import Session, command
 from commands.framework.arms import need_tools, single_arm
 from commands.framework.artefacts import PROBE, SWEEP, VECTORS, need
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import fingerprint_of, prompts_of
+from commands.framework.prompts import check_there, fingerprint_of, prompts_of
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.settings import Settings
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.model.model import Model
-
 
 @command(
     o.LAYERS.but(help="Blocks to try.", shown="every second of 10-20 of 32, scaled"), o.STRENGTHS, o.BENIGN,
     o.CATEGORY, o.UNIT, o.SCOPE,
     o.ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen "
-              "of all.", shown="gated and gated:harmful=0 if there is a probe and the model has refusal tokens, "
-              "else fixed"),
+              "of all.", shown="gated and gated:harmful=0 if there is a probe, else fixed"),
     o.BEST, o.NEW_TOKENS, o.REFUSAL_LOSS, o.VALIDATION,
 )  # fmt: skip
 def sweep(session: Session, s: Settings) -> Summary:
@@ -36,12 +33,12 @@ def sweep(session: Session, s: Settings) -> Summary:
     from reports.scoring.lexical import text_verdict
 
     start = now()
-    prompts = prompts_of(s, s.get("split"))
-    prompts = prompts.filter(pl.col("label").is_not_null())[: s.get("limit")]
+    check_there(s, s.get("split"))
     below = s.with_values(layers=None)
     steering, record = need(session, below, VECTORS)
+    prompts = prompts_of(s, s.get("split")).filter(pl.col("label").is_not_null())[: s.get("limit")]
     model = session.model(s, record)
-    words = s.get("arm") or default_arm(s, model)
+    words = s.get("arm") or default_arm(s)
     default = single_arm(s, model, steering)
     tools, rests_on = need_tools(session, below, grid(words, default, [default.layer], (1.0,), None), steering, record)
     layers = s.get("layers") or sweep_layers(model.n_layers, steering.layers)
@@ -63,11 +60,9 @@ def sweep(session: Session, s: Settings) -> Summary:
     return {"settings": len(arms), "table": shown_settings(table), "wrote": str(path)}
 
 
-def default_arm(s: Settings, model: "Model") -> tuple[str, ...]:
+def default_arm(s: Settings) -> tuple[str, ...]:
     """What is swept if nothing else was said."""
-    from interventions.model.control_tokens import refusal_tokens
-
-    return ("gated", "gated:harmful=0") if refusal_tokens(model).ids and PROBE.path(s.run).exists() else ("fixed",)
+    return ("gated", "gated:harmful=0") if PROBE.path(s.run).exists() else ("fixed",)
 
 
 def shown_settings(table: "pl.DataFrame") -> "pl.DataFrame":

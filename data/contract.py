@@ -6,6 +6,8 @@ from typing import NamedTuple
 LABELS = ("harmful", "benign")
 VERDICTS = ("comply", "partial", "refuse", "broken")
 SPLITS = ("train", "validation", "test")
+HOLDOUT, ALL_SERVE = 0.5, "none"  # share of the rows without a split that nothing is fitted on; the word for none of it
+ONE_CATEGORY = "refusal"  # what the one vector is called where no harmful row has a category
 POOLED, MACRO = "(pooled)", "(macro)"  # what a summary calls all prompts, and the mean of the data sets
 UNITS = ("raw", "unit", "residual")
 MEAN = "mean"
@@ -54,8 +56,8 @@ KINDS = {
     "baseline": Kind("nothing is changed", "", operation="none"),
     "fixed": Kind("one vector for every row: --category, else the mean of all"),
     "routed": Kind("the vector of the refusal token that is most probable after the unsteered prompt", route="routed"),
-    "gated": Kind("the same, away from refusal where the probe says benign and towards it where it says harmful",
-                  route="gated"),
+    "gated": Kind("away from refusal where a gate says benign and towards it where it says harmful; routed where the model has "
+                  "refusal tokens, else as fixed", route="gated"),
     "lowrank": Kind("the trained low-rank combination of the category vectors", "lowrank", strength=1.0, unit="raw"),
     "ablate": Kind("the vector's direction is projected out", operation="ablate"),
     "random": Kind("a random direction of the same norm", "random"),
@@ -68,7 +70,7 @@ KINDS = {
 ROUTES = {
     "fixed": "one vector for every row",
     "routed": "by the most probable refusal token",
-    "gated": "by the most probable refusal token, with the strength the probe asks for",
+    "gated": "by the most probable refusal token, if the model has any, with the strength that the gate asks for",
 }
 OPERATIONS = ("add", "ablate", "clamp")
 # What may stand behind an arm's kind, and how it is read.

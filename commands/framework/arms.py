@@ -45,9 +45,17 @@ def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools
     model = session.model(s, record)
     default, swept = single_arm(s, model, steering), swept_setting(s, record)
     arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
+    refuse_idle(arms)
     tools, rests_on = need_tools(session, s, arms, steering, record)
     rests_on |= {} if swept is None else {SWEEP.name: swept.id}
     return model, lowrank_at_its_layer(arms, s.get("arm"), tools), tools, rests_on
+
+
+def refuse_idle(arms: "Sequence[Arm]") -> None:
+    """Refuse an arm that would change nothing and be read as a result."""
+    for arm in arms:
+        if arm.is_idle:
+            raise UserError(f"arm {arm.name!r} would change nothing: its strength is 0; pass another --strength, or baseline")
 
 
 def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tuple[str, ...]:
@@ -58,9 +66,8 @@ def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tup
     from interventions.model.control_tokens import refusal_tokens
 
     arms = ["baseline", "fixed"]
-    if refusal_tokens(model).ids:
-        arms.append("routed")
-        arms += ["gated"] if PROBE.path(s.run).exists() else []
+    arms += ["routed"] if refusal_tokens(model).ids else []
+    arms += ["gated"] if PROBE.path(s.run).exists() else []
     arms += ["lowrank"] if LOWRANK.path(s.run).exists() else []
     if swept is not None:
         word = swept.arm

@@ -122,11 +122,12 @@ SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
 DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
-SPLIT = Declared("--split", "Rows to use.", shown="train for vectors, test for generate and trace")
+HOLDOUT = Declared("--holdout", "Share of rows without a split that nothing is fitted on, to choose on and to answer; none: every row serves all.", types.HOLDOUT, c.HOLDOUT)
+SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, test for generate and trace")
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
 NO_AUTO = Declared("--no-auto", "Don't make missing inputs; say which command does.", bool, False, shown="")
 DEBUG = Declared("--debug", "Show tracebacks.", bool, False, shown="")
-SHARED = (RUN, MODEL, *WHERE, HOST, SECONDS, IN_FLIGHT, DEVICE, DTYPE, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, JSON, NO_AUTO, DEBUG)
+SHARED = (RUN, MODEL, *WHERE, HOST, SECONDS, IN_FLIGHT, DEVICE, DTYPE, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
 TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.SPLITS)
 
 # Reading and fitting
@@ -147,7 +148,7 @@ GATE = Declared("--gate", "probe: a linear probe on one layer, of this run's act
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
                         "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
 FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="Youden's J")
-THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", default="validation")
+THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", c.SPLITS, "validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
 BASIS = Declared("--basis", "Where U and V start: whitened with a shrunk covariance and mapped back; or as published, flaws included.", c.BASES, "shrunk")
 EPOCHS = Declared("--epochs", "Passes through the prompts.", COUNT, c.LOWRANK_EPOCHS)

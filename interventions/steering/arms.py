@@ -36,6 +36,7 @@ class Arm:
         layer: The block whose output is edited.
         category: Whose vector; `mean` for the mean of all. Of `logit-bias`: which control token, `respond` among them;
             `mean` for every refusal token.
+            Gated: the mean stands for the route's choice.
         strength: In `unit`s; for `logit-bias` in logits. Gated: that for prompts which look benign.
         harmful: Gated: the strength for prompts which look harmful.
         unit: One of `vectors.UNITS`.
@@ -98,7 +99,7 @@ class Arm:
     @property
     def needs_tokens(self) -> bool:
         """Whether it reads the refusal tokens' probabilities."""
-        return self.route != "fixed" or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
+        return self.route == "routed" or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
 
     @property
     def reads_labels(self) -> bool:
@@ -108,7 +109,20 @@ class Arm:
     @property
     def is_gated(self) -> bool:
         """Whether a gate decides its strength."""
-        return self.route == "gated"
+        return "gated" in (self.route, self.does.route)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the most probable refusal token decides its vector, where the model has such tokens."""
+        return self.route == "routed" or (self.route == "gated" and self.category == MEAN)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it would change nothing, and is no baseline."""
+        amounts = [self.strength, self.bias]
+        amounts += [self.harmful, self.harmful_bias] if self.is_gated or self.reads_labels else []
+        moves = self.does.instructs or (self.steers and self.operation != "add")
+        return not (self.is_baseline or moves or any(amounts))
 
 
 def baseline(layer: int) -> Arm:
@@ -183,7 +197,29 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         raise UserError(
             f"--arm {text!r}: bias goes beside a vector, and {kind} adds none; logit-bias:category=respond biases alone"
         )
-    return _completed(replace(default, name=name, kind=kind, **given), given)
+    arm = _completed(replace(default, name=name, kind=kind, **given), given)
+    for key in given:
+        if not _reads(arm, key):
+            raise UserError(f"--arm {text!r}: {key.replace('_', '-')} would do nothing, {_why_not(arm, key)}")
+    return arm
+
+
+def _reads(arm: Arm, key: str) -> bool:
+    """Whether a key says something of such an arm."""
+    by_row = arm.is_gated or arm.reads_labels
+    if arm.is_baseline or arm.does.instructs:
+        return key == "text" and not arm.is_baseline
+    reading = {"harmful": by_row, "harmful_bias": by_row, "gate": arm.is_gated, "text": False,
+               "seed": arm.does.table == "random", "category": not arm.maps and (arm.is_gated or not arm.is_routed)}  # fmt: skip
+    return reading.get(key, True)
+
+
+def _why_not(arm: Arm, key: str) -> str:
+    if key in ("gate", "harmful", "harmful_bias"):
+        return "as no gate decides: use gated, or route=gated"
+    if key == "category" and arm.is_routed:
+        return "as the most probable refusal token chooses the vector: use fixed, or route=fixed"
+    return f"{arm.kind} has no such thing: leave it out"
 
 
 def _completed(arm: Arm, given: dict[str, Any]) -> Arm:
