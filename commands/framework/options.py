@@ -78,7 +78,7 @@ class Declared:
         if self.value is not None:
             return "  [default]" if self.value == self.default else ""
         plain = {type(None): "none", bool: "off", float: "{:g}"}.get(type(self.default), "{}")
-        value = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        value = ", ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
         words = self.shown if self.shown is not None else plain.format(value)
         return f"  [default: {words}]" if words else ""
 
@@ -163,6 +163,7 @@ SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt toke
 ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: {', '.join(c.KINDS)}.  Keys: {', '.join(c.ARM_KEYS)}.",
                multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
+REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)
 PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="embedded examples")
 STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")

@@ -48,6 +48,7 @@ class Arm:
         bias: Beside a vector: logits on `[respond]` at the first generated position. Gated: for prompts which look benign.
         harmful_bias: Gated: logits on it for prompts which look harmful.
         gate: Gated: a key of `GATES`.
+        said: What was said of it behind its kind, `key=value,…` with sorted keys.
     """
 
     name: str
@@ -65,6 +66,12 @@ class Arm:
     bias: float = 0.0
     harmful_bias: float = 0.0
     gate: str = "probe"
+    said: str = ""
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All that it does, whatever it is called."""
+        return {name: value for name, value in asdict(self).items() if name not in ("name", "said")}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -73,7 +80,7 @@ class Arm:
             name
             for name, value in (("bias", 0.0), ("harmful_bias", 0.0), ("gate", "probe"))
             if getattr(self, name) == value
-        }
+        } | ({"said"} if self.said in self.name else set())
         return {name: value for name, value in asdict(self).items() if name not in later}
 
     @property
@@ -142,17 +149,50 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """
     split = [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
     kinds = [kind for kind, _ in split]
-    arms = []
+    arms: list[Arm] = []
     for text, (kind, rest) in zip(texts, split, strict=True):
         if kind not in KINDS:
             raise UserError(f"--arm {text!r}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
         pairs = _pairs(rest)
-        name = kind if kinds.count(kind) == 1 else ":".join(filter(None, (kind, _canonical(pairs))))
-        arms.append(_arm(text, name, kind, pairs, default))
+        said = _canonical(pairs)
+        name = kind if kinds.count(kind) == 1 else _named(kind, said)
+        arms.append(replace(_arm(text, name, kind, pairs, default), said=said))
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise UserError(f"--arm {max(names, key=names.count)!r} is given twice")
     return arms
+
+
+def together(arms: Sequence[Arm]) -> list[Arm]:
+    """Arms of several commands as one command would have them: each setting once, with names that tell them apart.
+
+    Where what was said of two of a kind does not, since an option of the command did, what they differ in stands in the name.
+    """
+    apart: list[Arm] = []
+    for arm in arms:
+        if all(arm.setting != other.setting for other in apart):
+            apart.append(arm)
+    kinds = [arm.kind for arm in apart]
+    many = {kind for kind in kinds if kinds.count(kind) > 1}
+    named = [replace(arm, name=_named(arm.kind, arm.said if arm.kind in many else "")) for arm in apart]
+    names = [arm.name for arm in named]
+    return [
+        arm if names.count(arm.name) == 1 else _told_apart(arm, [other for other in named if other.name == arm.name])
+        for arm in named
+    ]
+
+
+def _told_apart(arm: Arm, alike: Sequence[Arm]) -> Arm:
+    """An arm with all in its name that tells it from others of the same name."""
+    own = arm.setting
+    differing = [key for key in own if _reads(arm, key) and any(other.setting[key] != own[key] for other in alike)]
+    values = {key: repr(round(own[key], 10)) if isinstance(own[key], float) else str(own[key]) for key in differing}
+    pairs = _pairs(arm.said) | {key.replace("_", "-"): value for key, value in values.items()}
+    return replace(arm, name=_named(arm.kind, _canonical(pairs)))
+
+
+def _named(kind: str, said: str) -> str:
+    return f"{kind}:{said}" if said else kind
 
 
 def _pairs(rest: str) -> dict[str, str]:

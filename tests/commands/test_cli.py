@@ -124,11 +124,11 @@ def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, 
 
 def test_no_arm_reads_labels_or_categories(run, chain, tmp_path, prompts_file):
     def texts(path):
-        words = ["--run", tmp_path / "run", "generate", "--data", path, "--max-new-tokens", 5, "--strength", 2]
+        words = ["--run", tmp_path / "run", "generate", "--data", path, "--max-new-tokens", 5, "--strength", 2, "--replace"]
         assert run(*words)[0] == 0
         return pl.read_parquet(tmp_path / "run" / "generations.parquet").sort("arm", "id")["response"].to_list()
 
-    assert run(*chain, "vectors")[0] == 0
+    assert run(*chain, "--holdout", "none", "vectors")[0] == 0
     rows = [json.loads(line) for line in prompts_file.read_text().splitlines()]
     for row, other in zip(rows, rows[7:] + rows[:7], strict=True):
         row["label"], row["category"] = other["label"], other["category"]
@@ -142,7 +142,7 @@ def test_benign_rows_are_asked_for_and_can_be_added(run, tiny_folder, tmp_path):
     only.write_text('{"prompt": "kill a person", "category": "weapons"}\n')
     more = tmp_path / "more.csv"
     more.write_text("prompt\nkill a process\nwrite a poem\n")
-    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", only]
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", only, "--holdout", "none"]
     code, _, err = run(*words, "extract", "vectors")
     assert code == 1 and "--benign NAME_OR_FILE" in err
     for name, advice in (("generate", "`extract --benign NAME_OR_FILE`"), ("lowrank", "`extract --benign NAME_OR_FILE`"),
@@ -266,7 +266,7 @@ def test_the_chain_runs_on_a_hub_set_from_a_mirror(run, tiny_folder, prompts_fil
     card = f"---\nconfigs:\n- config_name: behaviors\n  data_files:\n{files}---\n"
     (folder.parent / "README.md").write_text(card)
     options = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", "jbb", "--data-mirror", tmp_path / "mirror"]
-    code, _, err = run(*options, "extract", "vectors", "generate", "--max-new-tokens", 2)
+    code, _, err = run(*options, "--holdout", "none", "extract", "vectors", "generate", "--max-new-tokens", 2)
     assert code == 0, err
     assert pl.read_parquet(tmp_path / "run" / "generations.parquet")["id"].n_unique() == 4
     assert json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["generations"]["data"] == ["jbb"]
