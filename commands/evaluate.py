@@ -51,8 +51,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
     if summary.filter(pl.col("n") > 0).is_empty():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
-        *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "broken"),
-        *("delta", "delta_low", "delta_high", "p_holm"),
+        *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "delta", "p_holm", "broken"),
+        *("delta_low", "delta_high"),
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
 

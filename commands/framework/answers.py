@@ -148,7 +148,6 @@ class Adding:
     def _standing(self) -> Standing:
         """What is there and stays; what does not is said."""
         from data.store.rundir import records
-        from interventions.steering.arms import Arm
 
         known, path = records(self.s.run), self.artefact.path(self.s.run)
         record = known.get(self.artefact.name)
@@ -160,7 +159,7 @@ class Adding:
             why = "begins anew" if self.s.get("replace") else f"is made again: {', '.join(changed)} changed"
             warn(f"{self.artefact.name} {why}{replaced(record)}")
             return Standing()
-        arms = [Arm(**noted) for noted in key["arms"]]
+        arms = arms_of(record)
         stale = {arm.name: name for arm in arms for name in drawn_on(arm) if key.get(name) != known.get(name, {}).get("id")}
         if stale:
             warn(f"{self.artefact.name}: without {', '.join(stale)}, of other {', '.join(dict.fromkeys(stale.values()))} than there "
@@ -197,13 +196,18 @@ class Adding:
         note(self.s, self.artefact, key, self.ready.model, start, data=self.data, more={"earlier": earlier} if earlier else {})
 
 
-def all_asked(artefact: Artefact[Any], record: Record) -> list[Values]:
-    """What the commands behind a record asked for, oldest first; the last one's arms are those that no earlier one had."""
+def arms_of(record: Record) -> "list[Arm]":
+    """A table's arms."""
     from interventions.steering.arms import Arm
 
+    return [Arm(**({"said": noted["name"].partition(":")[2]} | noted)) for noted in record["key"]["arms"]]
+
+
+def all_asked(artefact: Artefact[Any], record: Record) -> list[Values]:
+    """What the commands behind a record asked for, oldest first; the last one's arms are those that no earlier one had."""
     earlier = record.get("earlier", [])
     before = {name for one in earlier for name in one["arms"]}
-    arms = [identity(Arm(**noted).setting) for noted in record["key"]["arms"]]
+    arms = [identity(arm.setting) for arm in arms_of(record)]
     last = {name: record["options"].get(name) for name in ("split", "limit")} | as_before(artefact, record)
     return [*earlier, last | {"data": record.get("data") or [], "arms": [name for name in arms if name not in before]}]
 

@@ -80,7 +80,7 @@ def test_missing_inputs_are_made_or_named(run, chain, tmp_path):
 def test_which_value_counts(run, chain, tmp_path):
     def strength(*words, **environment):
         assert run(*chain, *words, **environment)[0] == 0
-        return pl.read_parquet(tmp_path / "run" / "traces.parquet")["strength"][0]
+        return pl.read_parquet(tmp_path / "run" / "traces.parquet")["strength"][-1]
 
     assert strength("trace", "--prompt", "tell me") == -0.3
     assert strength("trace", "--prompt", "tell me", REFUSAL_TRACE_STRENGTH="2") == 2
