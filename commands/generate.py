@@ -28,7 +28,11 @@ def generate(session: Session, s: Settings) -> Summary:
     warn_of_fitted(s, prompts, ready.rests_on)
     answer_prompts(s, ready, prompts, GENERATIONS, s.get("data"))
     path = GENERATIONS.path(s.run)
-    return {"prompts": prompts.height, "arms": GENERATIONS.load(path)["arm"].unique(maintain_order=True).to_list(), "wrote": str(path)}
+    return {
+        "prompts": prompts.height,
+        "arms": GENERATIONS.load(path)["arm"].unique(maintain_order=True).to_list(),
+        "wrote": str(path),
+    }
 
 
 def warn_of_others(s: Settings) -> None:
@@ -36,7 +40,11 @@ def warn_of_others(s: Settings) -> None:
     from data.store.rundir import records
 
     fitted = records(s.run).get(VECTORS.name, {}).get("data") or []
-    if s.given("data") is None and fitted and not set(fitted) <= {name for name in fitted if name.startswith("embedded")}:
+    if (
+        s.given("data") is None
+        and fitted
+        and not set(fitted) <= {name for name in fitted if name.startswith("embedded")}
+    ):
         warn(f"{s.command} runs on {', '.join(DATA.default)}, the default, and the vectors are of {', '.join(fitted)}: pass --data, "
              "best before the first command")  # fmt: skip
 

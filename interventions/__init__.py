@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from interventions.steering.generate import generate
 
 
-
 def _import_anyio() -> None:
     """Import what the hub's client needs while `.save` is not on everything, where nnsight puts it: its classes would fail."""
     nnsight = sys.modules.get("nnsight")

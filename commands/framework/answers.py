@@ -160,7 +160,9 @@ class Adding:
             warn(f"{self.artefact.name} {why}{replaced(record)}")
             return Standing()
         arms = arms_of(record)
-        stale = {arm.name: name for arm in arms for name in drawn_on(arm) if key.get(name) != known.get(name, {}).get("id")}
+        stale = {
+            arm.name: name for arm in arms for name in drawn_on(arm) if key.get(name) != known.get(name, {}).get("id")
+        }
         if stale:
             warn(f"{self.artefact.name}: without {', '.join(stale)}, of other {', '.join(dict.fromkeys(stale.values()))} than there "
                  "are now")  # fmt: skip
@@ -168,7 +170,9 @@ class Adding:
         there = {identity(arm.setting) for arm in kept}
         asked = [one for one in all_asked(self.artefact, record) if set(one["arms"]) <= there]
         table = self.artefact.load(path)
-        return Standing(table.filter(table["arm"].is_in([arm.name for arm in kept])), kept, asked) if kept else Standing()
+        return (
+            Standing(table.filter(table["arm"].is_in([arm.name for arm in kept])), kept, asked) if kept else Standing()
+        )
 
     @property
     def _shared(self) -> Key:
@@ -193,7 +197,15 @@ class Adding:
         mine = [identity(arm.setting) for arm in self.ready.arms]
         earlier = [one for one in held.asked if one["arms"] != mine]
         write_table(self.artefact.path(self.s.run), table)
-        note(self.s, self.artefact, key, self.ready.model, start, data=self.data, more={"earlier": earlier} if earlier else {})
+        note(
+            self.s,
+            self.artefact,
+            key,
+            self.ready.model,
+            start,
+            data=self.data,
+            more={"earlier": earlier} if earlier else {},
+        )
 
 
 def arms_of(record: Record) -> "list[Arm]":

@@ -55,13 +55,19 @@ def refuse_idle(arms: "Sequence[Arm]") -> None:
     """Refuse an arm that would change nothing and be read as a result."""
     for arm in arms:
         if arm.is_idle:
-            raise UserError(f"arm {arm.name!r} would change nothing: its strength is 0; pass another --strength, or baseline")
+            raise UserError(
+                f"arm {arm.name!r} would change nothing: its strength is 0; pass another --strength, or baseline"
+            )
 
 
 def drawn_on(arm: "Arm") -> list[str]:
     """Names of the artefacts that an arm draws on."""
     gate = FITTED_GATES[arm.gate].name if arm.gate in FITTED_GATES else PROBE.name
-    names = {VECTORS.name: arm.steers and not arm.maps, LOWRANK.name: arm.maps, gate: arm.is_gated and arm.gate != "perfect"}
+    names = {
+        VECTORS.name: arm.steers and not arm.maps,
+        LOWRANK.name: arm.maps,
+        gate: arm.is_gated and arm.gate != "perfect",
+    }
     return [name for name, used in names.items() if used]
 
 

@@ -72,7 +72,10 @@ def as_text(table: "pl.DataFrame", width: int | None = None) -> str:
     for row in range(table.height):
         lines.append(_line([_folded(cells[name][row], size) for name, size in widths.items()], widths, right))
     left = [name for name in cells if name not in shown]
-    return "\n".join([line.rstrip() for block in lines for line in block] + ([f"not shown: {', '.join(left)} (--json has all)"] if left else []))
+    return "\n".join(
+        [line.rstrip() for block in lines for line in block]
+        + ([f"not shown: {', '.join(left)} (--json has all)"] if left else [])
+    )
 
 
 def _cell(name: str, value: Any) -> str:
@@ -90,7 +93,10 @@ def _cell(name: str, value: Any) -> str:
 
 def _widths(cells: dict[str, list[str]], width: int) -> dict[str, int] | None:
     """How wide each column is, none narrower than a word of its heading or a figure in it; None if they can't fit."""
-    least = {name: max([_longest_word(name), *(min(_longest_word(text), FOLDED) for text in column)]) for name, column in cells.items()}
+    least = {
+        name: max([_longest_word(name), *(min(_longest_word(text), FOLDED) for text in column)])
+        for name, column in cells.items()
+    }
     wanted = {name: max([len(name), *map(len, column)]) for name, column in cells.items()}
     room = width - GAP * (len(cells) - 1)
     if sum(least.values()) > room:

@@ -47,7 +47,9 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
                                 f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
             table = read_parquet(path)
             for split in splits:
-                chosen = with_category(for_split(table, key.get(split, "validation")))  # a map keeps its best epoch on validation rows
+                chosen = with_category(
+                    for_split(table, key.get(split, "validation"))
+                )  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
     for gate in FITTED_GATES.values():
         if gate.name in used:

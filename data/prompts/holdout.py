@@ -26,7 +26,9 @@ def with_splits(frame: pl.DataFrame, holdout: float, seed: int, themes: pl.DataF
     themes = pl.DataFrame(schema=dict.fromkeys(("dataset", "id", "theme"), pl.String)) if themes is None else themes
     rows = rows.join(themes.unique(["dataset", "id"]), on=["dataset", "id"], how="left", maintain_order="left")
     strata: dict[tuple[str, ...], dict[str, list[int]]] = {}
-    whole: dict[tuple[str, str], tuple[str, ...]] = {}  # a theme may hold both labels; its first row says where it counts
+    whole: dict[
+        tuple[str, str], tuple[str, ...]
+    ] = {}  # a theme may hold both labels; its first row says where it counts
     for row in rows.to_dicts():
         group = f"theme {row['theme']}" if row["theme"] is not None else " ".join(row["prompt"].casefold().split())
         stratum = whole.setdefault((row["dataset"], group), (row["dataset"], str(row["label"]), str(row["category"])))

@@ -346,7 +346,11 @@ def _checked(frame: pl.DataFrame, name: str, dataset: str, unlabelled: str = "ha
             raise UserError(f"{name}, row {rows['row'][0]}: " + reason.format(repr(rows[column][0])))
 
     refuse(pl.col("prompt").fill_null("").str.strip_chars() == "", "empty prompt", "prompt")
-    refuse(~pl.col("label").is_in(LABELS), "unknown label {}; use 'harmful' (should be declined), 'benign' or nothing", "label")
+    refuse(
+        ~pl.col("label").is_in(LABELS),
+        "unknown label {}; use 'harmful' (should be declined), 'benign' or nothing",
+        "label",
+    )
     refuse(~pl.col("split").is_in(SPLITS), f"unknown split {{}}; use {', '.join(SPLITS)} or nothing: rows without one are put "
            "into splits by --holdout", "split")  # fmt: skip
     guessed = frame.filter(pl.col("label").is_null() & pl.col("category").is_not_null())

@@ -31,7 +31,9 @@ def missing(
     category = "prompt_category" if "prompt_category" in table.columns else "category"
     groups: dict[tuple[int, ...], list[int]] = {}
     for at, (name, reads) in enumerate(zip(names, labelled, strict=True)):
-        known = set(table.filter(pl.col("arm") == name).select(*KEY, *([category, "label"] if reads else [])).iter_rows())
+        known = set(
+            table.filter(pl.col("arm") == name).select(*KEY, *([category, "label"] if reads else [])).iter_rows()
+        )
         wanted = prompts.select(*KEY, *(["category", "label"] if reads else [])).iter_rows()
         rows = tuple(row for row, values in enumerate(wanted) if values not in known)
         if rows:

@@ -74,7 +74,9 @@ def _say_left_out(rows: pl.DataFrame, split: str, categories: set[str]) -> None:
     """Harmful rows that are of no vector, since others have a category and they have none."""
     left = for_split(rows, split).filter((pl.col("label") == "harmful") & pl.col("category").is_null()).height
     if left and categories != {ONE_CATEGORY}:
-        logger.warning("%d harmful rows have no category and are in no vector: give them one, or take all categories off", left)
+        logger.warning(
+            "%d harmful rows have no category and are in no vector: give them one, or take all categories off", left
+        )
 
 
 def method_named(name: str) -> Method:

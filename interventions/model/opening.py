@@ -174,7 +174,9 @@ def _checked_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"device {device!r} is not there: pass --device {' or --device '.join(devices())}{_why_no_gpu()}") from None
+        raise UserError(
+            f"device {device!r} is not there: pass --device {' or --device '.join(devices())}{_why_no_gpu()}"
+        ) from None
     return device
 
 

@@ -84,10 +84,17 @@ def trace(
         steered = {}
         for side, (encoded, mine) in zip(sides, variants, strict=True):
             for at, plan in enumerate(mine):
-                kl = side.kl[:, at] if side is sides[0] and side.kl is not None else _divergence(model, rows, variants[0][0], encoded, plan)
+                kl = (
+                    side.kl[:, at]
+                    if side is sides[0] and side.kl is not None
+                    else _divergence(model, rows, variants[0][0], encoded, plan)
+                )
                 steered[plan.arm.name] = _Steered(side, at, plan, kl)
         return [
-            [_row(model, steered["baseline"], steered[arm.name], at, max_new_tokens) | {"projections": shadows[at]} for arm in arms]
+            [
+                _row(model, steered["baseline"], steered[arm.name], at, max_new_tokens) | {"projections": shadows[at]}
+                for arm in arms
+            ]
             for at in range(len(rows))
         ]
 
@@ -128,7 +135,9 @@ def _divergence(model: Model, rows: Sequence[int], plain: Encoded, other: Encode
     """KL(unsteered ‖ arm) of the first position where the arm's prompts are others: (rows,), nats."""
     pad = pad_id(model.tokenizer)
     before, after = (pad_batch([encoded.ids[row] for row in rows], pad, model.device) for encoded in (plain, other))
-    kl = teacher_forced(model, after, [[pad]] * len(rows), [plan.for_rows(rows)], reference=before).kl  # whichever token follows
+    kl = teacher_forced(
+        model, after, [[pad]] * len(rows), [plan.for_rows(rows)], reference=before
+    ).kl  # whichever token follows
     assert kl is not None
     return kl[:, 0, 0]
 

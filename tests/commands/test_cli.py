@@ -124,7 +124,18 @@ def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, 
 
 def test_no_arm_reads_labels_or_categories(run, chain, tmp_path, prompts_file):
     def texts(path):
-        words = ["--run", tmp_path / "run", "generate", "--data", path, "--max-new-tokens", 5, "--strength", 2, "--replace"]
+        words = [
+            "--run",
+            tmp_path / "run",
+            "generate",
+            "--data",
+            path,
+            "--max-new-tokens",
+            5,
+            "--strength",
+            2,
+            "--replace",
+        ]
         assert run(*words)[0] == 0
         return pl.read_parquet(tmp_path / "run" / "generations.parquet").sort("arm", "id")["response"].to_list()
 
