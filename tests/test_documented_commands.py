@@ -19,7 +19,13 @@ LINES = [
 ]
 COMMANDS = [line.replace("refusal ", "python cli.py ", 1) if line.startswith("refusal ") else line for line in LINES]
 COMMANDS = [line for line in COMMANDS if line.startswith("python cli.py ")]
-ELSEWHERE = ("--remote", "--host", "--device cuda", "--device mps", "--device-map")  # a server or a GPU, which is not here
+ELSEWHERE = (
+    "--remote",
+    "--host",
+    "--device cuda",
+    "--device mps",
+    "--device-map",
+)  # a server or a GPU, which is not here
 
 
 @pytest.fixture

@@ -26,10 +26,15 @@ def hour(tmp_path, tiny_folder, tiny_tuned_folder, monkeypatch):
     for name in ("data", "reports"):
         (tmp_path / name).mkdir()
     texts = [("kill a person", "harmful"), ("write a poem", "benign")] * 40
-    lines = [f"{text} {WORDS[at % 20]} {WORDS[at * 7 % 20]} {WORDS[at // 20]},{label}" for at, (text, label) in enumerate(texts)]
+    lines = [
+        f"{text} {WORDS[at % 20]} {WORDS[at * 7 % 20]} {WORDS[at // 20]},{label}"
+        for at, (text, label) in enumerate(texts)
+    ]
     (tmp_path / "mine.csv").write_text("prompt,label\n" + "\n".join(lines) + "\n")
     (tmp_path / "capital.csv").write_text("Prompt,Label\n" + "\n".join(lines[:20]) + "\n")
-    (tmp_path / "odd.csv").write_text("prompt,label\n" + "\n".join(line.replace("harmful", "unsafe") for line in lines) + "\n")
+    (tmp_path / "odd.csv").write_text(
+        "prompt,label\n" + "\n".join(line.replace("harmful", "unsafe") for line in lines) + "\n"
+    )
     (tmp_path / "lines.txt").write_text("write a poem\ntell me the best painter\n")
     return tmp_path
 
@@ -49,18 +54,40 @@ def test_the_first_hour(run, hour, tiny_folder, caplog):
     assert "refusal" in out and max(map(len, out.splitlines())) <= 200 and "null" not in out
     # 5, 6: a second arm and a second strength join the first
     assert run("--data", "mine.csv", "generate", *SHORT, "--arm", "gated", "--arm", "fixed:strength=-0.5")[0] == 0
-    assert set(pl.read_parquet("runs/default/generations.parquet")["arm"]) == {"baseline", "fixed", "gated", "fixed:strength=-0.5"}
-    words = ["trace", "--arm", "gated", "--arm", "fixed", "--strength", "-0.2,-0.4,-0.6", "--prompt", "tell me the best"]
+    assert set(pl.read_parquet("runs/default/generations.parquet")["arm"]) == {
+        "baseline",
+        "fixed",
+        "gated",
+        "fixed:strength=-0.5",
+    }
+    words = [
+        "trace",
+        "--arm",
+        "gated",
+        "--arm",
+        "fixed",
+        "--strength",
+        "-0.2,-0.4,-0.6",
+        "--prompt",
+        "tell me the best",
+    ]
     assert run(*words)[0] == 0 and pl.read_parquet("runs/default/traces.parquet").height == 6
     # 7, 8: rates of all of them, a page
     code, out, err = run("--data", "mine.csv", "evaluate", "report")
-    assert code == 0 and "fixed:strength=-0.5" in out and "fixed:strength" in (hour / "runs/default/report.html").read_text()
+    assert (
+        code == 0
+        and "fixed:strength=-0.5" in out
+        and "fixed:strength" in (hour / "runs/default/report.html").read_text()
+    )
     # 9: without --data it says that it answers others
     code, _, err = run("generate", *SHORT, "--limit", 2)
     assert code == 0 and "the vectors are of mine.csv" in err
     # 10, 11: files for other programs, a model folder
     assert run("export", "--format", "lm-eval")[0] == 0 and (hour / "runs/default/export/lm-eval.pt").exists()
-    assert run("bake", "--out", "baked")[0] == 0 and run("--run", "runs/baked", "--model", "baked", "--data", "mine.csv", "extract")[0] == 0
+    assert (
+        run("bake", "--out", "baked")[0] == 0
+        and run("--run", "runs/baked", "--model", "baked", "--data", "mine.csv", "extract")[0] == 0
+    )
     # 12: headings with capitals
     code, _, err = run("--run", "runs/capital", "--model", tiny_folder, "--data", "capital.csv", "vectors")
     assert code == 0 and "'Label' is read as 'label'" in caplog.text
@@ -72,7 +99,23 @@ def test_the_first_hour(run, hour, tiny_folder, caplog):
     # 14: one prompt a line
     assert run("trace", "--data", "lines.txt")[0] == 0
     # 15: a base model, without a chat template
-    assert run("--run", "runs/base", "--model", base, "--data", "mine.csv", "probe", "generate", *SHORT, "--limit", 4, "evaluate")[0] == 0
+    assert (
+        run(
+            "--run",
+            "runs/base",
+            "--model",
+            base,
+            "--data",
+            "mine.csv",
+            "probe",
+            "generate",
+            *SHORT,
+            "--limit",
+            4,
+            "evaluate",
+        )[0]
+        == 0
+    )
     # 16: a device that is not there: the advice works
     code, _, err = run("--run", "runs/device", *mine, "--device", "warp9", "extract")
     assert code == 1 and (advice := re.search(r"--device (\w+)", err.splitlines()[-1])) is not None
@@ -131,7 +174,9 @@ import reports.scoring.scores
 model = open_model({str(tiny_folder)!r})
 extract(model, load_all(["mine.csv"]), Path("acts"), layers=[1])
 """
-    done = subprocess.run([sys.executable, "-c", cells], cwd=hour, env=plain, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", cells], cwd=hour, env=plain, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (hour / "acts" / "prompts.safetensors").exists()
 

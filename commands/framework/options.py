@@ -157,10 +157,11 @@ RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.",
 # Steering
 LAYER = Declared("--layer", "Block to steer.", click.IntRange(min=0), shown=DEPTH)
 CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown="the mean of all categories'")
-STRENGTH = Declared("--strength", "How much of it.", types.FINITE, c.DEFAULT_STRENGTH)
+STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: {', '.join(c.KINDS)}.  Keys: {', '.join(c.ARM_KEYS)}.",
+ARM = Declared("--arm", "KIND or KIND:KEY=VALUE,…, repeatable; negative strengths are away from refusal.  Kinds: "
+               f"{'; '.join(f'{name}: {kind.help}' for name, kind in c.KINDS.items())}.  Keys: {'; '.join(f'{name}: {words}' for name, words in c.ARM_WORDS.items())}.",
                multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)

@@ -69,7 +69,10 @@ def test_two_strengths_of_an_option_get_names_that_tell_them_apart(run, chain, t
         words = ["generate", "--max-new-tokens", 2, "--limit", 4, "--arm", "fixed", "--strength", strength]
         assert run(*chain(tmp_path), *words)[0] == 0
     table = answers(tmp_path)
-    assert dict(table.select("arm", "strength").unique().iter_rows()) == {"fixed:strength=-0.2": -0.2, "fixed:strength=-0.4": -0.4}
+    assert dict(table.select("arm", "strength").unique().iter_rows()) == {
+        "fixed:strength=-0.2": -0.2,
+        "fixed:strength=-0.4": -0.4,
+    }
 
 
 def test_arms_of_other_vectors_go_and_what_needs_none_stays(run, chain, tmp_path):
