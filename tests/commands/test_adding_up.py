@@ -112,7 +112,7 @@ def test_other_words_under_the_same_id_are_answered_anew(run, chain, prompts_fil
 
 def test_trace_takes_several_arms_and_strengths_and_keeps_earlier_traces(run, chain, tmp_path):
     words = [*chain(tmp_path), "trace", "--arm", "routed", "--arm", "fixed", "--strength", "-0.2,-0.4"]
-    code, out, err = run(*words, "--prompt", "tell me the best", "--max-new-tokens", 2)
+    code, _, err = run(*words, "--prompt", "tell me the best", "--max-new-tokens", 2)
     assert code == 0, err
     assert run(*chain(tmp_path), "trace", "--prompt", "kill a person")[0] == 0
     assert run(*chain(tmp_path), "trace", "--prompt", "tell me the best")[0] == 0

@@ -113,7 +113,7 @@ def test_arms_get_names_that_tell_them_apart(run, chain, tmp_path):
 
 def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, tmp_path):
     def answers(seed, arm):
-        words = ["--seed", seed, "generate", "--max-new-tokens", 8, "--strength", 1, "--arm", arm]
+        words = ["--seed", seed, "generate", "--max-new-tokens", 8, "--strength", 1, "--arm", arm, "--replace"]
         assert run(*chain, *words)[0] == 0
         return pl.read_parquet(tmp_path / "run" / "generations.parquet").select("id", "response").sort("id")
 
