@@ -71,11 +71,14 @@ def compared_rows(s: Settings, split: str) -> "pl.DataFrame":
     import polars as pl
 
     from data import for_split
+    from interventions.fitting.contrasts import with_category
 
     harmful = (pl.col("label") == "harmful") & pl.col("category").is_not_null()
-    rows = for_split(load_prompts(s, limited=True), split).filter(harmful | (pl.col("label") == "benign"))
+    rows = with_category(for_split(load_prompts(s, limited=True), split)).filter(
+        harmful | (pl.col("label") == "benign")
+    )
     if rows.filter(label="harmful").is_empty():
-        raise UserError(f"no harmful row with a category in split {split!r}: pass --split or other --data")
+        raise UserError(f"no harmful row in split {split!r}: pass --split or other --data")
     return rows
 
 

@@ -9,7 +9,7 @@ from commands.framework.arms import chosen_arms
 from commands.framework.artefacts import EFFECTS
 from commands.framework.options import BENIGN, NEW_TOKENS, PLAIN_TEXT, STEERING, TEST
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import fingerprint_of, prompts_of
+from commands.framework.prompts import check_there, fingerprint_of, prompts_of
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Settings
@@ -32,9 +32,10 @@ def effects(session: Session, s: Settings) -> Summary:
     from reports.statistics.effects import figures
 
     start = now()
-    harmless, texts = harmless_prompts(s), passages(s.get("text"))
+    check_there(s, s.get("split"))
+    texts = passages(s.get("text"))
     model, arms, tools, rests_on = chosen_arms(session, s)
-    prompts = unseen(s, harmless, rests_on)
+    prompts = unseen(s, harmless_prompts(s), rests_on)
     options = {name: s.get(name) for name in ("max_new_tokens", "seed")}
     key = model_key(model) | rests_on | options | {
         "fingerprint": fingerprint_of(prompts),

@@ -3,11 +3,12 @@
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from commands.framework.answers import asked_rows
 from commands.framework.app import Session, command
 from commands.framework.artefacts import GENERATIONS, SCORES, SUMMARY, VECTORS, need
 from commands.framework.options import SCORING
 from commands.framework.output import Summary, warn
-from commands.framework.records import Key, note, unchanged
+from commands.framework.records import Key, identity, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -29,9 +30,12 @@ def evaluate(session: Session, s: Settings) -> Summary:
     if "judge" in s.get("scorer") and not s.get("judge_model"):
         raise UserError("--scorer judge: which model? pass --judge-model NAME")
     start = now()
-    generations, record = need(session, s, GENERATIONS)
+    whole, record = need(session, s, GENERATIONS)
+    generations = asked_rows(s, whole, record)
     scorers, asked = assembled(s, generations)
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS.name, {}).get("id"), "seed": s.get("seed")}
+    if generations.height < whole.height:
+        key["answers"] = identity({"rows": generations.select("dataset", "id", "arm").rows()})
     themes, lost = clusters(s, record, generations)
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
     path = SUMMARY.path(s.run)
@@ -47,8 +51,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
     if summary.filter(pl.col("n") > 0).is_empty():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
-        *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "broken"),
-        *("delta", "delta_low", "delta_high", "p_holm"),
+        *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "delta", "p_holm", "broken"),
+        *("delta_low", "delta_high"),
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
 

@@ -13,7 +13,7 @@ from data.contract import FORMATS, ONE_VECTOR
     FORMAT, OUT.but(shown="RUN/export/FORMAT with the format's ending"),
     LAYERS.but(help="Blocks.", shown=f"the one nearest to {DEPTH} for gguf and lm-eval, else all"),
     CATEGORY.but(help="Whose vector.", default=None, shown="the mean of all for gguf and lm-eval, else each"),
-    STRENGTH.but(default=1.0), UNIT.but(help="Of the strength.", default="raw"),
+    STRENGTH.but(help="Of the exported vector: 1 is as it is, towards refusal; its reader's strength multiplies it.", default=1.0), UNIT.but(help="Of the strength.", default="raw"),
 )  # fmt: skip
 def export(session: Session, s: Settings) -> Summary:
     """Write the vectors for llama.cpp, lm-eval or plain PyTorch."""

@@ -8,22 +8,22 @@ from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PAIRS, Artefact, Making, made_by
 from commands.framework.options import BENIGN, LAYERS, POSITION, SUFFIX
 from commands.framework.output import Summary
-from commands.framework.prompts import fingerprint_of, load_prompts
+from commands.framework.prompts import fingerprint_of, fitting_prompts
 from commands.framework.settings import Record, Settings
 
 
 @command(LAYERS, POSITION, SUFFIX, BENIGN)
 def extract(session: Session, s: Settings) -> Summary:
     """Read residual activations of prompts."""
-    return read_activations(session, s, load_prompts(s, limited=True), tuple(s.get("suffix")))
+    return read_activations(session, s, fitting_prompts(s), tuple(s.get("suffix")))
 
 
 def other_prompts(session: Session, s: Settings, artefact: Artefact[Any], record: Record) -> str:
     """Whether other prompts were asked for than those that were read."""
-    asked = ("data", "limit", "benign", *(["split"] if artefact == PAIRS else []))
+    asked = ("data", "limit", "benign", "holdout", *(["split"] if artefact == PAIRS else []))
     if not s.own_data or all(s.given(name) is None for name in asked):
         return ""
-    prompts = load_prompts(s, limited=True)
+    prompts = fitting_prompts(s)
     if fingerprint_of(prompts) == record["key"]["fingerprint"]:
         return ""
     if artefact == PAIRS:
@@ -46,7 +46,7 @@ def read_again(session: Session, s: Settings, artefact: Artefact[Any], record: R
             settings = settings.with_values(data=data)
         settings = settings.with_values(model=s.given("model", like), dtype=s.given("dtype", like))
         settings = settings.with_defaults(layers=tuple(like["key"]["layers"]))
-    prompts, suffixes = load_prompts(settings, limited=True), ()
+    prompts, suffixes = fitting_prompts(settings), ()
     if artefact == PAIRS:
         prompts, suffixes = pairing(session.model(settings), prompts, s.get("split"))
     position = like["key"]["position"] if like is not None and artefact == ACTIVATIONS else None

@@ -1,48 +1,94 @@
 """`generate`: answers in every arm."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from commands.framework.answers import answer_prompts, prepare
+from commands.framework.answers import all_asked, answer_prompts, asked_prompts, prepare, split_of
 from commands.framework.app import Session, command, perform
-from commands.framework.artefacts import GENERATIONS, Artefact, Making, as_before, made_by
-from commands.framework.options import NEW_TOKENS, STEERING, TEST
-from commands.framework.output import Summary
-from commands.framework.prompts import fingerprint_of, prompts_of
-from commands.framework.settings import Record, Settings
+from commands.framework.artefacts import GENERATIONS, VECTORS, Artefact, Making, made_by
+from commands.framework.options import DATA, NEW_TOKENS, REPLACE, STEERING, TEST
+from commands.framework.output import Summary, warn
+from commands.framework.prompts import check_there, prompts_of
+from commands.framework.seen import fitted_texts
+from commands.framework.settings import Record, Settings, Values
 from data.errors import UserError
 
+if TYPE_CHECKING:
+    import polars as pl
 
-@command(*STEERING, NEW_TOKENS, TEST)
+
+@command(*STEERING, NEW_TOKENS, REPLACE, TEST)
 def generate(session: Session, s: Settings) -> Summary:
-    """Answer prompts in every arm."""
+    """Answer prompts in every arm; answers that are there already stay, other arms and prompts join them."""
+    check_there(s, s.get("split"))
+    ready = prepare(session, s)
     prompts = prompts_of(s, s.get("split"))[: s.get("limit")]
     if prompts.is_empty():
-        raise UserError(f"no prompt in split {s.get('split')!r}: pass --split or other --data")
-    ready = prepare(session, s)
+        raise UserError(f"no prompt in split {s.get('split')!r}: pass --split, --holdout or other --data")
+    warn_of_others(s)
+    warn_of_fitted(s, prompts, ready.rests_on)
     answer_prompts(s, ready, prompts, GENERATIONS, s.get("data"))
-    return {"prompts": prompts.height, "arms": [arm.name for arm in ready.arms], "wrote": str(GENERATIONS.path(s.run))}
+    path = GENERATIONS.path(s.run)
+    return {
+        "prompts": prompts.height,
+        "arms": GENERATIONS.load(path)["arm"].unique(maintain_order=True).to_list(),
+        "wrote": str(path),
+    }
 
 
-def split_of(s: Settings, record: Record | None) -> tuple[str, str]:
-    """The split that is to be answered, and the one that was."""
-    was = (record or {}).get("options", {}).get("split") or TEST.default
-    return s.given("split") or was, was
+def warn_of_others(s: Settings) -> None:
+    """Say that the default prompts are answered where the vectors are of others, since no record says what --data is."""
+    from data.store.rundir import records
+
+    fitted = records(s.run).get(VECTORS.name, {}).get("data") or []
+    if (
+        s.given("data") is None
+        and fitted
+        and not set(fitted) <= {name for name in fitted if name.startswith("embedded")}
+    ):
+        warn(f"{s.command} runs on {', '.join(DATA.default)}, the default, and the vectors are of {', '.join(fitted)}: pass --data, "
+             "best before the first command")  # fmt: skip
 
 
-def others_asked(_session: Session, s: Settings, _artefact: Artefact[Any], record: Record) -> str:
-    """Whether answers to other prompts were asked for."""
-    split, was = split_of(s, record)
-    if split != was:
-        return f"split is {split}, was {was}"
-    if s.given("data") is None and s.given("limit") is None:
+def warn_of_fitted(s: Settings, prompts: "pl.DataFrame", rests_on: dict[str, str]) -> None:
+    """Say, before anything is generated, that no rate can come of it: all of the prompts were fitted to or chosen on."""
+    from reports.scoring.scores import same_text
+
+    fitted = fitted_texts(s, rests_on)
+    if all(same_text(text) in fitted for text in prompts["prompt"]):
+        warn("every prompt to be answered was used for fitting, so that no rates can come of the answers: pass other --data, "
+             "--split test, or extract with --holdout 0.5")  # fmt: skip
+
+
+def others_asked(_session: Session, s: Settings, artefact: Artefact[Any], record: Record) -> str:
+    """Whether answers to prompts that have none were asked for."""
+    from data.store.adding import missing
+
+    prompts = asked_prompts(s, record)
+    if prompts is None:
         return ""
-    prompts = prompts_of(s, split)[: s.given("limit") or record["options"].get("limit")]
-    return "" if fingerprint_of(prompts) == record["key"]["fingerprint"] else "the prompts changed"
+    table = artefact.load(artefact.path(s.run))
+    arms = table["arm"].unique(maintain_order=True).to_list()
+    if not missing(table, arms, prompts, [False] * len(arms)):
+        return ""
+    split, was = split_of(s, record)
+    return f"split is {split}, was {was}" if split != was else "the prompts changed"
 
 
 @made_by(GENERATIONS, unless=others_asked)
 def answer_again(session: Session, s: Settings, artefact: Artefact[Any], record: Record | None) -> Making:
-    """Answer as before, the same prompts unless others were asked for."""
-    data = s.given("data") or tuple((record or {}).get("data") or ())
-    settings = s.with_values(**as_before(artefact, record), data=data, split=split_of(s, record)[0])
-    return Making("generate", lambda: perform(session, settings, "generate"))
+    """Answer as before, command by command, the same prompts unless others were asked for."""
+    if record is None:
+        return Making("generate", lambda: perform(session, s, "generate"))
+    other = {name: s.given(name) for name in ("data", "split", "limit") if s.given(name) is not None}
+
+    def make() -> Summary:
+        every = [s.with_values(**as_asked(one) | other) for one in all_asked(artefact, record)]
+        return [perform(session, one, "generate") for one in every][-1]
+
+    return Making("generate", make)
+
+
+def as_asked(asked: Values) -> Values:
+    """Options of an earlier command."""
+    values = {name: value for name, value in asked.items() if name != "arms"}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

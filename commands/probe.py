@@ -7,7 +7,7 @@ from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, gate_artefact, need
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import fingerprint_of, load_prompts
+from commands.framework.prompts import fingerprint_of, held_out, load_prompts, with_known_splits
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.seen import asked_themes
 from commands.framework.settings import Record, Settings
@@ -121,7 +121,7 @@ def fit_other_gate(session: Session, s: Settings) -> Summary:
     start, artefact = now(), gate_artefact(s.get("gate"))
     model = session.model(s, records(s.run).get(VECTORS.name))
     named = s.with_values(data=s.given("data") or ("embedded:traffic",))
-    prompts = known_rows(load_prompts(named, limited=True))
+    prompts = known_rows(held_out(named, with_known_splits(s, load_prompts(named, limited=True))))
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "gate": s.get("gate"), "seed": s.get("seed"),
                               "keep_refusal": s.get("keep_refusal"), "fpr": s.get("fpr")}  # fmt: skip
     quality_path, prompts_path = (s.run / name for name in artefact.beside)

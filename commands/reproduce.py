@@ -15,7 +15,7 @@ from commands.framework.app import Session, command, perform
 from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, Artefact
 from commands.framework.options import DEPTH, LAYER, NEW_TOKENS, SCORING, TEST, Declared
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import load_prompts, spread
+from commands.framework.prompts import fitting_prompts, spread
 from commands.framework.recipe import PAPER, RECIPE, Recipe, read_recipe
 from commands.framework.records import identity, note, unchanged, without_secrets
 from commands.framework.settings import Command, Settings, Values
@@ -162,7 +162,7 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") ->
         below.for_command("extract"),
         below.with_defaults(**recipe.of("vectors")).for_command("vectors"),
     )
-    prompts = load_prompts(reading, limited=True)
+    prompts = fitting_prompts(reading)
     read_activations(session, reading, prompts, ())
     if needs_pairs(session, directions):
         paired = pairing(model, prompts, directions.get("split"))
@@ -181,14 +181,15 @@ def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
     ready = prepare(session, s)
     for arm in ready.arms:
         warn_of_little(ready, arm)
+    parts: list[pl.DataFrame] = []
     answered, total = 0, sum(one.prompts.height for one in sets)
     for number, one in enumerate(sets, 1):
         warn(
             f"set {number} of {len(sets)}: {one.source}, {one.prompts.height:,} prompts, after {answered:,} of {total:,}"
         )
-        answer_prompts(s, ready, one.prompts, one.artefact, [one.source])
+        parts.append(answer_prompts(s, ready, one.prompts, one.artefact, [one.source]))
         answered += one.prompts.height
-    join_answers(s, ready, sets)
+    join_answers(s, ready, sets, parts)
 
 
 def warn_of_little(ready: Ready, arm: "Arm") -> None:
@@ -203,7 +204,7 @@ def warn_of_little(ready: Ready, arm: "Arm") -> None:
              f'{norm:.3g}: it may change little; with strength-unit = "residual" in --config strengths are shares of it')  # fmt: skip
 
 
-def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
+def join_answers(s: Settings, ready: Ready, sets: Sequence[Set], parts: "Sequence[pl.DataFrame]") -> None:
     """All sets' answers in one table, as `generate` would have written it."""
     import polars as pl
 
@@ -216,8 +217,8 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set]) -> None:
     if unchanged(s, GENERATIONS, key):
         return
     order = {arm.name: at for at, arm in enumerate(ready.arms)}
-    parts = pl.concat([one.artefact.load(one.artefact.path(s.run)) for one in sets])
-    whole = parts.sort(pl.col("arm").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
+    order_of_arms = pl.col("arm").replace_strict(order, return_dtype=pl.Int64)
+    whole = pl.concat(parts).sort(order_of_arms, maintain_order=True)
     write_table(GENERATIONS.path(s.run), whole)
     note(s, GENERATIONS, key, ready.model, start, data=[one.source for one in sets])
 

@@ -10,7 +10,7 @@ from commands.framework.app import Session, command, perform
 from commands.framework.arms import need_tools, single_arm
 from commands.framework.artefacts import ACTIVATIONS, GATE_FOLDER, PAIRS, PROBE, SWEEP, VECTORS, gate_artefact, need
 from commands.framework.output import Summary, emit_progress, warn
-from commands.framework.prompts import fingerprint_of, prompts_of
+from commands.framework.prompts import check_there, fingerprint_of, prompts_of
 from commands.framework.records import Key, model_key, note, unchanged
 from commands.framework.settings import Record, Settings
 from data.contract import KEPT, LABELS, METHODS, TUNED_MODEL
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     o.LAYERS.but(help="Blocks to try.", shown="every second of 10-20 of 32, scaled"), o.STRENGTHS, o.BENIGN,
     o.CATEGORY, o.UNIT, o.SCOPE,
     o.ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen "
-              "of all.", shown="gated and gated:harmful=0 if there is a probe and the model has refusal tokens, "
-              "else fixed"),
+              "of all.", shown="gated and gated:harmful=0 if there is a probe, else fixed"),
     o.BEST, o.NEW_TOKENS, o.REFUSAL_LOSS, o.METHODS, o.KL,
     o.KEEP_REFUSAL.but(help="With --methods: share of the unsteered refusals of harmful prompts that the chosen setting keeps, with 95 % "
                        "confidence.", shown=f"{KEPT:g}"),
@@ -39,14 +38,18 @@ if TYPE_CHECKING:
 )  # fmt: skip
 def sweep(session: Session, s: Settings) -> Summary:
     """Try layers and strengths, or methods and gates, on validation rows, and choose one."""
+    check_there(s, s.get("split"))
+    return compare_methods(session, s) if s.get("methods") else try_settings(session, s)
+
+
+def labelled_prompts(s: Settings) -> "pl.DataFrame":
+    """What settings are tried on."""
     import polars as pl
 
-    prompts = prompts_of(s, s.get("split"))
-    prompts = prompts.filter(pl.col("label").is_not_null())[: s.get("limit")]
-    return compare_methods(session, s, prompts) if s.get("methods") else try_settings(session, s, prompts)
+    return prompts_of(s, s.get("split")).filter(pl.col("label").is_not_null())[: s.get("limit")]
 
 
-def try_settings(session: Session, s: Settings, prompts: "pl.DataFrame") -> Summary:
+def try_settings(session: Session, s: Settings) -> Summary:
     """Layers and strengths of some arms."""
     from data.store.rundir import now
     from data.store.tables import write_table
@@ -57,8 +60,8 @@ def try_settings(session: Session, s: Settings, prompts: "pl.DataFrame") -> Summ
     start = now()
     below = s.with_values(layers=None)
     steering, record = need(session, below, VECTORS)
-    model = session.model(s, record)
-    words = s.get("arm") or default_arm(s, model)
+    prompts, model = labelled_prompts(s), session.model(s, record)
+    words = s.get("arm") or default_arm(s)
     default = single_arm(s, model, steering)
     tools, rests_on = need_tools(session, below, grid(words, default, [default.layer], (1.0,), None), steering, record)
     layers = s.get("layers") or sweep_layers(model.n_layers, steering.layers)
@@ -80,7 +83,7 @@ def try_settings(session: Session, s: Settings, prompts: "pl.DataFrame") -> Summ
     return {"settings": len(arms), "table": shown_settings(table), "wrote": str(path)}
 
 
-def compare_methods(session: Session, s: Settings, prompts: "pl.DataFrame") -> Summary:
+def compare_methods(session: Session, s: Settings) -> Summary:
     """Methods at equal harm with every gate of the run; the one that keeps the promise is chosen."""
     from data.store.rundir import now
     from data.store.tables import read_parquet, write_table
@@ -99,7 +102,7 @@ def compare_methods(session: Session, s: Settings, prompts: "pl.DataFrame") -> S
     below, methods = s.with_values(layers=None), wanted(s.get("methods"))
     steering, record = need(session, below, VECTORS)
     model = session.model(s, record)
-    prompts, default = untaught(prompts, model.name), single_arm(s, model, steering)
+    prompts, default = untaught(labelled_prompts(s), model.name), single_arm(s, model, steering)
     tools, rests_on = tools_of_run(session, below, methods, default, steering, record)
     vectors, sources = fitted_vectors(session, below, methods, steering)
     by_method = {name: replace(tools, vectors=vectors.get(name, steering)) for name in methods}
@@ -221,11 +224,9 @@ def none_chosen(table: "pl.DataFrame", share: float) -> str:
             f"{more}, or ask --keep-refusal for less")  # fmt: skip
 
 
-def default_arm(s: Settings, model: "Model") -> tuple[str, ...]:
+def default_arm(s: Settings) -> tuple[str, ...]:
     """What is swept if nothing else was said."""
-    from interventions.model.control_tokens import refusal_tokens
-
-    return ("gated", "gated:harmful=0") if refusal_tokens(model).ids and PROBE.path(s.run).exists() else ("fixed",)
+    return ("gated", "gated:harmful=0") if PROBE.path(s.run).exists() else ("fixed",)
 
 
 def shown_settings(table: "pl.DataFrame") -> "pl.DataFrame":

@@ -77,7 +77,7 @@ def pairing(model: "Model", prompts: "pl.DataFrame", split: str) -> tuple["pl.Da
     paired = harmful.filter(pl.col("category").is_in(tokens.names))
     if paired.is_empty():
         raise UserError(f"no harmful row of split {split!r} has a category among the refusal tokens of {model.name!r}: "
-                        f"{', '.join(tokens.names)}")  # fmt: skip
+                        f"{', '.join(tokens.names)}; --method mean needs none")  # fmt: skip
     left = sorted(set(harmful["category"]) - set(tokens.names))
     if left:
         warn(f"no refusal token for {', '.join(map(repr, left))}: left out")

@@ -46,9 +46,30 @@ def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools
     model = session.model(s, record)
     default, swept = single_arm(s, model, steering), swept_setting(s, record)
     arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
+    refuse_idle(arms)
     tools, rests_on = need_tools(session, s, arms, steering, record)
     rests_on |= {} if swept is None else {SWEEP.name: swept.id}
     return model, lowrank_at_its_layer(arms, s.get("arm"), tools), tools, rests_on
+
+
+def refuse_idle(arms: "Sequence[Arm]") -> None:
+    """Refuse an arm that would change nothing and be read as a result."""
+    for arm in arms:
+        if arm.is_idle:
+            raise UserError(
+                f"arm {arm.name!r} would change nothing: its strength is 0; pass another --strength, or baseline"
+            )
+
+
+def drawn_on(arm: "Arm") -> list[str]:
+    """Names of the artefacts that an arm draws on."""
+    gate = FITTED_GATES[arm.gate].name if arm.gate in FITTED_GATES else PROBE.name
+    names = {
+        VECTORS.name: arm.steers and not arm.maps,
+        LOWRANK.name: arm.maps,
+        gate: arm.is_gated and arm.gate != "perfect",
+    }
+    return [name for name, used in names.items() if used]
 
 
 def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tuple[str, ...]:
@@ -59,9 +80,8 @@ def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tup
     from interventions.model.control_tokens import refusal_tokens
 
     arms = ["baseline", "fixed"]
-    if refusal_tokens(model).ids:
-        arms.append("routed")
-        arms += ["gated"] if PROBE.path(s.run).exists() else []
+    arms += ["routed"] if refusal_tokens(model).ids else []
+    arms += ["gated"] if PROBE.path(s.run).exists() else []
     arms += ["lowrank"] if LOWRANK.path(s.run).exists() else []
     if swept is not None:
         word = swept.arm
@@ -138,8 +158,8 @@ def need_tools(
 
 
 def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm":
-    """The arm of --layer, --category, --strength, --strength-unit, --scope and --seed, and of trace's one --arm."""
-    from interventions.steering.arms import Arm, parse_arms
+    """The arm of --layer, --category, --strength, --strength-unit, --scope and --seed."""
+    from interventions.steering.arms import Arm
 
     asked = s.for_command("generate")  # which steers where a command has no option for it
     layer = asked.get("layer")
@@ -147,11 +167,5 @@ def single_arm(s: Settings, model: "Model", steering: "SteeringVectors") -> "Arm
         raise UserError(f"layer {layer}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
     if layer is None:
         layer = min(steering.layers, key=lambda at: abs(at - model.default_layer()))
-    arm = Arm("fixed", "fixed", layer, asked.get("category"), strength=asked.get("strength"), unit=asked.get("strength_unit"),
-              scope=asked.get("scope"), seed=asked.get("seed"))  # fmt: skip
-    if s.command == "trace" and s.get("arm"):
-        arms = [a for a in parse_arms(s.get("arm"), arm) if not a.is_baseline]
-        if len(arms) != 1:
-            raise UserError("trace shows one steered arm beside the unsteered model: pass one --arm fixed:…")
-        arm = arms[0]
-    return arm
+    return Arm("fixed", "fixed", layer, asked.get("category"), strength=asked.get("strength"), unit=asked.get("strength_unit"),
+               scope=asked.get("scope"), seed=asked.get("seed"))  # fmt: skip

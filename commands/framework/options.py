@@ -120,13 +120,14 @@ DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on 
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
 SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0)
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
-DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .csv or .parquet file; repeatable.", default=("embedded",), multiple=True)
+DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; a .jsonl, .csv or .parquet file; or a .txt, one prompt a line; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
-SPLIT = Declared("--split", "Rows to use.", shown="train for vectors, test for generate and trace")
+HOLDOUT = Declared("--holdout", "Share of rows without a split that nothing is fitted on, to choose on and to answer; none: every row serves all.", types.HOLDOUT, c.HOLDOUT)
+SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, test for generate and trace")
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
 NO_AUTO = Declared("--no-auto", "Don't make missing inputs; say which command does.", bool, False, shown="")
 DEBUG = Declared("--debug", "Show tracebacks.", bool, False, shown="")
-SHARED = (RUN, MODEL, *WHERE, HOST, SECONDS, IN_FLIGHT, DEVICE, DTYPE, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, JSON, NO_AUTO, DEBUG)
+SHARED = (RUN, MODEL, *WHERE, HOST, SECONDS, IN_FLIGHT, DEVICE, DTYPE, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
 TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.SPLITS)
 
 # Reading and fitting
@@ -148,7 +149,7 @@ GATE = Declared("--gate", "probe: of this run's activations; the others are fitt
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
                         "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
 FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="Youden's J")
-THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", default="validation")
+THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", c.SPLITS, "validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
 BASIS = Declared("--basis", "Where U and V start: whitened with a shrunk covariance and mapped back; or as published, flaws included.", c.BASES, "shrunk")
 EPOCHS = Declared("--epochs", "Passes through the prompts.", COUNT, c.LOWRANK_EPOCHS)
@@ -157,12 +158,14 @@ RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.",
 # Steering
 LAYER = Declared("--layer", "Block to steer.", click.IntRange(min=0), shown=DEPTH)
 CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown="the mean of all categories'")
-STRENGTH = Declared("--strength", "How much of it.", types.FINITE, c.DEFAULT_STRENGTH)
+STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable.  Kinds: {', '.join(c.KINDS)}.  Keys: {', '.join(c.ARM_KEYS)}.",
+ARM = Declared("--arm", "KIND or KIND:KEY=VALUE,…, repeatable; negative strengths are away from refusal.  Kinds: "
+               f"{'; '.join(f'{name}: {kind.help}' for name, kind in c.KINDS.items())}.  Keys: {'; '.join(f'{name}: {words}' for name, words in c.ARM_WORDS.items())}.",
                multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
+REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)
 PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="embedded examples")
 STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")

@@ -1,6 +1,8 @@
 """What people and scripts see: a table, one line, or one JSON object for each command."""
 
 import json
+import shutil
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +13,8 @@ from data.store.files import is_full, no_room
 if TYPE_CHECKING:
     import polars as pl
 
+GAP, FOLDED, LONGEST = 2, 24, 240  # blanks between columns; where long words break; characters of a text that are shown
+P_VALUES = ("p", "p_holm")
 Summary = dict[str, Any]  # what a command says of what it did; a `table`, and where it `wrote`, are shown apart
 
 
@@ -43,16 +47,82 @@ def emit_progress(summary: Summary) -> None:
     warn(f"made {summary['wrote']}")
 
 
-def as_text(table: "pl.DataFrame") -> str:
-    """A table for a terminal; control characters of generated text are shown, not sent."""
-    import polars as pl
+def as_text(table: "pl.DataFrame", width: int | None = None) -> str:
+    """A table that fits a terminal; control characters of generated text are shown, not sent.
 
-    safe = table.with_columns(
-        pl.col(pl.String).map_elements(_printable, return_dtype=pl.String) if pl.String in table.dtypes else []
+    Nothing is shown for what is missing. Where the columns do not fit, texts are folded between words; where that is not
+    enough, the last columns are left out and named.
+
+    Args:
+        table: What to show.
+        width: Columns of the terminal; default this one's.
+    """
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    cells = {name: [_cell(name, value) for value in table[name]] for name in table.columns}
+    right = {name for name in table.columns if table.schema[name].is_numeric()}
+    shown = list(cells)
+    while True:
+        widths = _widths({name: cells[name] for name in shown}, width)
+        if widths is not None or len(shown) == 1:
+            break
+        shown.pop()
+    widths = widths or {shown[0]: width}
+    lines = [_line([_folded(name, size) for name, size in widths.items()], widths, set())]
+    lines.append(["─" * min(width, sum(widths.values()) + GAP * (len(widths) - 1))])
+    for row in range(table.height):
+        lines.append(_line([_folded(cells[name][row], size) for name, size in widths.items()], widths, right))
+    left = [name for name in cells if name not in shown]
+    return "\n".join(
+        [line.rstrip() for block in lines for line in block]
+        + ([f"not shown: {', '.join(left)} (--json has all)"] if left else [])
     )
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
-                   fmt_str_lengths=60, tbl_width_chars=160, float_precision=3):  # fmt: skip
-        return str(safe)
+
+
+def _cell(name: str, value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        if name in P_VALUES:
+            return "< 0.001" if value < 0.001 else f"{value:.3f}"
+        return f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _printable(str(value))[:LONGEST]
+
+
+def _widths(cells: dict[str, list[str]], width: int) -> dict[str, int] | None:
+    """How wide each column is, none narrower than a word of its heading or a figure in it; None if they can't fit."""
+    least = {
+        name: max([_longest_word(name), *(min(_longest_word(text), FOLDED) for text in column)])
+        for name, column in cells.items()
+    }
+    wanted = {name: max([len(name), *map(len, column)]) for name, column in cells.items()}
+    room = width - GAP * (len(cells) - 1)
+    if sum(least.values()) > room:
+        return None
+    widths = dict(least)
+    while sum(widths.values()) < room and (narrow := [name for name in cells if widths[name] < wanted[name]]):
+        widths[min(narrow, key=lambda name: widths[name] / wanted[name])] += 1
+    return widths
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+def _folded(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width) or [""]
+
+
+def _line(blocks: list[list[str]], widths: dict[str, int], right: set[str]) -> list[str]:
+    """Lines of one row, each cell in its column."""
+    found = []
+    for at in range(max(map(len, blocks))):
+        parts = [block[at] if at < len(block) else "" for block in blocks]
+        found.append((" " * GAP).join(part.rjust(size) if name in right else part.ljust(size)
+                                      for part, (name, size) in zip(parts, widths.items(), strict=True)))  # fmt: skip
+    return found
 
 
 def _printable(text: str) -> str:

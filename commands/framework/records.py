@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Key = dict[str, Any]  # what an artefact is made from: the same key, the same artefact
 TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
 ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
+WORTH_A_WORD = 5  # seconds
 # A scheme is tried at its first character alone and never given back in part: texts may be long.
 LOGIN = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+[A-Za-z][A-Za-z0-9+.-]*+://)[^\s/?#\"']*@")
 
@@ -34,8 +35,19 @@ def unchanged(s: Settings, artefact: "Artefact[Any]", key: Key, elsewhere: Path 
         return all((s.run / name).exists() for name in artefact.beside)
     old = record.get("key", {})
     changed = sorted(name for name in {*old, *key} if old.get(name) != json.loads(json.dumps(key.get(name))))
-    warn(f"{artefact.name} is made again: {', '.join(changed)} changed")
+    warn(f"{artefact.name} is made again: {', '.join(changed)} changed{replaced(record)}")
     return False
+
+
+def replaced(record: Record) -> str:
+    """How long what is replaced took to make, where that is worth a word."""
+    from datetime import datetime
+
+    start, end = (datetime.fromisoformat(record[name]) for name in ("start", "end"))
+    seconds = int((end - start).total_seconds())
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
+    return f"; what it replaces took {took}" if seconds >= WORTH_A_WORD else ""
 
 
 def note(

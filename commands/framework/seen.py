@@ -29,6 +29,7 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
     from data import for_split
     from data.store.rundir import records
     from data.store.tables import read_parquet
+    from interventions.fitting.contrasts import with_category
     from reports.scoring.scores import same_text
 
     known = records(s.run)
@@ -47,7 +48,9 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
                                 f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
             table = read_parquet(path)
             for split in splits:
-                chosen = for_split(table, key.get(split, "validation"))  # a map keeps its best epoch on validation rows
+                chosen = with_category(
+                    for_split(table, key.get(split, "validation"))
+                )  # a map keeps its best epoch on validation rows
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
     for name in used:
         if name.startswith(GATE_FOLDER):

@@ -182,7 +182,7 @@ def whole_names(parts: Sequence[str]) -> list[str]:
     told: list[str] = []
     for part in parts:
         both = f"{told[-1]}{os.pathsep}{part}" if told else ""
-        apart = not part or "/" in part or Path(part).suffix.lower() in (".jsonl", ".csv", ".parquet")
+        apart = not part or "/" in part or Path(part).suffix.lower() in (".jsonl", ".csv", ".parquet", ".txt")
         config = not apart and HUB_ID.fullmatch(both) and not is_known(part) and not Path(told[-1]).exists()
         if both.count(":") == 1 and os.pathsep == ":" and (is_known(both) or config):
             told[-1] = both

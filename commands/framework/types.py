@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from data.contract import LABELLED_GATE, gate_members, read_layers
+from data.contract import ALL_SERVE, LABELLED_GATE, gate_members, read_layers
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -66,6 +66,18 @@ def _rows(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _share_or_none(text: str) -> float | str:
+    if text == ALL_SERVE:
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ValueError(f"{text!r} is neither a share between 0 and 1, such as 0.5, nor {ALL_SERVE}")
+    return share
+
+
 def _gate(text: str) -> str:
     """The name of a gate that is fitted, or of several joined."""
     if text == LABELLED_GATE:
@@ -74,6 +86,7 @@ def _gate(text: str) -> str:
     return text
 
 
+HOLDOUT = Read("share", _share_or_none)
 LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", read_layers), Read("layer", _layer_or_auto), Read("number", _finite)
 NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
 ROWS, GATE = Read("rows", _rows), Read("gate", _gate)

@@ -65,7 +65,7 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
     Args:
         source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`,
             `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
-            a .jsonl, .csv or .parquet file.
+            a .jsonl, .csv or .parquet file, or a .txt of one prompt a line.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
         benign: Only its benign rows, and those without a label are: a category does not make them harmful.
 
@@ -163,7 +163,7 @@ def _unknown(source: str) -> str:
     near = difflib.get_close_matches(source.lower().partition("/")[0], [*bases, *known], n=3)
     return f"unknown data {source!r}: " + (
         f"did you mean {' or '.join(dict.fromkeys(near))}?" if near
-        else "pass a name that `datasets` lists, a hub id OWNER/NAME, or a .jsonl, .csv or .parquet file"
+        else "pass a name that `datasets` lists, a hub id OWNER/NAME, or a .jsonl, .csv, .parquet or .txt file"
     )  # fmt: skip
 
 
@@ -299,7 +299,15 @@ def _read_parquet(path: Path, name: str) -> pl.DataFrame:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+def _read_txt(path: Path, name: str) -> pl.DataFrame:
+    """One prompt a line; nothing is known of them but their words."""
+    lines = [line for line in _utf8(path, name).splitlines() if line.strip()]
+    _say(f"{name}: {len(lines)} prompts, one a line, without labels: they can be answered and traced, and with --benign they count "
+         "as benign; fitting takes a column 'label' of a .csv or .jsonl")  # fmt: skip
+    return pl.DataFrame({"prompt": lines}, schema={"prompt": pl.String})
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
 
 
 def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -338,8 +346,13 @@ def _checked(frame: pl.DataFrame, name: str, dataset: str, unlabelled: str = "ha
             raise UserError(f"{name}, row {rows['row'][0]}: " + reason.format(repr(rows[column][0])))
 
     refuse(pl.col("prompt").fill_null("").str.strip_chars() == "", "empty prompt", "prompt")
-    refuse(~pl.col("label").is_in(LABELS), "unknown label {}; use 'harmful', 'benign' or nothing", "label")
-    refuse(~pl.col("split").is_in(SPLITS), f"unknown split {{}}; use {', '.join(SPLITS)} or nothing", "split")
+    refuse(
+        ~pl.col("label").is_in(LABELS),
+        "unknown label {}; use 'harmful' (should be declined), 'benign' or nothing",
+        "label",
+    )
+    refuse(~pl.col("split").is_in(SPLITS), f"unknown split {{}}; use {', '.join(SPLITS)} or nothing: rows without one are put "
+           "into splits by --holdout", "split")  # fmt: skip
     guessed = frame.filter(pl.col("label").is_null() & pl.col("category").is_not_null())
     if guessed.height:
         _say(f"{name}: {guessed.height} rows have a category and no label: read as {unlabelled} "

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from data import for_split
-from data.contract import RESPOND
+from data.contract import ONE_CATEGORY, RESPOND
 from data.errors import UserError
 
 
@@ -25,6 +25,14 @@ class Contrast:
     positive: np.ndarray
     negative: np.ndarray
     paired: bool = False
+
+
+def with_category(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows; where no harmful one has a category, all of them are of the one `refusal`."""
+    harmful = pl.col("label") == "harmful"
+    if rows.filter(harmful)["category"].drop_nulls().len():
+        return rows
+    return rows.with_columns(pl.when(harmful).then(pl.lit(ONE_CATEGORY)).otherwise("category").alias("category"))
 
 
 def has_suffixes(rows: pl.DataFrame) -> bool:
@@ -47,12 +55,13 @@ def contrasts(rows: pl.DataFrame, split: str, *, paired: bool = False, respond: 
         respond: The respond token's name, without brackets.
 
     Raises:
-        UserError: No harmful row with a category, no benign row, or a suffix that is missing.
+        UserError: No harmful row, no benign row, or a suffix that is missing.
     """
-    fit = for_split(rows.with_row_index("row"), split)
+    fit = with_category(for_split(rows.with_row_index("row"), split))
     harmful = fit.filter((pl.col("label") == "harmful") & pl.col("category").is_not_null())
     if harmful.is_empty():
-        raise UserError(f"no harmful row with a category in split {split!r}: add a column 'category' to the prompts")
+        raise UserError(f"no harmful row in split {split!r}: a column 'label' of the prompts says which are harmful, and "
+                        "--split takes others")  # fmt: skip
     names = sorted(harmful["category"].unique())
     tagged = has_suffixes(rows)
     if paired and not tagged:

@@ -1,15 +1,18 @@
 """Steering vectors from activations, by any method: what all of them have in common."""
 
 import json
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
-from data.contract import METHODS, RESPOND
+from data import for_split
+from data.contract import METHODS, ONE_CATEGORY, RESPOND
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.progress import progress
@@ -17,6 +20,8 @@ from interventions.fitting.contrasts import Contrast, contrasts
 from interventions.fitting.differences import mean_differences, unit
 from interventions.methods.method import Method, Sides
 from interventions.methods.vectors import FORMAT, SteeringVectors, check_names
+
+logger = logging.getLogger(__name__)
 
 
 def fit_vectors(
@@ -48,6 +53,7 @@ def fit_vectors(
     how, activations = method_named(method), Activations.open(path)
     chosen = contrasts(activations.rows, split, paired=how.is_paired(activations.rows), respond=respond)
     check_names([contrast.category for contrast in chosen])
+    _say_left_out(activations.rows, split, {contrast.category for contrast in chosen})
     if how.relabel is not None:
         chosen = how.relabel(chosen, np.random.default_rng(seed))
     vectors, norms = mean_differences(activations, chosen)
@@ -62,6 +68,15 @@ def fit_vectors(
     options = {"tau": tau, "top_k": top_k, "normalize": normalize, "seed": seed}
     tensors = {contrast.category: torch.from_numpy(kept[at]).float() for at, contrast in enumerate(chosen)}
     return SteeringVectors(tensors, _metadata(activations, chosen, norms, method, split, options))
+
+
+def _say_left_out(rows: pl.DataFrame, split: str, categories: set[str]) -> None:
+    """Harmful rows that are of no vector, since others have a category and they have none."""
+    left = for_split(rows, split).filter((pl.col("label") == "harmful") & pl.col("category").is_null()).height
+    if left and categories != {ONE_CATEGORY}:
+        logger.warning(
+            "%d harmful rows have no category and are in no vector: give them one, or take all categories off", left
+        )
 
 
 def method_named(name: str) -> Method:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 nnsight.register("interventions")
 
 DEFAULT_MODEL = TUNED
+LARGE = 1e9  # bytes of weights, from which on loading them is said
 
 
 def open_model(
@@ -84,6 +85,7 @@ def open_model(
                 _ID_CACHE[source] = source
             wrapped = TransformersModel(source, **options)
         else:
+            _say_what_is_loaded(name, source, device)
             with every_weight(name):
                 wrapped = TransformersModel(source, **options, dispatch=True, dtype=weights, device=device)
     except UserError:
@@ -118,6 +120,15 @@ def open_model(
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def _say_what_is_loaded(name: str, source: str, device: str) -> None:
+    """A line before what takes a while."""
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
+    folder = Path(source) if Path(source).is_dir() else Path(cached).parent if isinstance(cached, str) else None
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+    if folder is None or size >= LARGE:
+        logger.warning("loading %s%s onto %s", name, f", {size / 1e9:.0f} GB of weights," if size else "", device)
 
 
 def _positions(config: Any) -> int:
@@ -163,8 +174,25 @@ def _checked_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"device {device!r} is not to be had here; try --device cpu") from None
+        raise UserError(
+            f"device {device!r} is not there: pass --device {' or --device '.join(devices())}{_why_no_gpu()}"
+        ) from None
     return device
+
+
+def devices() -> list[str]:
+    """torch's names of the devices that are there, the one that is taken by itself first."""
+    cards = [f"cuda:{at}" for at in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*(["cuda"] if len(cards) == 1 else cards), *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def _why_no_gpu() -> str:
+    """What keeps a GPU from being used, if this torch could use none."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f" (torch {torch.__version__} is built for CPUs alone: install a build for your GPU's driver)"
+    return f" (torch {torch.__version__} could use a GPU and finds none: does nvidia-smi list one?)"
 
 
 def _checked_dtype(dtype: str | None, device: str) -> Any:

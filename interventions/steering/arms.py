@@ -55,6 +55,7 @@ class Arm:
         layer: The block whose output is edited, or where an ablated direction is from.
         category: Whose vector; `mean` for the mean of all. Of `logit-bias`: which control token, `respond` among them;
             `mean` for every refusal token.
+            Gated: the mean stands for the route's choice.
         strength: In `unit`s; for `logit-bias` in logits. Gated: that for prompts which look benign.
         harmful: Gated: the strength for prompts which look harmful.
         unit: One of `vectors.UNITS`.
@@ -76,6 +77,7 @@ class Arm:
         adaptive: Of `angular`: `yes` leaves alone states whose part along refusal is negative.
         directions: Of `random`: how many directions; each row gets one of them, in turn.
         partial: Of `false-refusal`: λ, the share of the refusal direction that is left out of what is projected out.
+        said: What was said of it behind its kind, `key=value,…` with sorted keys.
     """
 
     name: str
@@ -100,13 +102,19 @@ class Arm:
     adaptive: str = "no"
     partial: float = 1.0
     directions: int = 1
+    said: str = ""
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All that it does, whatever it is called."""
+        return {name: value for name, value in asdict(self).items() if name not in ("name", "said")}
 
     @property
     def record(self) -> dict[str, Any]:
         """Its fields, as records and journals have them: what came later is there where it says something."""
         silent = {
             field.name for field in fields(self) if field.name in LATER and getattr(self, field.name) == field.default
-        }
+        } | ({"said"} if self.said in self.name else set())
         return {name: value for name, value in asdict(self).items() if name not in silent}
 
     @property
@@ -140,14 +148,10 @@ class Arm:
         return self.does.table in ("vectors", "random", "next")
 
     @property
-    def is_routed(self) -> bool:
-        """Whether the most probable refusal token chooses its vector."""
-        return self.route != "fixed" and self.has_vectors
-
-    @property
     def needs_tokens(self) -> bool:
         """Whether it reads the refusal tokens' probabilities."""
-        return self.is_routed or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
+        asks = self.route == "routed" and self.has_vectors
+        return asks or self.does.reads_tokens or self.bias != 0 or self.harmful_bias != 0
 
     @property
     def reads_labels(self) -> bool:
@@ -157,7 +161,20 @@ class Arm:
     @property
     def is_gated(self) -> bool:
         """Whether a gate decides its strength."""
-        return self.route == "gated"
+        return "gated" in (self.route, self.does.route)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the most probable refusal token decides its vector, where the model has such tokens."""
+        return self.has_vectors and (self.route == "routed" or (self.route == "gated" and self.category == MEAN))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it would change nothing, and is no baseline."""
+        amounts = [self.strength, self.bias]
+        amounts += [self.harmful, self.harmful_bias] if self.is_gated or self.reads_labels else []
+        moves = self.does.instructs or (self.steers and self.operation != "add")
+        return not (self.is_baseline or moves or any(amounts))
 
 
 def baseline(layer: int) -> Arm:
@@ -176,17 +193,50 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """
     split = [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
     kinds = [kind for kind, _ in split]
-    arms = []
+    arms: list[Arm] = []
     for text, (kind, rest) in zip(texts, split, strict=True):
         if kind not in KINDS:
             raise UserError(f"--arm {text!r}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
         pairs = _pairs(rest)
-        name = kind if kinds.count(kind) == 1 else ":".join(filter(None, (kind, _canonical(pairs))))
-        arms.append(_arm(text, name, kind, pairs, default))
+        said = _canonical(pairs)
+        name = kind if kinds.count(kind) == 1 else _named(kind, said)
+        arms.append(replace(_arm(text, name, kind, pairs, default), said=said))
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise UserError(f"--arm {max(names, key=names.count)!r} is given twice")
     return arms
+
+
+def together(arms: Sequence[Arm]) -> list[Arm]:
+    """Arms of several commands as one command would have them: each setting once, with names that tell them apart.
+
+    Where what was said of two of a kind does not, since an option of the command did, what they differ in stands in the name.
+    """
+    apart: list[Arm] = []
+    for arm in arms:
+        if all(arm.setting != other.setting for other in apart):
+            apart.append(arm)
+    kinds = [arm.kind for arm in apart]
+    many = {kind for kind in kinds if kinds.count(kind) > 1}
+    named = [replace(arm, name=_named(arm.kind, arm.said if arm.kind in many else "")) for arm in apart]
+    names = [arm.name for arm in named]
+    return [
+        arm if names.count(arm.name) == 1 else _told_apart(arm, [other for other in named if other.name == arm.name])
+        for arm in named
+    ]
+
+
+def _told_apart(arm: Arm, alike: Sequence[Arm]) -> Arm:
+    """An arm with all in its name that tells it from others of the same name."""
+    own = arm.setting
+    differing = [key for key in own if _reads(arm, key) and any(other.setting[key] != own[key] for other in alike)]
+    values = {key: repr(round(own[key], 10)) if isinstance(own[key], float) else str(own[key]) for key in differing}
+    pairs = _pairs(arm.said) | {key.replace("_", "-"): value for key, value in values.items()}
+    return replace(arm, name=_named(arm.kind, _canonical(pairs)))
+
+
+def _named(kind: str, said: str) -> str:
+    return f"{kind}:{said}" if said else kind
 
 
 def _pairs(rest: str) -> dict[str, str]:
@@ -239,7 +289,30 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         raise UserError(
             f"--arm {text!r}: bias goes beside a vector, and {kind} adds none; logit-bias:category=respond biases alone"
         )
-    return _completed(replace(default, name=name, kind=kind, **given), given)
+    arm = _completed(replace(default, name=name, kind=kind, **given), given)
+    for key in given:
+        if not _reads(arm, key):
+            raise UserError(f"--arm {text!r}: {key.replace('_', '-')} would do nothing, {_why_not(arm, key)}")
+    return arm
+
+
+def _reads(arm: Arm, key: str) -> bool:
+    """Whether a key says something of such an arm."""
+    by_row = arm.is_gated or arm.reads_labels
+    if arm.is_baseline or arm.does.instructs:
+        return key == "text" and not arm.is_baseline
+    reading = {"harmful": by_row, "harmful_bias": by_row, "gate": arm.is_gated, "slope": arm.is_gated,
+               "threshold": arm.is_gated, "text": False,
+               "seed": arm.does.table == "random", "category": not arm.maps and (arm.is_gated or not arm.is_routed)}  # fmt: skip
+    return reading.get(key, True)
+
+
+def _why_not(arm: Arm, key: str) -> str:
+    if key in ("gate", "harmful", "harmful_bias", "slope", "threshold"):
+        return "as no gate decides: use gated, or route=gated"
+    if key == "category" and arm.is_routed:
+        return "as the most probable refusal token chooses the vector: use fixed, or route=fixed"
+    return f"{arm.kind} has no such thing: leave it out"
 
 
 def _fitting(text: str, kind: str, pairs: dict[str, str]) -> None:

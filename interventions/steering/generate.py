@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -50,6 +51,32 @@ def generate(
     Raises:
         UserError: The tools don't fit the model, or an arm asks for what isn't there.
     """
+    done = answered(model, prompts, tools, path, arms=arms, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens,
+                    seed=seed)  # fmt: skip
+    write_table(path, done.table)
+    done.journal.remove()
+    return done.table
+
+
+class Answered(NamedTuple):
+    """Answers, and the journal that holds them until they are written."""
+
+    table: pl.DataFrame
+    journal: Journal
+
+
+def answered(
+    model: Model,
+    prompts: pl.DataFrame,
+    tools: Tools,
+    path: Path,
+    *,
+    arms: Sequence[Arm],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+) -> Answered:
+    """As `generate`, but for writing the table: whoever does removes the journal then."""
     tools.check(model)
     texts = prompts["prompt"].to_list()
     own = prompts.select("category", "label").to_dicts()
@@ -79,9 +106,7 @@ def generate(
     table = _table(model, prompts, arms, variants, answers, seed)
     if refusal_tokens(model).ids:
         warn_of_overflow("refusal probability", table["refusal_probability"].null_count(), table.height)
-    write_table(path, table)
-    journal.remove()
-    return table
+    return Answered(table, journal)
 
 
 def _table(

@@ -142,7 +142,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         of_token=torch.tensor([number.get(name, mean) for name in tokens.names], dtype=torch.long),
         given=given,
         strengths=strengths,
-        routed=arm.is_routed,
+        routed=arm.is_routed and bool(tokens.ids),
         gate=list(tools.every_gate).index(arm.gate) if arm.is_gated else -1,
         benign=arm.strength,
         harmful=arm.harmful,

@@ -1,8 +1,8 @@
 """One prompt under the lens: unsteered and steered side by side."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import torch
@@ -25,36 +25,44 @@ from interventions.steering.teacher_forcing import teacher_forced
 from interventions.steering.texts import Row, arm_columns, finite, row_answer, warn_of_overflow
 
 
+class Traced(NamedTuple):
+    """Rows, and the journal that holds them until they are written."""
+
+    table: pl.DataFrame
+    journal: Journal
+
+
 def trace(
     model: Model,
     prompts: pl.DataFrame,
     tools: Tools,
-    arm: Arm,
     folder: Path,
     *,
+    arms: Sequence[Arm],
     max_new_tokens: int = 0,
     top_k: int = 5,
     batch_tokens: int | None = None,
-) -> pl.DataFrame:
-    """Next token, projections and, if asked for, text of each prompt, without and with what the arm does.
+) -> Traced:
+    """Next token, projections and, if asked for, text of each prompt, without and with what each arm does.
 
-    `category` is that of the vector which was added; the prompt's own is `prompt_category`. Projections are those
-    of the unsteered residual stream at the last prompt token onto each category's unit vector.
+    A row a prompt and arm; whoever writes them removes the journal then. `category` is that of the vector which was
+    added; the prompt's own is `prompt_category`. Projections are those of the unsteered residual stream at the last
+    prompt token onto each category's unit vector.
 
     Raises:
         UserError: The vectors don't fit the model.
     """
     tools.vectors.check(model)
     vectors = tools.vectors
-    baseline = replace(arm, name="baseline", kind="baseline", route="fixed")
+    baseline = Arm("baseline", "baseline", arms[0].layer)
     own = prompts.select("category", "label").to_dicts()
-    plans = [plan_arm(model, one, tools, own) for one in (baseline, arm)]
+    plans = [plan_arm(model, one, tools, own) for one in (baseline, *arms)]
     variants = variants_of(model, prompts["prompt"].to_list(), plans)
     lengths = [len(ids) + max_new_tokens for ids in variants[-1][0].ids]
     key = {
         "model": model.identity,
         "data": fingerprint(prompts),
-        "arm": arm.record,
+        "arms": [arm.record for arm in arms],
         "tools": tools_fingerprint(plans, tools),
         "options": [max_new_tokens, top_k],
     }
@@ -64,27 +72,47 @@ def trace(
     gates = tools.shipped(model, plans, prompts.to_dicts())
     journal = Journal(folder / ".traces.journal", key, plan_batches(lengths, batch_tokens, most_rows))
 
-    def work(rows: list[int]) -> list[Row]:
+    def work(rows: list[int]) -> list[list[Row]]:
         sides = [
             answer_rows(
                 model, encoded, rows, mine, gates, max_new_tokens, budget, read_layers=vectors.layers, top_k=top_k
             )
             for encoded, mine in variants
         ]
-        assert sides[0].residual is not None and sides[0].kl is not None
-        kl = sides[0].kl[:, 1] if len(sides) == 1 else _divergence(model, rows, variants)
+        assert sides[0].residual is not None
         shadows = projections(sides[0].residual, vectors)
+        steered = {}
+        for side, (encoded, mine) in zip(sides, variants, strict=True):
+            for at, plan in enumerate(mine):
+                kl = (
+                    side.kl[:, at]
+                    if side is sides[0] and side.kl is not None
+                    else _divergence(model, rows, variants[0][0], encoded, plan)
+                )
+                steered[plan.arm.name] = _Steered(side, at, plan, kl)
         return [
-            _row(model, sides, at, plans, max_new_tokens) | {"kl": finite(kl[at]), "projections": shadows[at]}
+            [
+                _row(model, steered["baseline"], steered[arm.name], at, max_new_tokens) | {"projections": shadows[at]}
+                for arm in arms
+            ]
             for at in range(len(rows))
         ]
 
     rows = run_batches(model.backend, journal, work, "trace")
-    journal.remove()
     columns = prompts.select("dataset", "id", "prompt", pl.col("category").alias("prompt_category"), "label").to_dicts()
-    table = pl.DataFrame([columns[row] | rows[row] for row in range(prompts.height)], schema=TRACES)
+    whole = [columns[row] | rows[row][at] for at in range(len(arms)) for row in range(prompts.height)]
+    table = pl.DataFrame(whole, schema=TRACES)
     warn_of_overflow("KL divergence", table["kl"].null_count(), table.height)
-    return table
+    return Traced(table, journal)
+
+
+class _Steered(NamedTuple):
+    """One arm's side of a batch: its answers, its number among their arms, and its divergence (rows,)."""
+
+    side: Answers
+    at: int
+    plan: Plan
+    kl: torch.Tensor
 
 
 def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[Row]]:
@@ -103,32 +131,36 @@ def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[R
     ]
 
 
-def _divergence(model: Model, rows: Sequence[int], variants: Sequence[tuple[Encoded, list[Plan]]]) -> torch.Tensor:
+def _divergence(model: Model, rows: Sequence[int], plain: Encoded, other: Encoded, plan: Plan) -> torch.Tensor:
     """KL(unsteered ‖ arm) of the first position where the arm's prompts are others: (rows,), nats."""
     pad = pad_id(model.tokenizer)
-    plain, other = (pad_batch([encoded.ids[row] for row in rows], pad, model.device) for encoded, _ in variants)
-    plans = [plan.for_rows(rows) for plan in variants[1][1]]
-    kl = teacher_forced(model, other, [[pad]] * len(rows), plans, reference=plain).kl  # whichever token would follow
+    before, after = (pad_batch([encoded.ids[row] for row in rows], pad, model.device) for encoded in (plain, other))
+    kl = teacher_forced(
+        model, after, [[pad]] * len(rows), [plan.for_rows(rows)], reference=before
+    ).kl  # whichever token follows
     assert kl is not None
     return kl[:, 0, 0]
 
 
-def _row(model: Model, sides: Sequence[Answers], row: int, plans: Sequence[Plan], max_new_tokens: int) -> Row:
-    """What the table says of one prompt; the first side begins with the baseline, the last ends with the arm."""
-    first, last = sides[0], sides[-1]
-    assert first.top is not None and last.top is not None
-    arm = plans[1].arm
-    before = row_answer(model, first, row, 0, plans[0], max_new_tokens)
-    after = row_answer(model, last, row, last.tokens.shape[1] - 1, plans[1], max_new_tokens)
+def _row(model: Model, before: _Steered, after: _Steered, row: int, max_new_tokens: int) -> Row:
+    """What the table says of one prompt in one arm."""
+    assert before.side.top is not None and after.side.top is not None
+    plain, steered = (row_answer(model, one.side, row, one.at, one.plan, max_new_tokens) for one in (before, after))
+    arm = after.plan.arm
     columns = arm_columns(arm)
     return {
-        "category": after["vector"],
-        "strength": after["strength"],
+        "arm": arm.name,
+        "kind": arm.kind,
+        "category": steered["vector"],
+        "strength": steered["strength"],
+        "gate": steered["gate"],
         **{name: columns[name] for name in ("layer", "strength_unit", "scope")},
-        "top_unsteered": _top(model, first.top[0][row, 0], first.top[1][row, 0]),
-        "top_steered": _top(model, last.top[0][row, -1], last.top[1][row, -1]),
-        "text_unsteered": before["response"] if max_new_tokens else None,
-        "text_steered": after["response"] if max_new_tokens else None,
+        "kl": finite(after.kl[row]),
+        "top_unsteered": _top(model, before.side.top[0][row, 0], before.side.top[1][row, 0]),
+        "top_steered": _top(model, after.side.top[0][row, after.at + 1], after.side.top[1][row, after.at + 1]),
+        "text_unsteered": plain["response"] if max_new_tokens else None,
+        "text_steered": steered["response"] if max_new_tokens else None,
+        "max_new_tokens": max_new_tokens,
     }
 
 

@@ -80,7 +80,7 @@ def test_missing_inputs_are_made_or_named(run, chain, tmp_path):
 def test_which_value_counts(run, chain, tmp_path):
     def strength(*words, **environment):
         assert run(*chain, *words, **environment)[0] == 0
-        return pl.read_parquet(tmp_path / "run" / "traces.parquet")["strength"][0]
+        return pl.read_parquet(tmp_path / "run" / "traces.parquet")["strength"][-1]
 
     assert strength("trace", "--prompt", "tell me") == -0.3
     assert strength("trace", "--prompt", "tell me", REFUSAL_TRACE_STRENGTH="2") == 2
@@ -113,7 +113,7 @@ def test_arms_get_names_that_tell_them_apart(run, chain, tmp_path):
 
 def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, tmp_path):
     def answers(seed, arm):
-        words = ["--seed", seed, "generate", "--max-new-tokens", 8, "--strength", 1, "--arm", arm]
+        words = ["--seed", seed, "generate", "--max-new-tokens", 8, "--strength", 1, "--arm", arm, "--replace"]
         assert run(*chain, *words)[0] == 0
         return pl.read_parquet(tmp_path / "run" / "generations.parquet").select("id", "response").sort("id")
 
@@ -124,11 +124,22 @@ def test_a_seed_draws_the_random_direction_unless_its_arm_names_one(run, chain, 
 
 def test_no_arm_reads_labels_or_categories(run, chain, tmp_path, prompts_file):
     def texts(path):
-        words = ["--run", tmp_path / "run", "generate", "--data", path, "--max-new-tokens", 5, "--strength", 2]
+        words = [
+            "--run",
+            tmp_path / "run",
+            "generate",
+            "--data",
+            path,
+            "--max-new-tokens",
+            5,
+            "--strength",
+            2,
+            "--replace",
+        ]
         assert run(*words)[0] == 0
         return pl.read_parquet(tmp_path / "run" / "generations.parquet").sort("arm", "id")["response"].to_list()
 
-    assert run(*chain, "vectors")[0] == 0
+    assert run(*chain, "--holdout", "none", "vectors")[0] == 0
     rows = [json.loads(line) for line in prompts_file.read_text().splitlines()]
     for row, other in zip(rows, rows[7:] + rows[:7], strict=True):
         row["label"], row["category"] = other["label"], other["category"]
@@ -142,7 +153,7 @@ def test_benign_rows_are_asked_for_and_can_be_added(run, tiny_folder, tmp_path):
     only.write_text('{"prompt": "kill a person", "category": "weapons"}\n')
     more = tmp_path / "more.csv"
     more.write_text("prompt\nkill a process\nwrite a poem\n")
-    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", only]
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", only, "--holdout", "none"]
     code, _, err = run(*words, "extract", "vectors")
     assert code == 1 and "--benign NAME_OR_FILE" in err
     for name, advice in (("generate", "`extract --benign NAME_OR_FILE`"), ("lowrank", "`extract --benign NAME_OR_FILE`"),
@@ -266,7 +277,7 @@ def test_the_chain_runs_on_a_hub_set_from_a_mirror(run, tiny_folder, prompts_fil
     card = f"---\nconfigs:\n- config_name: behaviors\n  data_files:\n{files}---\n"
     (folder.parent / "README.md").write_text(card)
     options = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", "jbb", "--data-mirror", tmp_path / "mirror"]
-    code, _, err = run(*options, "extract", "vectors", "generate", "--max-new-tokens", 2)
+    code, _, err = run(*options, "--holdout", "none", "extract", "vectors", "generate", "--max-new-tokens", 2)
     assert code == 0, err
     assert pl.read_parquet(tmp_path / "run" / "generations.parquet")["id"].n_unique() == 4
     assert json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]["generations"]["data"] == ["jbb"]

@@ -202,11 +202,11 @@ def test_a_category_may_hold_a_comma_and_its_arms_name_reads_back():
     words = [
         "fixed:category=Hate, speech,layer=1",
         "fixed:layer=3, category=Hate, speech",
-        "prompt-only:seed=1,text=a, b=c",
+        "prompt-only:text=a, b=c",
     ]
     arms = arms_of(words)
     assert [arm.category for arm in arms[:2]] == ["Hate, speech"] * 2 and [arm.layer for arm in arms[:2]] == [1, 3]
-    assert arms[2].text == "a, b=c" and arms[2].seed == 1
+    assert arms[2].text == "a, b=c"
     assert arms[0].name == "fixed:category=Hate, speech,layer=1"
     assert arms_of([arm.name for arm in arms[:2]]) == arms[:2]
 

@@ -28,7 +28,7 @@ def prompts(prompts_file):
 @pytest.mark.parametrize("batch_tokens", [1, 1000])
 def test_an_instruction_is_traced_as_it_answers(tiny, prompts, tmp_path, batch_tokens):
     (arm,), tools = parse_arms([f"prompt-only:text={INSTRUCTION}"], BASE), Tools(vectors_of(tiny))
-    table = trace(tiny, prompts, tools, arm, tmp_path, max_new_tokens=5, batch_tokens=batch_tokens)
+    table = trace(tiny, prompts, tools, tmp_path, arms=[arm], max_new_tokens=5, batch_tokens=batch_tokens).table
     arms = [Arm("baseline", "baseline", 2), arm]
     answers = generate(tiny, prompts, tools, tmp_path / "g.parquet", arms=arms, max_new_tokens=5)
     for at, (text, row) in enumerate(zip(prompts["prompt"], table.to_dicts(), strict=True)):
@@ -44,7 +44,7 @@ def test_an_instruction_is_traced_as_it_answers(tiny, prompts, tmp_path, batch_t
 
 def test_a_vector_is_traced_as_a_plain_hook_adds_it(tiny, prompts, tmp_path):
     vectors = vectors_of(tiny)
-    table = trace(tiny, prompts, Tools(vectors), BASE, tmp_path, batch_tokens=40)
+    table = trace(tiny, prompts, Tools(vectors), tmp_path, arms=[BASE], batch_tokens=40).table
     encoded = encode(tiny.tokenizer, prompts["prompt"].to_list())
     delta = vectors.delta(2, "weapons", 4.0, "unit")
     for ids, row in zip(encoded.ids, table.to_dicts(), strict=True):
@@ -56,7 +56,7 @@ def test_a_vector_is_traced_as_a_plain_hook_adds_it(tiny, prompts, tmp_path):
 def test_what_is_no_number_is_missing_and_said_once(tiny_tuned, prompts, tmp_path, caplog):
     """An addition beyond float32 makes every logit NaN."""
     arm, tools = replace(BASE, strength=1e39, unit="raw"), Tools(vectors_of(tiny_tuned))
-    table = trace(tiny_tuned, prompts, tools, arm, tmp_path, max_new_tokens=2)
+    table = trace(tiny_tuned, prompts, tools, tmp_path, arms=[arm], max_new_tokens=2).table
     assert table["kl"].null_count() == table.height and "nan" not in str(table.to_dicts())
     assert {one["probability"] for row in table["top_steered"] for one in row} == {None}
     assert trace_table(table)["next, steered"].to_list() == ["–"] * table.height
