@@ -127,7 +127,11 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         raise UserError(f"arm {arm.name!r} needs {named}")
     if arm.maps and tools.lowrank is None:
         raise UserError(f"arm {arm.name!r} needs a low-rank map: run `lowrank` first")
-    table, names = _table(arm, vectors) if arm.steers and not arm.maps else _no_table(vectors)
+    steers = arm.steers and not arm.maps
+    one = arm.route == "fixed" and not arm.does.reads_labels
+    for name in ([arm.category] if one else categories) if steers else ():
+        vectors.delta(arm.layer, name, 1.0, arm.unit)  # says so if there is none, or it is zero or not finite
+    table, names = _table(arm, vectors) if steers else _no_table(vectors)
     number = {name: at for at, name in enumerate(categories)}
     mean = len(categories)
     given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
@@ -136,8 +140,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         given = torch.tensor([number.get(row["category"] or "", mean) for row in rows])
         strong = [arm.harmful if harmful else arm.strength for harmful in is_harmful]
         strengths = torch.tensor(strong, dtype=torch.float64)
-    elif arm.steers and not arm.maps and arm.category != MEAN:
-        vectors.delta(arm.layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
+    elif steers and arm.category != MEAN:
         given = torch.full((count,), number[arm.category])
     shipped = ArmPlan(
         layer=arm.layer,
