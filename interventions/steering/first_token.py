@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from data.contract import BATCH_TOKENS
 from interventions.model.control_tokens import control_tokens
+from interventions.model.kinds import check_cache
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
@@ -21,6 +22,7 @@ def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH
         batch_tokens: Padded tokens a batch.
     """
     names = {number: name for name, number in control_tokens(model.tokenizer).items()}
+    check_cache(model.module, model.name)
     ids = encode(model.tokenizer, prompts).ids
     first: list[str | None] = [None] * len(ids)
     for rows in plan_batches([len(row) for row in ids], batch_tokens):

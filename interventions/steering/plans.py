@@ -17,6 +17,7 @@ from interventions.gates.gate import AnyGate, PerfectGate
 from interventions.gates.probe import Probe
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
+from interventions.model.kinds import check_cache
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
 from interventions.traced.edits import ArmPlan, Bias, LowRankEdit
@@ -111,6 +112,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
     Raises:
         UserError: The arm needs a probe, a low-rank map, refusal tokens, a layer or a category that isn't there.
     """
+    check_cache(model.module, model.name)
     tokens, vectors = refusal_tokens(model), tools.vectors
     categories, count = vectors.categories, len(rows)
     if arm.needs_tokens and not tokens.ids:

@@ -49,7 +49,7 @@ def trace(
     baseline = replace(arm, name="baseline", kind="baseline", route="fixed")
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, one, tools, own) for one in (baseline, arm)]
-    variants = variants_of(model, prompts["prompt"].to_list(), plans)
+    variants = variants_of(model, prompts["prompt"].to_list(), plans, max_new_tokens)
     lengths = [len(ids) + max_new_tokens for ids in variants[-1][0].ids]
     key = {
         "model": model.identity,

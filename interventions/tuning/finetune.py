@@ -33,7 +33,7 @@ from interventions.model.blocks import decoder_path
 from interventions.model.embedded import ALIASES, HUB_ID, embedded_folder
 from interventions.model.foreign.checkpoint import check_files, every_weight, folder_revision
 from interventions.model.foreign.rendering import check_template
-from interventions.model.templates import answer_template
+from interventions.model.formats.named import answer_template
 from interventions.model.tokenizer_files import RECORD_FILE, write_tokenizer
 from interventions.model.vocabulary import ControlToken, place_control_tokens
 from interventions.reading.batches import pad_id

@@ -103,6 +103,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# Those that remember more than keys and values.
+STATEFUL = {"qwen3_next", "granitemoehybrid", "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "lfm2",
+            "recurrent_gemma", "rwkv"}  # fmt: skip
+
+
 def make_family(name: str, tiny_folder: Path, folder: Path, **changes: Any) -> Path:
     """A model folder of a family, weights wide enough that greedy choices are not near-ties."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

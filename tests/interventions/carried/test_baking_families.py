@@ -7,9 +7,8 @@ from data.errors import UserError
 from interventions import open_model
 from interventions.carried.bake import bake_ablate, bake_add
 from interventions.model.prompt_format import encode
-from tests.interventions.carried.test_carrying import reopened
 from tests.made.families import make_family
-from tests.oracles import changing, relative, stream
+from tests.oracles import changing, relative, reopened, stream
 
 ADDED = ["granite", "minicpm3", "gpt2", "phi"]  # by a multiplier, by two, by a bias that is there
 NOT_ADDED = ["hyperclovax", "mistral"]
