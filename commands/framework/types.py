@@ -1,6 +1,7 @@
 """How option values are read: layers, numbers, rows a batch."""
 
 from collections.abc import Callable
+from datetime import date
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def _layers(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def _date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r} is no date such as 2024-07-26") from None
+
+
 def _layer_or_auto(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
         raise ValueError(f"{text!r} is neither a layer such as 17 nor auto")
@@ -80,3 +88,4 @@ def _rows(text: str) -> int | str:
 LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", _layers), Read("layer", _layer_or_auto), Read("number", _finite)
 NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
 ROWS = Read("rows", _rows)
+DATE = Read("date", _date)

@@ -25,7 +25,16 @@ def parted(prompt: str) -> tuple[list[dict[str, str]], str]:
     if not prompt.startswith(OPEN):
         return [], prompt
     context, _, text = prompt[1:].partition(CLOSE)
-    return json.loads(context), text
+    try:
+        return json.loads(context), text
+    except ValueError:  # somebody's text begins with that character
+        return [], prompt
+
+
+def instructed(instruction: str, prompt: str) -> str:
+    """A prompt with an instruction before its own words."""
+    own = parted(prompt)[1]
+    return f"{prompt.removesuffix(own)}{instruction}\n\n{own}"
 
 
 def as_prompt(messages: Any, called: str) -> str:
@@ -54,7 +63,11 @@ def _turn(message: Any, called: str) -> dict[str, str]:
         raise UserError(f"{called}: a message is {type(message).__name__}, not an object with role and content")
     role, content = message.get("role") or message.get("from"), message.get("content", message.get("value"))
     if isinstance(content, list):
-        odd = [part for part in content if not (isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str)))]
+        odd = [
+            part
+            for part in content
+            if not (isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str)))
+        ]
         if odd:
             raise UserError(f"{called}: a message has a part that is no text; images and the like are not read")
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)

@@ -87,7 +87,9 @@ def _check_row(tokenizer: Any, row: list[int], prompt: str, number: int, room: i
     most, rows = tokenizer.model_max_length, getattr(tokenizer, "table_rows", None)
     called = f"prompt {number}, {prompt[:40]!r}…,"
     if len(row) > most:
-        raise UserError(f"{called} has {len(row)} tokens, and the model has places for {most}: shorten it or leave it out")
+        raise UserError(
+            f"{called} has {len(row)} tokens, and the model has places for {most}: shorten it or leave it out"
+        )
     if len(row) + room - 1 > most:
         raise UserError(f"{called} has {len(row)} tokens, and with {room} new ones goes beyond the model's {most} places: "
                         f"--max-new-tokens {most + 1 - len(row)} is the most")  # fmt: skip

@@ -109,7 +109,9 @@ def passes(model: "Model", lengths: Sequence[int], tokens: int) -> list[list[int
     those of their length alone.
     """
     if model.keeps_state:
-        alike = [[at for at, own in enumerate(lengths) if own == length] for length in sorted(set(lengths), reverse=True)]
+        alike = [
+            [at for at, own in enumerate(lengths) if own == length] for length in sorted(set(lengths), reverse=True)
+        ]
         most = [max(1, tokens // max(lengths[rows[0]], 1)) for rows in alike]
         return [rows[at : at + n] for rows, n in zip(alike, most, strict=True) for at in range(0, len(rows), n)]
     if not model.backend.is_loopback if model.backend.is_remote else model.device.type != "cpu":

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from data.contract import BATCH_TOKENS
+from data.prompts.conversations import instructed
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
@@ -77,6 +78,6 @@ def variants_of(model: Model, texts: list[str], plans: list[Plan], room: int = 0
     variants = [(encode(model.tokenizer, texts, room=room), plain)] if plain else []
     for plan in plans:
         if plan.arm.does.instructs:
-            instructed = [f"{plan.arm.text}\n\n{text}" for text in texts]
-            variants.append((encode(model.tokenizer, instructed, room=room), [plan]))
+            put = [instructed(plan.arm.text, text) for text in texts]
+            variants.append((encode(model.tokenizer, put, room=room), [plan]))
     return variants

@@ -31,7 +31,9 @@ def check_template(tokenizer: Any, name: str) -> None:
 
 
 def rendered(
-    tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, Any]]], variables: Mapping[str, Any] = MappingProxyType({})
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Conversations in the tokenizer's chat template, generation prompt included.
 

@@ -121,12 +121,16 @@ def set_format(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[st
     tokenizer.rendering = Rendering(kept, variables)
     if not template:
         if asked.system is not None:
-            raise UserError(f"{name}: without a template there is no place for --system; pass --prompt-format or --template")
+            raise UserError(
+                f"{name}: without a template there is no place for --system; pass --prompt-format or --template"
+            )
         return
     if MARK not in _tried(tokenizer, name):
         tokenizer.rendering = Rendering(kept, variables, parts=True)
         if MARK not in _tried(tokenizer, name):
-            raise UserError(f"{name}: its chat template leaves nothing of the user's text; pass --template or --prompt-format")
+            raise UserError(
+                f"{name}: its chat template leaves nothing of the user's text; pass --template or --prompt-format"
+            )
         say(f"{name}: its chat template takes a message's text in parts, and gets it so")
     if asked.system is not None:
         spoken = PromptFormat(kept.name, kept.template, SECOND, kept.thinking, kept.date)
@@ -179,7 +183,9 @@ def _template(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[str
     if PROMPT in asked.name:
         return _pattern(asked.name.replace("\\n", "\n"), asked.system is not None)
     known = [OWN, NONE, *NAMED, *(own if isinstance(own, dict) else ())]
-    raise UserError(f"no prompt format {asked.name!r}: there are {', '.join(known)}, and patterns such as 'Q: {{prompt}}\\nA:'")
+    raise UserError(
+        f"no prompt format {asked.name!r}: there are {', '.join(known)}, and patterns such as 'Q: {{prompt}}\\nA:'"
+    )
 
 
 def _pattern(text: str, has_system: bool) -> str:

@@ -15,7 +15,9 @@ PLAIN_TEMPLATE = (
     "### Answer:\n{{ message['content'] }}{{ eos_token }}\n\n{% else %}{{ message['content'] }}\n\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}### Answer:\n{% endif %}"
 )
-_TURNS = "{{ bos_token or '' }}{% for message in messages %}WHAT{% endfor %}{% if add_generation_prompt %}THEN{% endif %}"
+_TURNS = (
+    "{{ bos_token or '' }}{% for message in messages %}WHAT{% endfor %}{% if add_generation_prompt %}THEN{% endif %}"
+)
 
 
 def _turns(what: str, then: str) -> str:

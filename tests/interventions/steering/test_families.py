@@ -2,7 +2,6 @@
 
 import polars as pl
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from data.errors import UserError
@@ -19,7 +18,13 @@ from tests.oracles import cut, hooked, plain, relative, stop_ids
 SCOPES = ("prompt-last", "prompt", "generated", "all")
 QUICK = ("gpt2", "qwen2_moe", "gemma2", "falcon-alibi", "mamba", "lfm2", "llama-dynamic", "phi3-longrope")
 STEPS, LAYER = 4, 2
-TEXTS = ["how do i kill a python process", "tell me", "write a poem for my friend please", "kill the process", "tell me the best"]
+TEXTS = [
+    "how do i kill a python process",
+    "tell me",
+    "write a poem for my friend please",
+    "kill the process",
+    "tell me the best",
+]
 
 
 def rows(texts=TEXTS):
@@ -29,7 +34,9 @@ def rows(texts=TEXTS):
     return pl.DataFrame(made, schema=PROMPTS)
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_family_is_right_or_refused(name, tiny_tuned_folder, tmp_path):
     model = open_model(str(make_family(name, tiny_tuned_folder, tmp_path / "model")))
     encoded = encode(model.tokenizer, TEXTS)
