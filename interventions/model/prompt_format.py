@@ -66,7 +66,8 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = (),
             said = [turn["content"] for turn in context] + [own]
             if special is not None and any(map(special.search, said)):
                 row, offsets = _as_characters(tokenizer, text, said, row, offsets)
-            while bos is not None and row[:2] == [bos, bos]:
+            first = tokenizer.bos_token_id
+            while first is not None and row[:2] == [first, first]:
                 row, offsets = row[1:], offsets[1:]
             frame = frames.of(prompt, own)
             start, stop = _user_tokens(text, *frame, offsets) if frame else (1, len(offsets))
