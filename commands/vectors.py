@@ -6,7 +6,7 @@ from commands.framework.activations import default_layer, needs_pairs
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, LENS, PAIRS, VECTORS, need
 from commands.framework.options import BENIGN, METHOD, NORMALIZE, TAU, TOP_K, TRAIN
-from commands.framework.output import Summary
+from commands.framework.output import Summary, warn
 from commands.framework.records import note, unchanged
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -104,8 +104,10 @@ def declined_rows(session: Session, s: Settings, record: Record) -> "np.ndarray"
 
 def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl.DataFrame":
     """The logit lens of the vectors in the run directory."""
+    import polars as pl
+
     from data.store.rundir import now, records
-    from data.store.tables import write_table
+    from data.store.tables import LOGIT_LENS, write_table
     from interventions.methods.lens import logit_lens
 
     start, record = now(), records(s.run)[VECTORS.name]
@@ -113,7 +115,11 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
     if unchanged(s, LENS, key):
         return LENS.load(LENS.path(s.run))
     model = session.model(s, record)
-    tokens = logit_lens(model, steering)
+    try:
+        tokens = logit_lens(model, steering)
+    except UserError as error:  # the vectors are whole without it
+        warn(f"no logit lens: {error}")
+        return pl.DataFrame(schema=LOGIT_LENS)
     write_table(LENS.path(s.run), tokens)
     note(s, LENS, key, model, start)
     return tokens

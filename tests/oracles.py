@@ -20,7 +20,8 @@ ESCAPES = 50  # of so many rows at most one may rest on a tie
 
 def blocks(model) -> Any:
     """The blocks whose outputs are the residual stream."""
-    return model.module.get_submodule("model.layers")
+    depth = model.module.config.get_text_config().num_hidden_layers
+    return next(part for part in model.module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == depth)
 
 
 def stream(output) -> torch.Tensor:
@@ -99,6 +100,17 @@ def said(model, tokens) -> tuple[str | None, str]:
     names = {number: name for name, number in control_ids(model).items()}
     text = model.tokenizer.decode(kept, skip_special_tokens=True)
     return (names.get(kept[0]) if kept else None), text
+
+
+def reopened(folder):
+    """The folder as transformers alone opens it; nothing may be missing or left over."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    opened: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    module, told = opened
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    return module.eval()
 
 
 # Steering.

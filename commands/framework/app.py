@@ -10,6 +10,7 @@ import click
 
 from commands.framework.options import Declared, shared
 from commands.framework.output import Summary, emit, warn
+from commands.framework.records import prompt_format
 from commands.framework.settings import Command, Record, Settings
 from data.contract import TUNED_MODEL
 
@@ -46,10 +47,11 @@ class Session:
 
         backend = self.backend(s)
         name = s.get("model", record) or self._default_model(backend)
-        key = (name, backend, s.get("device"), s.get("dtype", record))
+        put = prompt_format(s, record)
+        key = (name, backend, s.get("device"), put, s.get("dtype", record))
         if key not in self.models:
-            model = open_model(name, remote=backend, device=key[2], dtype=key[3])
-            self.models |= {key: model, (*key[:3], model.dtype): model}
+            model = open_model(name, remote=backend, device=key[2], dtype=key[4], prompt_format=put)
+            self.models |= {key: model, (*key[:4], model.dtype): model}
         return self.models[key]
 
     def first_positions(self, model: "Model", prompts: "pl.DataFrame") -> "FirstPositions":

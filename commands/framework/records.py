@@ -14,10 +14,11 @@ from commands.framework.settings import Record, Settings, Values
 
 if TYPE_CHECKING:
     from commands.framework.artefacts import Artefact
+    from interventions.model.formats.choice import PromptFormat
     from interventions.model.model import Model
 
 Key = dict[str, Any]  # what an artefact is made from: the same key, the same artefact
-TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers")
+TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers", "prompt_format")
 ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
 WORTH_A_WORD = 5  # seconds
 # A scheme is tried at its first character alone and never given back in part: texts may be long.
@@ -74,9 +75,10 @@ def note(
         "start": start,
     }
     if isinstance(of, dict):
-        entry |= {name: of.get(name) for name in TAKEN_OVER}
+        entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name != "prompt_format"}
     else:
         entry |= model_key(of) | {"backend": of.backend.kind, "n_layers": of.n_layers}
+        entry |= {"prompt_format": of.prompt_format.record} if of.prompt_format.record else {}
         if of.backend.client is not None:
             entry["remote"] = of.backend.client.traffic.since_noted()
     record(s.run, artefact.name, entry | (more or {}))
@@ -115,6 +117,29 @@ def _address(text: str) -> str:
     return shown(text)
 
 
+def prompt_format(s: Settings, record: Record | None = None) -> "PromptFormat":
+    """How prompts are put: as the options say, else as the record's artefact was made; a run keeps its first date."""
+    from data.store.rundir import records
+    from interventions.model.formats.choice import PromptFormat
+
+    made = (record or {}).get("prompt_format") or {}
+    chosen = s.given("prompt_format") or s.given("template") is not None
+    template = s.given("template")
+    dates = sorted(
+        entry["prompt_format"]["date"]
+        for entry in records(s.run).values()
+        if entry.get("prompt_format", {}).get("date")
+    )
+    thinking = s.given("thinking")
+    return PromptFormat(
+        name=s.given("prompt_format") or ("tokenizer" if chosen else made.get("name", "tokenizer")),
+        template=template.read_text("utf-8") if template else None if chosen else made.get("template"),
+        system=s.given("system", {"system": made.get("system")}),
+        thinking=made.get("thinking") if thinking is None else thinking,
+        date=s.given("date") or made.get("date") or next(iter(dates), None),
+    )
+
+
 def contradiction(s: Settings, record: Record) -> str:
     """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
     from interventions.model.revision import known_revision
@@ -122,6 +147,11 @@ def contradiction(s: Settings, record: Record) -> str:
     for name in ("model", "dtype"):
         if s.given(name) is not None and s.given(name) != record[name]:
             return f"{name} is {s.given(name)}, was {record[name]}"
+    asked, made = prompt_format(s, record).record, record.get("prompt_format") or {}
+    odd = next((name for name in ("name", "template", "system", "thinking", "date")
+                if asked.get(name) != made.get(name) and (name != "date" or made.get("date"))), None)  # fmt: skip
+    if odd:
+        return f"the prompt format's {odd} is another"
     now = known_revision(record["model"]) if record.get("revision") else None
     return f"{record['model']} holds other weights now" if now is not None and now != record["revision"] else ""
 

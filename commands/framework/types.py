@@ -1,6 +1,7 @@
 """How option values are read: layers, numbers, rows a batch."""
 
 from collections.abc import Callable
+from datetime import date
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ class Numbers(click.FloatRange):
         if not isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
+
+
+def _date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r} is no date such as 2024-07-26") from None
 
 
 def _layer_or_auto(text: str) -> int | str:
@@ -90,3 +98,4 @@ HOLDOUT = Read("share", _share_or_none)
 LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", read_layers), Read("layer", _layer_or_auto), Read("number", _finite)
 NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
 ROWS, GATE = Read("rows", _rows), Read("gate", _gate)
+DATE = Read("date", _date)

@@ -5,11 +5,13 @@ Every frame has the columns of `PROMPT_COLUMNS`, all strings. A row's key is (`d
 
 import csv
 import difflib
+import gzip
 import hashlib
 import io
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,13 +22,16 @@ from data.contract import LABELS, SPLITS
 from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
+from data.prompts.conversations import as_prompt
 from data.prompts.hub import fetch
+from data.prompts.layouts import laid_out, mapped
 from data.store.tables import PROMPTS, read_parquet
 
 log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = tuple(PROMPTS)
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
+CONVERSATIONS = ("messages", "conversations", "conversation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(/[\w.-]+)?")
 
 
@@ -65,7 +70,8 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
     Args:
         source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`,
             `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
-            a .jsonl, .csv or .parquet file, or a .txt of one prompt a line.
+            a .jsonl, .json, .csv, .tsv or .parquet file, with `:prompt=COL,label=COL,harmful=VALUE` behind it or not, or a
+            .txt of one prompt a line.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
         benign: Only its benign rows, and those without a label are: a category does not make them harmful.
 
@@ -84,15 +90,20 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
 
 
 def _load(source: str, mirror: Path | None, unlabelled: str) -> pl.DataFrame:
+    source, columns = mapped(source)
     path = Path(source).expanduser()
     own, split = embedded.named(source)
     if own:
         return _load_embedded(own, split)
-    reader = READERS.get(path.suffix.lower())
+    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    reader = READERS.get(inner.suffix.lower())
     if reader is not None:
         if not path.is_file():
             raise UserError(f"{source}: no such file")
-        return _checked(reader(path, source), source, _name_of(path), unlabelled)
+        frame, told = laid_out(reader(path, source), source, columns)
+        if told:
+            _say(told)
+        return _checked(frame, source, _name_of(inner), unlabelled)
     found = catalogue.find(source)
     if found is not None:
         known, part = found
@@ -185,7 +196,10 @@ def _splits(frame: pl.DataFrame) -> list[str]:
 
 
 def _utf8(path: Path, name: str) -> str:
-    raw = path.read_bytes()
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: not readable as gzip ({error})") from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -194,26 +208,68 @@ def _utf8(path: Path, name: str) -> str:
 
 
 def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
-    rows = []
-    found = list(_objects(path, name))
+    return _of_objects(list(_objects(path, name)), name, "line")
+
+
+def _read_json(path: Path, name: str) -> pl.DataFrame:
+    """An array of objects, or an object of which one field is such an array."""
+    try:
+        rows = json.loads(_utf8(path, name))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not JSON ({error})") from None
+    if isinstance(rows, dict):
+        arrays = [
+            field for field, value in rows.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
+        if len(arrays) != 1:
+            raise UserError(
+                f"{name}: an object of which {len(arrays)} fields are arrays of objects; one array of rows is read"
+            )
+        _say(f"{name}: its rows are those of the field {arrays[0]!r}")
+        rows = rows[arrays[0]]
+    if not isinstance(rows, list):
+        raise UserError(f"{name}: no array of objects")
+    if bad := next((at for at, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
+        raise UserError(f"{name}, row {bad}: expected a JSON object, got {type(rows[bad - 1]).__name__}")
+    return _of_objects(list(enumerate(rows, 1)), name, "row")
+
+
+def _of_objects(found: list[tuple[int, dict[str, object]]], name: str, unit: str) -> pl.DataFrame:
+    """Objects of JSON as a frame of text; what is nested stays aside, a conversation becomes a prompt."""
     renamed = _renamed([key for _, row in found for key in row], name)
+    nested = {
+        key
+        for _, row in found
+        for key, value in row.items()
+        if isinstance(value, (dict, list)) and key not in PROMPT_COLUMNS
+    }
+    known = {key for _, row in found for key in row} | set(renamed.values())
+    is_layout = "prompt" not in known and not known & set(CONVERSATIONS)
+    rows = []
     for number, row in found:
+        called = f"{name}, {unit} {number}"
         row = {renamed.get(key, key): value for key, value in row.items()} if renamed else row
-        if "prompt" not in row:
-            raise UserError(f"{name}, line {number}: no field 'prompt'")
-        for column in PROMPT_COLUMNS:
-            if isinstance(row.get(column), (dict, list)):
-                raise UserError(
-                    f"{name}, line {number}: field {column!r} must be text, not {type(row[column]).__name__}"
-                )
-        texts = {c: None if row.get(c) is None else _text(row[c]) for c in PROMPT_COLUMNS}
-        for column, text in texts.items():
+        chat = next((column for column in CONVERSATIONS if row.get(column) is not None), None)
+        if row.get("prompt") is None and chat:
+            row = row | {"prompt": as_prompt(row[chat], called)}
+        if "prompt" not in row and not is_layout:
+            raise UserError(f"{called}: no field 'prompt'")
+        texts = {}
+        for column, value in row.items():
+            if column in PROMPT_COLUMNS and isinstance(value, (dict, list)):
+                raise UserError(f"{called}: field {column!r} must be text, not {type(value).__name__}")
+            if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+                value = value[0]
+            elif column in nested:
+                continue
+            text = texts[column] = None if value is None else _text(value)
             if text is not None and HALF.search(text):
-                raise UserError(
-                    f"{name}, line {number}: field {column!r} holds half a character, a \\ud800 without its pair"
-                )
+                raise UserError(f"{called}: field {column!r} holds half a character, a \\ud800 without its pair")
         rows.append(texts)
-    return pl.DataFrame(rows, schema=PROMPTS)
+    columns = dict.fromkeys([*(PROMPT_COLUMNS if not is_layout else ()), *(column for row in rows for column in row)])
+    return pl.DataFrame(
+        [{column: row.get(column) for column in columns} for row in rows], schema=dict.fromkeys(columns, pl.String)
+    )
 
 
 def _objects(path: Path, name: str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -257,8 +313,12 @@ def _read_csv(path: Path, name: str) -> pl.DataFrame:
     text = _utf8(path, name)
     if not text.strip():
         return pl.DataFrame(schema={"prompt": pl.String})
+    if "\r" in text and "\n" not in text:
+        text = text.replace("\r", "\n")
+        _say(f"{name}: its lines end in CR alone, and are read so")
+    text, delimiter = _delimited(text, path, name)
     text = re.sub(r"(?:\r?\n[ \t]*)+\Z", "\n", text)  # a blank line is a row of one column, but not at the end
-    lines = _lines(text, name)
+    lines = _lines(text, name, delimiter)
     headings = next(lines)[1]
     rows = []
     for line, cells in lines:
@@ -274,10 +334,24 @@ def _read_csv(path: Path, name: str) -> pl.DataFrame:
                         schema=dict.fromkeys(wanted, pl.String))  # fmt: skip
 
 
-def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
+def _delimited(text: str, path: Path, name: str) -> tuple[str, str]:
+    """A table's text, and what parts its columns: a tab in .tsv, else a comma; what it says itself, and a semicolon, are told."""
+    first, _, rest = text.partition("\n")
+    if found := re.fullmatch(r"sep=(.)\r?", first):
+        _say(f"{name}: its columns are parted by {found[1]!r}, as its first line says")
+        return rest, found[1]
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return text, "\t"
+    if "," not in first and first.count(";"):
+        _say(f"{name}: its columns are parted by ';', and are read so")
+        return text, ";"
+    return text, ","
+
+
+def _lines(text: str, name: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Rows of a CSV file, each with the line it begins in; quotes within a quoted text are doubled, or it is refused."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     line = 1
     try:
         for cells in reader:
@@ -294,7 +368,7 @@ def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
 
 def _read_parquet(path: Path, name: str) -> pl.DataFrame:
     try:
-        return read_parquet(path)
+        return _spoken(read_parquet(path), name)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
@@ -307,7 +381,16 @@ def _read_txt(path: Path, name: str) -> pl.DataFrame:
     return pl.DataFrame({"prompt": lines}, schema={"prompt": pl.String})
 
 
-READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
+def _spoken(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """A frame with a column of conversations as prompts, where it has no prompts of its own."""
+    chat = next((column for column in CONVERSATIONS if column in frame.columns), None)
+    if chat is None or "prompt" in frame.columns:
+        return frame
+    made = [as_prompt(value, f"{name}, row {at}") for at, value in enumerate(frame[chat].to_list(), 1)]
+    return frame.drop(chat).with_columns(pl.Series("prompt", made, pl.String))
+
+
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
 
 
 def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:

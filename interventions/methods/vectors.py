@@ -75,14 +75,13 @@ class SteeringVectors:
         that layer and the extraction position.
 
         Raises:
-            UserError: The vector is zero and a unit vector was asked for.
+            UserError: The vector is zero or not finite.
         """
         vector = self.at(layer, category)
+        check_steers(vector, f"the vector of {category!r} at layer {layer}")
         if unit == "raw":
             return strength * vector
         norm = float(vector.double().norm())
-        if norm == 0:
-            raise UserError(f"the vector of {category!r} at layer {layer} is zero; it has no direction")
         scale = json.loads(self.metadata["residual_norms"])[self.layers.index(layer)] if unit == "residual" else 1.0
         return strength * scale / norm * vector
 
@@ -137,6 +136,18 @@ class SteeringVectors:
             raise UserError(f"{path}: its metadata names other categories than its tensors")
         check_names(names)
         return cls({name: tensors[name] for name in names}, metadata)
+
+
+def check_steers(vector: torch.Tensor, called: str) -> None:
+    """Does a vector steer?
+
+    Raises:
+        UserError: It is zero, or holds what is no finite number.
+    """
+    if not torch.isfinite(vector).all():
+        raise UserError(f"{called} is not finite; run `vectors` again, with --dtype float32")
+    if not vector.any():
+        raise UserError(f"{called} is zero; it has no direction")
 
 
 def check_names(names: Collection[str]) -> None:

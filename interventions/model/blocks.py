@@ -10,7 +10,17 @@ from data.errors import UserError
 from interventions.traced.blocks import hidden
 from interventions.traced.edits import EMBEDDING, attention_of
 
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+FINAL_NORMS = (
+    "norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "ln_f",
+    "norm_f",
+    "embedding_norm",
+    "final_norm",
+    "ln_out",
+    "layer_norm",
+)
 
 
 def decoder_path(module: Any, name: str) -> str:

@@ -3,7 +3,6 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 
 from data.contract import default_layer
 from interventions.backends.backend import LOCAL, Backend
+from interventions.model.formats.choice import PromptFormat, rendering_of, template_hash
+from interventions.model.kinds import is_alibi, keeps_state
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,21 @@ class Model:
     def takes_masks(self) -> bool:
         """Whether its attention takes a mask of who sees whom, so that what prompts share can be computed once.
 
-        Layers that see a window of the last tokens alone would need another mask than the others.
+        Layers that see a window of the last tokens alone would need another mask than the others, and a recurrent memory
+        or a bias of positions (ALiBi) takes none.
         """
+        if self.keeps_state or is_alibi(self.module.config):
+            return False
         config = self.module.config.get_text_config()
         kinds = getattr(config, "layer_types", None) or [
             "sliding" if getattr(config, "sliding_window", None) else "full_attention"
         ]
         return getattr(self.module.config, "_attn_implementation", None) == "sdpa" and set(kinds) == {"full_attention"}
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it remembers more than keys and values; its rows are read without padding."""
+        return keeps_state(self.module)
 
     @property
     def identity(self) -> list[str]:
@@ -72,8 +81,13 @@ class Model:
 
     @property
     def template_hash(self) -> str:
-        """SHA-256 of the chat template; of the empty text where there is none."""
-        return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()
+        """SHA-256 of the chat template and of what else decides how prompts are put; of the empty text where there is none."""
+        return template_hash(self.tokenizer)
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How prompts are put into words."""
+        return rendering_of(self.tokenizer).format
 
     def default_layer(self) -> int:
         """round(18/32 · n_layers), at most n_layers − 1: the depth the papers steer at, in any model."""

@@ -14,7 +14,6 @@ from huggingface_hub import try_to_load_from_cache
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils.logging import disable_progress_bar
 
 from data.errors import UserError
@@ -25,8 +24,9 @@ from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
 from interventions.model.foreign.checkpoint import check_files, check_sizes, every_weight
 from interventions.model.foreign.rendering import check_template
+from interventions.model.formats.choice import PromptFormat, set_format
+from interventions.model.kinds import places_of, warn_of_processors
 from interventions.model.model import Model
-from interventions.model.prompt_format import render
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
 
@@ -44,6 +44,7 @@ def open_model(
     remote: bool | str | Backend = False,
     device: str | None = None,
     dtype: str | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Model:
     """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
@@ -53,6 +54,7 @@ def open_model(
             for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open backend.
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
+        prompt_format: How prompts are put into words; default the tokenizer's own template.
 
     Raises:
         UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks that can't be
@@ -77,7 +79,7 @@ def open_model(
         check_sizes(config, name, folder)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         check_template(tokenizer, name)
-        render(tokenizer, ".")
+        set_format(tokenizer, prompt_format or PromptFormat(), name, logger.warning)
         options: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer, "trust_remote_code": False}
         if backend.is_remote:
             if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
@@ -97,7 +99,9 @@ def open_model(
     module.eval()
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.model_max_length = _positions(config)
+    warn_of_processors(module.generation_config, name)
+    tokenizer.model_max_length = places_of(config, name)
+    tokenizer.table_rows = module.get_input_embeddings().weight.shape[0]
     path = decoder_path(module, name)
     if not backend.is_remote:
         check_blocks(module, module.get_submodule(path), name)
@@ -129,18 +133,6 @@ def _say_what_is_loaded(name: str, source: str, device: str) -> None:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
     if folder is None or size >= LARGE:
         logger.warning("loading %s%s onto %s", name, f", {size / 1e9:.0f} GB of weights," if size else "", device)
-
-
-def _positions(config: Any) -> int:
-    """Places that a model has for tokens, those that its rotary embedding is stretched to included."""
-    text = config.get_text_config()
-    places = getattr(text, "max_position_embeddings", None) or VERY_LARGE_INTEGER
-    rope = getattr(text, "rope_parameters", None)
-    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))] if isinstance(rope, dict) else []
-    for one in ropes:
-        first, factor = one.get("original_max_position_embeddings") or places, one.get("factor") or 1
-        places = max(places, int(first * factor))
-    return int(places)
 
 
 def _is_cached(name: str) -> bool:

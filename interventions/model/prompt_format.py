@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
-from interventions.model.foreign.rendering import rendered
+from data.prompts.conversations import parted
+from interventions.model.formats.choice import MARK, render_all
 
 RENDERED = 512  # prompts tokenized at once: their offsets take ten times the memory of their ids
-MARK = "\ue000"  # for private use, so that no template holds it
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,11 @@ class Encoded:
 
 
 def render(tokenizer: Any, prompt: str) -> str:
-    """The prompt in the tokenizer's chat template, generation prompt included; bare without a template."""
-    if not tokenizer.chat_template:
-        return prompt
-    return rendered(tokenizer, [prompt])[0]
+    """The prompt in the tokenizer's format, generation prompt included; bare without a template."""
+    return render_all(tokenizer, [prompt])[0]
 
 
-def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ()) -> Encoded:
+def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = (), room: int = 0) -> Encoded:
     """Render and tokenize prompts.
 
     What a prompt says is text: a control token in it is read as its characters, so that no prompt can end its own turn.
@@ -47,6 +45,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
         tokenizer: A fast tokenizer.
         prompts: N texts.
         suffixes: With S of them, N·S rows come out, the suffixes of a prompt adjacent.
+        room: New tokens that are to follow.
 
     Raises:
         UserError: A prompt gives no token at all, or more than the model has places for; or the template can't be used.
@@ -57,29 +56,69 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = ())
     ids: list[list[int]] = []
     user: list[tuple[int, int]] = []
     special = _special(tokenizer)
-    before, mark, after = render(tokenizer, MARK).partition(MARK)
-    framed = bool(mark) and MARK not in after
+    frames = _Frames(tokenizer)
     for at in range(0, len(prompts), RENDERED):
         some = prompts[at : at + RENDERED]
-        texts = rendered(tokenizer, some) if tokenizer.chat_template else list(some)
+        texts = render_all(tokenizer, some)
         tokens = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         for prompt, text, row, offsets in zip(some, texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-            if special is not None and special.search(prompt):
-                row, offsets = _as_characters(tokenizer, text, prompt, row, offsets)
-            start, stop = _user_tokens(text, before, after, offsets) if framed else (1, len(offsets))
+            context, own = parted(prompt)
+            said = [turn["content"] for turn in context] + [own]
+            if special is not None and any(map(special.search, said)):
+                row, offsets = _as_characters(tokenizer, text, said, row, offsets)
+            first = tokenizer.bos_token_id
+            while first is not None and row[:2] == [first, first]:
+                row, offsets = row[1:], offsets[1:]
+            frame = frames.of(prompt, own)
+            start, stop = _user_tokens(text, *frame, offsets) if frame else (1, len(offsets))
             if bos is not None and row[:1] != [bos]:
                 row, start, stop = [bos, *row], start + 1, stop + 1
             if not row:
                 raise UserError("a prompt is blank, and without a chat template no token is left of it")
             span = (start, stop) if start == stop else (max(start, 1), max(stop, 2)) if len(row) > 1 else (0, 1)
             for ending in endings:
-                if len(row) + len(ending) > tokenizer.model_max_length:
-                    raise UserError(f"prompt {len(ids) // len(endings) + 1}, {prompt[:40]!r}…, has {len(row) + len(ending)} "
-                                    f"tokens, and the model has places for {tokenizer.model_max_length}: shorten it or leave it "
-                                    "out")  # fmt: skip
+                _check_row(tokenizer, row + ending, prompt, len(ids) // len(endings) + 1, room)
                 ids.append(row + ending)
                 user.append(span)
     return Encoded(ids, user)
+
+
+def _check_row(tokenizer: Any, row: list[int], prompt: str, number: int, room: int) -> None:
+    """Has the model a place for each token, and an embedding?"""
+    most, rows = tokenizer.model_max_length, getattr(tokenizer, "table_rows", None)
+    called = f"prompt {number}, {prompt[:40]!r}…,"
+    if len(row) > most:
+        raise UserError(
+            f"{called} has {len(row)} tokens, and the model has places for {most}: shorten it or leave it out"
+        )
+    if len(row) + room - 1 > most:
+        raise UserError(f"{called} has {len(row)} tokens, and with {room} new ones goes beyond the model's {most} places: "
+                        f"--max-new-tokens {most + 1 - len(row)} is the most")  # fmt: skip
+    if rows and max(row) >= rows:
+        odd = tokenizer.convert_ids_to_tokens(max(row))
+        raise UserError(f"{called} holds the token {odd!r}, {max(row)}, and the model has embeddings for 0 to {rows - 1}: the "
+                        "tokenizer is another model's, or was given tokens that the model was not")  # fmt: skip
+
+
+class _Frames:
+    """What a format puts before and behind a prompt, which depends on what stands before the prompt alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Of a tokenizer."""
+        self.tokenizer = tokenizer
+        self.known: dict[str, tuple[str, str] | None] = {}
+
+    def of(self, prompt: str, own: str) -> tuple[str, str] | None:
+        """The two; None where they can't be told."""
+        context = prompt.removesuffix(own) if own else prompt
+        if context not in self.known:
+            before, mark, after = render(self.tokenizer, context + MARK).partition(MARK)
+            self.known[context] = (before, after) if mark and MARK not in after else None
+            for turn in parted(context + MARK)[0]:
+                if self.tokenizer.chat_template is None or turn["content"].strip() not in before + after:
+                    raise UserError(f"the prompt format leaves out what stands before a prompt ({turn['content'][:40]!r}): pass "
+                                    "--prompt-format or --template")  # fmt: skip
+        return self.known[context]
 
 
 def suffix_ids(tokenizer: Any, suffixes: Sequence[str]) -> list[list[int]]:
@@ -103,7 +142,7 @@ def _special(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def _as_characters(
-    tokenizer: Any, text: str, prompt: str, row: list[int], offsets: list[tuple[int, int]]
+    tokenizer: Any, text: str, said: Sequence[str], row: list[int], offsets: list[tuple[int, int]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and offsets of a rendered prompt with the control tokens in the user's words read as characters.
 
@@ -111,8 +150,8 @@ def _as_characters(
     read anew, as if there were none but those.
     """
     known = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
-    words = prompt if prompt in text else prompt.strip()  # many templates strip it
-    spans = [found.span() for found in re.finditer(re.escape(words), text)] if words else []
+    words = [prompt if prompt in text else prompt.strip() for prompt in said]  # many templates strip it
+    spans = [found.span() for word in words if word for found in re.finditer(re.escape(word), text)]
     kept = [
         at
         for at, (token, (a, b)) in enumerate(zip(row, offsets, strict=True))

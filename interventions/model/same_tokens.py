@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.errors import UserError
+from interventions.model.formats.choice import rendering_of
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode, suffix_ids
 
@@ -55,7 +56,7 @@ def splitting_alone(base: Model, tuned: Model) -> Model:
     another token than the fine-tuned model's. Kept to show what that does.
     """
     tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.chat_template = tuned.tokenizer.chat_template
+    tokenizer.chat_template, tokenizer.rendering = tuned.tokenizer.chat_template, rendering_of(tuned.tokenizer)
     return replace(base, tokenizer=tokenizer)
 
 

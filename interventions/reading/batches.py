@@ -49,8 +49,8 @@ def pad_batch(
 
 
 def pad_id(tokenizer: Any) -> int:
-    """A token id to pad with; masked out, so any will do."""
+    """A token id to pad with, one that the embedding has a row for; masked out, so any of them will do."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
+        if candidate is not None and candidate < getattr(tokenizer, "table_rows", candidate + 1):
             return candidate
     return 0

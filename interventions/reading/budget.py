@@ -105,8 +105,15 @@ def passes(model: "Model", lengths: Sequence[int], tokens: int) -> list[list[int
     """Split rows into forward passes of at most so many padded tokens, as suits the machine that the model runs on.
 
     A server on this machine's own address is taken for a CPU, as it is where a run is tried out: then it computes the
-    same passes as a run without it, and gives the same bits.
+    same passes as a run without it, and gives the same bits. Rows of a model that padding would run through go with
+    those of their length alone.
     """
+    if model.keeps_state:
+        alike = [
+            [at for at, own in enumerate(lengths) if own == length] for length in sorted(set(lengths), reverse=True)
+        ]
+        most = [max(1, tokens // max(lengths[rows[0]], 1)) for rows in alike]
+        return [rows[at : at + n] for rows, n in zip(alike, most, strict=True) for at in range(0, len(rows), n)]
     if not model.backend.is_loopback if model.backend.is_remote else model.device.type != "cpu":
         return plan_passes(lengths, tokens, GPU_PASS_TOKENS)
     return plan_passes(lengths, min(tokens, CPU_TOKENS), PASS_TOKENS)

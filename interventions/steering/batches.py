@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from data.contract import BATCH_TOKENS
+from data.prompts.conversations import instructed
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
@@ -71,12 +72,12 @@ def weights_of(encoded: Encoded, rows: Sequence[int], opening: int, gates: Seque
     return {position: WEIGHTS[position](encoded, rows, opening) for position in sorted(positions)}
 
 
-def variants_of(model: Model, texts: list[str], plans: list[Plan]) -> list[tuple[Encoded, list[Plan]]]:
-    """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them."""
+def variants_of(model: Model, texts: list[str], plans: list[Plan], room: int = 0) -> list[tuple[Encoded, list[Plan]]]:
+    """Prompts as they are for most arms; each `prompt-only` arm puts an instruction before them; `room` new tokens follow."""
     plain = [plan for plan in plans if not plan.arm.does.instructs]
-    variants = [(encode(model.tokenizer, texts), plain)] if plain else []
+    variants = [(encode(model.tokenizer, texts, room=room), plain)] if plain else []
     for plan in plans:
         if plan.arm.does.instructs:
-            instructed = [f"{plan.arm.text}\n\n{text}" for text in texts]
-            variants.append((encode(model.tokenizer, instructed), [plan]))
+            put = [instructed(plan.arm.text, text) for text in texts]
+            variants.append((encode(model.tokenizer, put, room=room), [plan]))
     return variants

@@ -118,7 +118,7 @@ class _Work:
         model = self.model
         own = prompts.select("category", "label").to_dicts()
         plans = self._plans(own)
-        variants = variants_of(model, prompts["prompt"].to_list(), plans)
+        variants = variants_of(model, prompts["prompt"].to_list(), plans, tokens)
         gates = self.tools.shipped(model, plans, prompts.to_dicts())
         journal = self._journal("answers", variants, [tokens] * prompts.height, fingerprint(prompts))
 

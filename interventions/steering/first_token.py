@@ -8,6 +8,7 @@ import torch
 
 from data.contract import BATCH_TOKENS
 from interventions.model.control_tokens import control_tokens
+from interventions.model.kinds import check_cache
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
@@ -46,6 +47,7 @@ def first_positions(model: Model, prompts: Sequence[str], batch_tokens: int = BA
         prompts: N texts.
         batch_tokens: Padded tokens a batch.
     """
+    check_cache(model.module, model.name)
     known = control_tokens(model.tokenizer)
     names = {number: name for name, number in known.items()}
     nothing, one = torch.zeros(1), torch.ones(1)

@@ -81,7 +81,7 @@ def answered(
     texts = prompts["prompt"].to_list()
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, arm, tools, own) for arm in arms]
-    variants = variants_of(model, texts, plans)
+    variants = variants_of(model, texts, plans, max_new_tokens)
     budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
     count = len(texts)
     plan = [

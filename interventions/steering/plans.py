@@ -19,6 +19,7 @@ from interventions.methods.edits.fitted import FittedMethod
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.blocks import sites
 from interventions.model.control_tokens import RefusalTokens, refusal_tokens
+from interventions.model.kinds import check_cache
 from interventions.model.model import Model
 from interventions.steering.arms import Arm
 from interventions.traced.edits import ArmPlan, Bias, LowRankEdit, Turn
@@ -115,6 +116,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
     Raises:
         UserError: The arm needs a probe, a low-rank map, refusal tokens, a layer or a category that isn't there.
     """
+    check_cache(model.module, model.name)
     tokens, vectors = refusal_tokens(model), tools.vectors
     _check(model, arm, tools, tokens)
     categories, count = vectors.categories, len(rows)
@@ -123,13 +125,15 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
     given, strengths = torch.full((count,), mean), torch.full((count,), float(arm.strength), dtype=torch.float64)
     is_harmful = [arm.does.reads_labels and row["label"] == "harmful" for row in rows]
     layers = _layers(model, arm)
+    one = not (arm.is_routed or arm.does.reads_labels)
+    for name in ([arm.category] if one else categories) if arm.steers and arm.has_vectors else ():
+        for layer in _sources(arm, layers):
+            vectors.delta(layer, name, 1.0, arm.unit)  # says so if there is none, or it is zero or not finite
     if arm.does.reads_labels:
         given = torch.tensor([number.get(row["category"] or "", mean) for row in rows])
         strong = [arm.harmful if harmful else arm.strength for harmful in is_harmful]
         strengths = torch.tensor(strong, dtype=torch.float64)
     elif arm.has_vectors and arm.category != MEAN:
-        for layer in _sources(arm, layers):
-            vectors.delta(layer, arm.category, 1.0, arm.unit)  # says so if there is none, or it is zero
         given = torch.full((count,), number[arm.category])
     elif arm.directions > 1:
         given = torch.arange(count) % arm.directions

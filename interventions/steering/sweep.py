@@ -143,7 +143,8 @@ def sweep(
     unlabelled = [{"category": None, "label": None}] * prompts.height
     plans = [plan_arm(model, arm, tools, unlabelled) for arm in arms]
     budget = Budget(DECODED * (batch_tokens or default_batch_tokens(model)))
-    work = _Work(model, prompts, encode(model.tokenizer, prompts["prompt"].to_list()), tools, path, budget)
+    encoded = encode(model.tokenizer, prompts["prompt"].to_list(), room=max_new_tokens)
+    work = _Work(model, prompts, encoded, tools, path, budget)
     probability, chosen = None, list(range(1, len(arms)))
     journals = []
     if refusal_tokens(model).ids:

@@ -57,7 +57,7 @@ def trace(
     baseline = Arm("baseline", "baseline", arms[0].layer)
     own = prompts.select("category", "label").to_dicts()
     plans = [plan_arm(model, one, tools, own) for one in (baseline, *arms)]
-    variants = variants_of(model, prompts["prompt"].to_list(), plans)
+    variants = variants_of(model, prompts["prompt"].to_list(), plans, max_new_tokens)
     lengths = [len(ids) + max_new_tokens for ids in variants[-1][0].ids]
     key = {
         "model": model.identity,

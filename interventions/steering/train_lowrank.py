@@ -27,6 +27,7 @@ from interventions.backends.backend import JOB_BYTES
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import refusal_tokens
+from interventions.model.kinds import check_cache
 from interventions.model.model import Model
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
@@ -153,6 +154,7 @@ def train_lowrank(
 
 def labelled_batches(model: Model, rows: pl.DataFrame, targets: Sequence[int], batch_tokens: int) -> LabelledBatches:
     """Batches of prompts of alike lengths, harmful and benign ones together as they come."""
+    check_cache(model.module, model.name)
     encoded = encode(model.tokenizer, rows["prompt"].to_list())
     harmful = (rows["label"] == "harmful").to_list()
     plan = plan_batches([len(ids) for ids in encoded.ids], batch_tokens, ROWS_A_BATCH)

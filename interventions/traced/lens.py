@@ -31,7 +31,7 @@ def best_tokens(
 def unembedded(module: Any, norm_path: str, vectors: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of a module."""
     norm, head = module.get_submodule(norm_path), module.get_output_embeddings()
-    scale = next(norm.parameters())
+    scale = next(norm.parameters(), head.weight)  # a norm may have no weights
     with torch.no_grad():
         inside = norm(vectors.to(scale.device, scale.dtype)).to(head.weight.device, head.weight.dtype)
         best = head(inside).float().topk(min(top_k, head.weight.shape[0]))

@@ -5,6 +5,7 @@ tokens' own rows of the vocabulary; out come a bare adapter and the merged model
 """
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from data.contract import (
     ANSWER_TOKENS,
@@ -33,7 +35,7 @@ from interventions.model.blocks import decoder_path
 from interventions.model.embedded import ALIASES, HUB_ID, embedded_folder
 from interventions.model.foreign.checkpoint import check_files, every_weight, folder_revision
 from interventions.model.foreign.rendering import check_template
-from interventions.model.templates import answer_template
+from interventions.model.formats.named import answer_template
 from interventions.model.tokenizer_files import RECORD_FILE, write_tokenizer
 from interventions.model.vocabulary import ControlToken, place_control_tokens
 from interventions.reading.batches import pad_id
@@ -41,6 +43,7 @@ from interventions.tuning.card import card
 from interventions.tuning.examples import Example, make_examples, split_rows, target_tokens
 from interventions.tuning.loop import Checkpoint, Epoch, Plan, train
 
+logger = logging.getLogger(__name__)
 READ_SPLITS = ("train", "validation")
 ADAPTER = "adapter"  # the bare adapter's folder inside the model's
 
@@ -248,8 +251,11 @@ def _adapted(
     if not module.config.tie_word_embeddings:
         tables[_name_of(module, module.get_output_embeddings())] = ids
     blocks = module.get_submodule(decoder_path(module, base))
-    linear = sorted({n.rpartition(".")[2] for n, m in blocks.named_modules() if isinstance(m, torch.nn.Linear)})
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, trainable_token_indices=tables)
+    linear = trained_layers(blocks, base)
+    turned = any(isinstance(part, Conv1D) for part in blocks.modules())
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=linear, trainable_token_indices=tables, fan_in_fan_out=turned
+    )
     _first_rows(module, control_tokens, examples, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -258,6 +264,24 @@ def _adapted(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted, resized
+
+
+def trained_layers(blocks: Any, base: str) -> list[str]:
+    """Names of the layers in a model's blocks that get a LoRA: all that are linear. A line says which these are, and which
+    matrices stay as they are, such as those that hold all experts in one.
+
+    Raises:
+        UserError: There is none.
+    """
+    kinds = (torch.nn.Linear, Conv1D)
+    linear = sorted({name.rpartition(".")[2] for name, part in blocks.named_modules() if isinstance(part, kinds)})
+    if not linear:
+        raise UserError(f"{base}: its blocks have no linear layer that a LoRA could be put on; pass another --model")
+    left = sorted({f"{name.rpartition('.')[2] or 'block'}.{own}" for name, part in blocks.named_modules() if not isinstance(part, kinds)
+                   for own, weight in part.named_parameters(recurse=False) if weight.ndim > 1})  # fmt: skip
+    more = f"; {', '.join(left)} stay as they are" if left else ""
+    logger.warning("%s: a LoRA trains %s%s", base, ", ".join(linear), more)
+    return linear
 
 
 @torch.no_grad()

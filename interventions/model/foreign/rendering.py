@@ -2,7 +2,8 @@
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from data.errors import UserError
@@ -29,8 +30,12 @@ def check_template(tokenizer: Any, name: str) -> None:
         raise UserError(f"{name}: a chat template of {size / 1e6:.1f} MB is none; the most is {MOST_TEMPLATE >> 20} MB")
 
 
-def rendered(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Prompts in the tokenizer's chat template, generation prompt included.
+def rendered(
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
+    """Conversations in the tokenizer's chat template, generation prompt included.
 
     A thread does it, so that one which never ends can be given up.
 
@@ -42,10 +47,9 @@ def rendered(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
 
     def work() -> None:
         try:
-            for prompt in prompts:
-                message = [{"role": "user", "content": prompt}]
-                text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-                if len(text) > MOST_ADDED + REPEATS * len(prompt):
+            for messages in conversations:
+                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+                if len(text) > MOST_ADDED + REPEATS * sum(len(str(message["content"])) for message in messages):
                     raise UserError(f"the chat template makes {len(text) / 1e6:.1f} MB of a prompt; pass another model")
                 done.append(text)
         except BaseException as error:

@@ -141,7 +141,7 @@ def _answers(
     unlabelled = [{"category": None, "label": None}] * prompts.height
     first = plan_arm(model, baseline(candidates[0].arm.layer), candidates[0].tools, unlabelled)
     plans = [first, *(plan_arm(model, one.arm, one.tools, unlabelled) for one in candidates)]
-    variants = variants_of(model, prompts["prompt"].to_list(), plans)
+    variants = variants_of(model, prompts["prompt"].to_list(), plans, tokens)
     budget, noted = Budget(DECODED * batch_tokens), []
     for number, (encoded, mine) in enumerate(variants):
         key = made_from(model, fingerprint(prompts), mine, candidates[0].tools) | {"tokens": tokens}

@@ -146,7 +146,7 @@ class HarmlessKL:
         """Answer the prompts unsteered, at most so many tokens each."""
         rows, batch = prompts.to_dicts(), batch_tokens or default_batch_tokens(model)
         plan = plan_arm(model, Arm("baseline", "baseline", 0), tools, rows)
-        [(encoded, plans)] = variants_of(model, [row["prompt"] for row in rows], [plan])
+        [(encoded, plans)] = variants_of(model, [row["prompt"] for row in rows], [plan], tokens)
         answers: list[list[int]] = [[] for _ in rows]
         budget = Budget(DECODED * batch)
         for some in plan_answers(encoded, 1, tokens, budget):
@@ -167,7 +167,7 @@ class HarmlessKL:
         )  # what those are compared with
         drawn = [self.tools] * (len(plain) + (0 if tools else len(arms))) + list(tools or [])
         plans = [plan_arm(self.model, arm, on, self.rows) for arm, on in zip([*plain, *arms], drawn, strict=True)]
-        variants = variants_of(self.model, [str(row["prompt"]) for row in self.rows], plans)
+        variants = variants_of(self.model, [str(row["prompt"]) for row in self.rows], plans, TOKENS)
         place = {id(plan): at for at, plan in enumerate(plans)}
         order = np.argsort([place[id(plan)] for _, mine in variants for plan in mine])[len(plain) :]
         gates = self.tools.shipped(self.model, plans, self.rows)

@@ -1,7 +1,6 @@
 """Vectors carried away: files for other programs, and baked models, held against plain PyTorch."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from interventions.steering.arms import Arm
 from interventions.steering.plans import Tools, plan_arm
 from interventions.steering.texts import stop_tokens
 from tests.made.models import make_tied
-from tests.oracles import changed, changing, relative
+from tests.oracles import changed, changing, relative, reopened
 
 LAYERS, WIDTH = [0, 1, 2, 3], 32
 
@@ -238,17 +237,6 @@ def steered(model, batch, layer, delta):
     """Next-token logits with a plain hook that adds to a block's output at every position (scope `all`)."""
     with changed(model, layer, lambda h: h + delta), torch.no_grad():
         return model.module(**batch).logits[:, -1]
-
-
-def reopened(folder):
-    """The folder as transformers alone opens it; nothing may be missing or left over."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    opened: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    module, told = opened
-    assert not told["missing_keys"] and not told["unexpected_keys"]
-    assert AutoTokenizer.from_pretrained(folder).chat_template
-    return module.eval()
 
 
 def open_again(folder):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -222,3 +223,15 @@ def test_simulated_traces_answer_the_same(tiny_tuned, prompts, tools, tmp_path):
     there = generate(far, few, tools, tmp_path / "b.parquet", arms=arms_of(), max_new_tokens=4)
     assert here.drop("backend").equals(there.drop("backend")) and there["backend"][0] == "simulate"
     assert json.loads(json.dumps(there["response"].to_list()))
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan")])
+@pytest.mark.parametrize(
+    "word", ["fixed:category=weapons", "fixed:category=weapons,unit=raw", "ablate:category=weapons", "routed", "oracle"]
+)
+def test_no_row_is_steered_by_a_vector_that_is_none(tiny_tuned, tools, bad, word):
+    tensors = tools.vectors.tensors | {"weapons": torch.full_like(tools.vectors.tensors["weapons"], bad)}
+    spoilt = replace(tools, vectors=replace(tools.vectors, tensors=tensors))
+    (arm,) = arms_of([word])
+    with pytest.raises(UserError, match=r"'weapons' at layer .* is (zero|not finite)"):
+        plan_arm(tiny_tuned, arm, spoilt, [{"category": None, "label": None}])

@@ -24,7 +24,7 @@ from data.prompts.answers import load_training
 from interventions import open_model
 from interventions.model.adapter import adapter_hash
 from interventions.model.control_tokens import control_tokens
-from interventions.model.templates import answer_template
+from interventions.model.formats.named import answer_template
 from interventions.model.tokenizer_files import read_places, write_tokenizer
 from interventions.model.vocabulary import place_control_tokens
 from interventions.steering.first_token import first_tokens

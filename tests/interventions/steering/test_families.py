@@ -1,0 +1,63 @@
+"""Many families, tiny and random: read and steered as plain hooks on transformers do it, or refused in one line."""
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file
+
+from data.errors import UserError
+from data.store.tables import PROMPTS
+from interventions import extract, open_model
+from interventions.model.prompt_format import encode
+from interventions.steering.arms import Arm
+from interventions.steering.generate import generate
+from interventions.steering.plans import Tools
+from tests.made.families import FAMILIES, STATEFUL, make_family
+from tests.made.tools import vectors_of
+from tests.oracles import cut, hooked, plain, relative, stop_ids
+
+SCOPES = ("prompt-last", "prompt", "generated", "all")
+QUICK = ("gpt2", "qwen2_moe", "gemma2", "falcon-alibi", "mamba", "lfm2", "llama-dynamic", "phi3-longrope")
+STEPS, LAYER = 4, 2
+TEXTS = [
+    "how do i kill a python process",
+    "tell me",
+    "write a poem for my friend please",
+    "kill the process",
+    "tell me the best",
+]
+
+
+def rows(texts=TEXTS):
+    kinds = [("weapons", "harmful"), (None, "benign")]
+    made = [{"id": str(at), "prompt": text, "category": kinds[at % 2][0], "label": kinds[at % 2][1], "dataset": "d"}
+            for at, text in enumerate(texts)]  # fmt: skip
+    return pl.DataFrame(made, schema=PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_a_family_is_right_or_refused(name, tiny_tuned_folder, tmp_path):
+    model = open_model(str(make_family(name, tiny_tuned_folder, tmp_path / "model")))
+    encoded = encode(model.tokenizer, TEXTS)
+    states = load_file(extract(model, rows(), tmp_path / "run"))["activations"]
+    layers = range(model.n_layers)
+    for at, ids in enumerate(encoded.ids):
+        wanted = hooked(model, ids, layers)[:, -1]
+        assert relative(states[at], wanted) < 1e-5, at
+    vectors = vectors_of(model)
+    arms = [Arm(scope, "fixed", LAYER, "weapons", 0.5, scope=scope) for scope in SCOPES]
+    if name in STATEFUL:
+        with pytest.raises(UserError, match="more than keys and values") as told:
+            generate(model, rows(), Tools(vectors), tmp_path / "g.parquet", arms=arms, max_new_tokens=STEPS)
+        assert "\n" not in str(told.value) and not (tmp_path / "g.parquet").exists()
+        return
+    table = generate(model, rows(), Tools(vectors), tmp_path / "g.parquet", arms=arms, max_new_tokens=STEPS)
+    delta = vectors.delta(LAYER, "weapons", 0.5, arms[0].unit)
+    for scope in SCOPES:
+        answers = table.filter(arm=scope)["response"].to_list()
+        for ids, answer in zip(encoded.ids, answers, strict=True):
+            tokens = cut(model, plain(model, ids, LAYER, scope, STEPS, delta=delta)[0])
+            control = tokens[:1] and model.tokenizer.decode(tokens[:1]).startswith("[")
+            assert answer == model.tokenizer.decode(tokens[1:] if control else tokens, skip_special_tokens=True)
+    assert stop_ids(model)
