@@ -1,5 +1,6 @@
 """A model's decoder blocks: where they are, and whether they put out what steering needs."""
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from data.errors import UserError
 from interventions.traced.blocks import hidden
 
+SHAPE_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configurations
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
@@ -49,6 +51,18 @@ def check_blocks(module: Any, blocks: Any, name: str) -> None:
             f"model {name!r} ({type(module).__name__}): its blocks put out {sorted(set(map(str, shapes)))}, "
             f"not (1, 3, {width}); this tool can't steer such a model"
         )
+
+
+def head_path(module: Any) -> str:
+    """Dotted path of the unembedding."""
+    head = module.get_output_embeddings()
+    return next(path for path, child in module.named_modules() if child is head)
+
+
+def logits_from(network: Any, module: Any) -> Any:
+    """The envoy that puts out a model's logits: its unembedding, or the whole where something shapes them after it."""
+    shaped = any(getattr(module.config.get_text_config(), name, None) for name in SHAPE_LOGITS)
+    return network if shaped else attrgetter(head_path(module))(network)
 
 
 def final_norm(module: Any, name: str) -> str:

@@ -147,8 +147,9 @@ def read_residual(
         )
         for batch, mean, places in zip(batches, weights or nothing, ends or nothing, strict=True)
     ]
-    blocks, backend = [model.layers[layer] for layer in layers], model.backend.nnsight(model.nnsight)
-    return [states.float() for states in read(model.nnsight, backend, blocks, first, passes)]
+    blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
+    backend = model.backend.nnsight(model.nnsight)
+    return [states.float() for states in read(model.nnsight, backend, blocks, beyond, first, passes)]
 
 
 def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:

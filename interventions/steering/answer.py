@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from interventions.model.blocks import logits_from
 from interventions.model.model import Model
 from interventions.reading.budget import DECODED, passes
 from interventions.traced.answering import Question, answered
@@ -139,7 +140,8 @@ def answer(
             top_k=asked.top_k,
         ),
     )
-    out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1], question)
+    out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1],
+                   logits_from(model.nnsight, model.module), question)  # fmt: skip
     return _assembled(out, groups, len(plans))
 
 
