@@ -83,12 +83,14 @@ class Client:
         timeout: Seconds that a job may take, all its tries included.
         watch: Told of each change: job, state, the server's words.
         traffic: Counted here.
+        sandbox: Whether the server is asked to run jobs as those of an ordinary key, whatever the key.
     """
 
     address: str
     timeout: float
     watch: Callable[[str, str, str], None] = lambda *_: None
     traffic: Traffic = field(default_factory=Traffic)
+    sandbox: bool = False
     _clients: dict[bool, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -4,6 +4,7 @@ nnsight runs a trace through a *backend*; `Request` is one. Where nnsight's own 
 deadline; and it writes down what it sends, so that a process that takes over collects a result instead of asking again.
 """
 
+import json
 import random
 import sys
 import threading
@@ -146,11 +147,13 @@ class Request(RemoteBackend):
             raise AbandonedError
         self._noted |= {"sent": time.time()}
         self._note(dict(self._noted))
-        request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
+        told = json.loads(RequestModel(model_key=self.model_key, compress=self.compress, env=self.env).metadata())
+        if self._client.sandbox:
+            told["trusted"] = False
         answer = self._ask(
             "POST",
             "/request",
-            data={"data": request.metadata()},
+            data={"data": json.dumps(told)},
             files={"blob": ("request", blob, "application/octet-stream")},
             headers={
                 "nnsight-version": version("nnsight"),
