@@ -100,7 +100,7 @@ class Backend:
         share = -(-len(todo) // self.in_flight)  # few batches: rather every request under way than long ones
         most = max(1, min(BATCHES_A_JOB, JOB_BYTES // batch_bytes, share))
         workers = max(1, min(self.in_flight, LINE_BYTES // (most * batch_bytes)))
-        yield from _Pool(journal, work).run(journal.groups(most), workers)
+        yield from _Pool(journal, work, batch_bytes).run(journal.groups(most), workers)
 
 
 LOCAL = Backend()
@@ -114,6 +114,7 @@ def open_backend(
     in_flight: int = IN_FLIGHT,
     watch: Watch | None = None,
     sandbox: bool = False,
+    insecure: bool = False,
 ) -> Backend:
     """The backend to `local`, `simulate` or `remote`; a server is asked whether it is there.
 
@@ -124,6 +125,7 @@ def open_backend(
         in_flight: How many jobs are under way at once.
         watch: Told what the server says of jobs.
         sandbox: Whether traces run as those of ordinary keys do: beside the model's process.
+        insecure: Whether a key may go to another machine over plain http.
 
     Raises:
         UserError: No server, or none that understands us.
@@ -136,6 +138,6 @@ def open_backend(
     from interventions.backends.ndif.server import preflight
 
     CONFIG.APP.REMOTE_LOGGING = False  # its spinner would stand in the way of our own progress
-    address = address_of(host)
+    address = address_of(host, insecure=insecure)
     preflight(address)
     return Backend(kind, Client(address, timeout, watch or Watch(), sandbox=sandbox), in_flight, sandbox)

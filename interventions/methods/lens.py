@@ -6,6 +6,7 @@ import polars as pl
 import torch
 
 from data.store.tables import LOGIT_LENS
+from interventions.backends.ndif.result import expect
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.blocks import final_norm, head_path
 from interventions.model.model import Model
@@ -33,6 +34,8 @@ def logit_lens(model: Model, vectors: SteeringVectors, top_k: int = 10) -> pl.Da
     backend = model.backend.nnsight(model.nnsight)
     modules = model.layers[-1], attrgetter(norm_path)(model.nnsight), attrgetter(head_path(model.module))(model.nnsight)
     logits, ids = best_tokens(model.nnsight, backend, modules, stacked, top_k)
+    shape = (*stacked.shape[:-1], min(top_k, model.module.config.get_text_config().vocab_size))
+    logits, ids = expect(logits, shape, "logits"), expect(ids, shape, "tokens", whole=True)
     names = model.tokenizer.batch_decode(ids.flatten()[:, None].tolist())
     depth, most = len(vectors.layers), ids.shape[-1]
     rows = [

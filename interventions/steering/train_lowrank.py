@@ -24,6 +24,7 @@ from data.store.progress import progress
 from data.store.tables import LOWRANK_TRAINING
 from data.store.tensors import load_tensors, save_tensors
 from interventions.backends.backend import JOB_BYTES
+from interventions.backends.ndif.result import expect
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import refusal_tokens
@@ -193,7 +194,10 @@ def steps(
     """
     work = Exercise(batches.part(numbers), batches.targets, batches.counts, rates, "fixed" if "z" in rates else "input",
                     len(batches.batches), learn)  # fmt: skip
-    return trained(model.nnsight, model.backend.nnsight(model.nnsight), model.layers[layer], parameters, work)
+    found = trained(model.nnsight, model.backend.nnsight(model.nnsight), model.layers[layer], parameters, work)
+    for name in rates:
+        expect(found["tensors"].get(name), parameters[name].shape, f"{name} of the low-rank map")
+    return found
 
 
 @dataclass(frozen=True)

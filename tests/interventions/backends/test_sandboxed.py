@@ -19,8 +19,8 @@ from interventions.steering.generate import generate
 from interventions.steering.plans import Tools, plan_arm
 from interventions.steering.teacher_forcing import teacher_forced
 from interventions.steering.trace import trace
-from tests.interventions.backends.test_remote import same_activations, same_answers
 from tests.made.tools import EVERY_EDIT, EVERY_ROUTE, arms_of, lowrank_of, probe_of, vectors_of
+from tests.oracles import same_activations, same_answers
 
 
 @pytest.fixture(scope="module")
