@@ -44,11 +44,10 @@ def fast(monkeypatch, tiny_folder):
 
 
 def ask(model, address):
-    network, client = model.nnsight, Client(address, 20.0)
-    with network.trace(
-        {"input_ids": torch.ones(1, 2, dtype=torch.long)}, backend=Request(network, client, "it")
-    ) as tracer:
-        seen = nnsight.save(model.layers[0].output)
+    network, block, client = model.nnsight, model.layers[0], Client(address, 20.0)
+    inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
+    with torch.no_grad(), network.trace(inputs, backend=Request(network, client, "it")) as tracer:
+        seen = nnsight.save(block.output)
         tracer.stop()
     return seen
 
