@@ -112,6 +112,10 @@ def train_lowrank(
     Raises:
         UserError: No refusal tokens, no harmful or no benign row, or a map of another model.
     """
+    if model.backend.sandbox:
+        raise UserError(
+            "lowrank needs gradients, which NDIF gives to trusted keys alone: run it with --local, or ask NDIF to trust your key"
+        )
     start.check(model)
     targets = refusal_tokens(model).ids
     if not targets:

@@ -44,7 +44,7 @@ def fast(monkeypatch, tiny_folder):
 
 
 def ask(model, address):
-    network, block, client = model.nnsight, model.layers[0], Client(address, 20.0)
+    network, block, client = model.nnsight, model.layers[0], Client(address, 120.0)
     inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
     with torch.no_grad(), network.trace(inputs, backend=Request(network, client, "it")) as tracer:
         seen = nnsight.save(block.output)

@@ -197,11 +197,16 @@ def pick_llama(address: str) -> Deployment:
 
 
 def key_words(address: str, seconds: float = PREFLIGHT_SECONDS) -> str:
-    """What a server makes of the user's key: `none`, `known` or `not known there`; it may check none."""
+    """What a server makes of the user's key: `none`, `trusted`, `ordinary` (its code runs in a sandbox), `not known there`."""
     if not api_key():
         return "none"
     try:
-        return "known" if get(address, "/whoami", seconds).get("email") else "set, not known there"
+        told = get(address, "/whoami", seconds)
+        if "trusted" in (told.get("tags") or []):
+            return "trusted"
+        return (
+            "ordinary: its code runs in a sandbox, where lowrank can't" if told.get("email") else "set, not known there"
+        )
     except (UserError, AttributeError):
         return "set"
 
