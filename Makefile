@@ -1,5 +1,5 @@
 # make demo: environment, embedded model, the whole chain, a report.  make test: every quick test.
-# make ndif: a real NDIF server on this machine's CPU.  make test-all: every test, those against that server too.
+# make ndif: a real NDIF server on this machine's CPU; SANDBOX=1: that treats you as NDIF treats ordinary keys.  make test-all: every test, those against that server too.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
@@ -41,7 +41,7 @@ test-all: setup
 
 ndif:
 	@$(NDIF) install
-	@url=$$($(NDIF) up $(if $(PORT),--port $(PORT))) && echo "NDIF is up at $$url; stop it with: make ndif-down" && \
+	@url=$$($(NDIF) up $(if $(PORT),--port $(PORT)) $(if $(SANDBOX),--sandbox)) && echo "NDIF is up at $$url; stop it with: make ndif-down" && \
 	  echo "try it: $(BIN)/python cli.py --remote --host $$url extract --limit 60 vectors trace"
 
 ndif-down:

@@ -17,7 +17,7 @@ def status(_session: Session, s: Settings) -> Summary:
     """
     from interventions.backends.ndif.server import PREFLIGHT_SECONDS
 
-    there = ask_server(s.get("host"), min(PREFLIGHT_SECONDS, s.get("timeout")))
+    there = ask_server(s.get("host"), min(PREFLIGHT_SECONDS, s.get("timeout")), s.get("insecure"))
     if s.get("where") == "remote" and there["reason"]:
         raise UserError(there["reason"])
     here = local()
@@ -27,12 +27,12 @@ def status(_session: Session, s: Settings) -> Summary:
     return {}
 
 
-def ask_server(host: str | None, seconds: float) -> Summary:
+def ask_server(host: str | None, seconds: float, insecure: bool) -> Summary:
     """What can be known of a server: `host`, `reachable`, `reason` (why it can't be used), `key`, `models`, `versions`."""
     from interventions.backends.ndif.client import address_of, shown
     from interventions.backends.ndif.server import RUNNING, deployments, get, key_words, pick, ping, version_table
 
-    address = address_of(host)
+    address = address_of(host, insecure=insecure)
     found: Summary = {"host": shown(address), "reachable": False, "reason": None, "key": None,
                              "default": None, "models": [], "versions": []}  # fmt: skip
     try:

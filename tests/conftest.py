@@ -65,10 +65,20 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ndif() -> Iterator[Server]:
     """A real NDIF server on this machine: one for the whole run. Who breaks it takes `breakable`."""
+    yield from _server(sandbox=False)
+
+
+@pytest.fixture(scope="module")
+def ndif_sandbox() -> Iterator[Server]:
+    """Another, to which every key is an ordinary one."""
+    yield from _server(sandbox=True)
+
+
+def _server(*, sandbox: bool) -> Iterator[Server]:
     state = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
     server = Server(state)
     try:
-        server.up()
+        server.up(sandbox=sandbox)
     except CannotRunError as reason:
         shutil.rmtree(state)
         pytest.skip(str(reason))

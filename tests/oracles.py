@@ -6,10 +6,14 @@ probes and maps are read for their numbers alone. Rows go one at a time, without
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from scipy.special import log_softmax, rel_entr
 
 TIE = 1e-3  # logits nearer to one another than this may change places between one order of summing and another
@@ -303,3 +307,21 @@ def are_best(rows: Sequence[tuple[Sequence[int], torch.Tensor]]) -> None:
         assert len(set(tokens)) == len(tokens) and apart < TIE, (at, list(tokens), wanted)
         escaped.append(at)
     assert len(escaped) * ESCAPES <= len(rows), f"rows {escaped} of {len(rows)} rest on ties"
+
+
+def same_activations(one: Path, two: Path, name: str = "prompts") -> None:
+    """To the bit; and the same metadata, but for where it ran."""
+    found = []
+    for folder in (one, two):
+        with safe_open(folder / f"{name}.safetensors", "pt") as file:
+            found.append(
+                {key: value for key, value in (file.metadata() or {}).items() if key not in ("backend", "model")}
+            )
+    assert found[0] == found[1]
+    a, b = (load_file(folder / f"{name}.safetensors")["activations"] for folder in (one, two))
+    assert torch.equal(a, b)
+    assert pl.read_parquet(one / f"{name}.parquet").equals(pl.read_parquet(two / f"{name}.parquet"))
+
+
+def same_answers(one: pl.DataFrame, two: pl.DataFrame) -> None:
+    assert one.drop("backend").equals(two.drop("backend"))

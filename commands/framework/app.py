@@ -35,10 +35,12 @@ class Session:
         from data.store.progress import Watch
         from interventions.backends.backend import open_backend
 
-        key = (s.get("where"), s.get("host"), s.get("timeout"), s.get("in_flight"))
+        key = (s.get("where"), s.get("host"), s.get("timeout"), s.get("in_flight"), s.get("sandbox"), s.get("insecure"))
         if key not in self.backends:
             watch = Watch(as_json=s.get("as_json"))
-            self.backends[key] = open_backend(key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch)
+            self.backends[key] = open_backend(
+                key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch, sandbox=key[4], insecure=key[5]
+            )
         return self.backends[key]
 
     def model(self, s: Settings, record: Record | None = None) -> "Model":

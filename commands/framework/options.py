@@ -112,7 +112,9 @@ WHERE = tuple(
     Declared(f"--{where}", words, name="where", value=where, default="local")
     for where, words in zip(c.WHERES, ("Run here.", "Ship and rebuild each trace in-process first.", "Run on an NDIF server."), strict=True)
 )
+SANDBOX = Declared("--sandbox", "Run traces as NDIF runs an ordinary key's; with --simulate, what fails there fails here.", bool, False, shown="")
 HOST = Declared("--host", "NDIF server's address.", shown="nnsight's configuration")
+INSECURE = Declared("--insecure", "Let your NDIF key go to another machine over plain http.", bool, False, shown="")
 SECONDS = Declared("--timeout", "Seconds a remote job may take.", types.Numbers(min=0, min_open=True), c.TIMEOUT)
 IN_FLIGHT = Declared("--in-flight", "Remote jobs under way at once.", click.IntRange(1, 64), c.IN_FLIGHT)
 DEVICE = Declared("--device", "torch device.", shown="cuda if there is one, else cpu")
@@ -133,7 +135,7 @@ SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, 
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
 NO_AUTO = Declared("--no-auto", "Don't make missing inputs; say which command does.", bool, False, shown="")
 DEBUG = Declared("--debug", "Show tracebacks.", bool, False, shown="")
-SHARED = (RUN, MODEL, *WHERE, HOST, SECONDS, IN_FLIGHT, DEVICE, DTYPE, *FORMATTING, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
+SHARED = (RUN, MODEL, *WHERE, SANDBOX, HOST, INSECURE, SECONDS, IN_FLIGHT, DEVICE, DTYPE, *FORMATTING, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
 TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.SPLITS)
 
 # Reading and fitting

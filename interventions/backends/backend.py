@@ -29,11 +29,13 @@ class Backend:
         kind: `local`, `simulate` or `remote`; the `backend` of artefacts.
         client: How to reach the server, for `remote`.
         in_flight: How many jobs are under way at once.
+        sandbox: Whether a simulation, or a server that would not, treats the user as NDIF treats ordinary keys.
     """
 
     kind: str = "local"
     client: "Client | None" = None
     in_flight: int = 1
+    sandbox: bool = False
 
     @property
     def is_remote(self) -> bool:
@@ -67,7 +69,7 @@ class Backend:
         if self.kind == "simulate":
             from interventions.backends.simulated import Simulation
 
-            return Simulation(model)
+            return Simulation(model, sandbox=self.sandbox)
         if self.client is None:
             return None
         from interventions.backends.ndif.request import Request
@@ -98,7 +100,7 @@ class Backend:
         share = -(-len(todo) // self.in_flight)  # few batches: rather every request under way than long ones
         most = max(1, min(BATCHES_A_JOB, JOB_BYTES // batch_bytes, share))
         workers = max(1, min(self.in_flight, LINE_BYTES // (most * batch_bytes)))
-        yield from _Pool(journal, work).run(journal.groups(most), workers)
+        yield from _Pool(journal, work, batch_bytes).run(journal.groups(most), workers)
 
 
 LOCAL = Backend()
@@ -111,6 +113,8 @@ def open_backend(
     timeout: float = TIMEOUT,
     in_flight: int = IN_FLIGHT,
     watch: Watch | None = None,
+    sandbox: bool = False,
+    insecure: bool = False,
 ) -> Backend:
     """The backend to `local`, `simulate` or `remote`; a server is asked whether it is there.
 
@@ -120,18 +124,20 @@ def open_backend(
         timeout: Seconds that a job may take, all its tries included.
         in_flight: How many jobs are under way at once.
         watch: Told what the server says of jobs.
+        sandbox: Whether traces run as those of ordinary keys do: beside the model's process.
+        insecure: Whether a key may go to another machine over plain http.
 
     Raises:
         UserError: No server, or none that understands us.
     """
     if kind != "remote":
-        return LOCAL if kind == "local" else Backend(kind)
+        return LOCAL if kind == "local" else Backend(kind, sandbox=sandbox)
     from nnsight.schema.config import CONFIG
 
     from interventions.backends.ndif.client import Client, address_of
     from interventions.backends.ndif.server import preflight
 
     CONFIG.APP.REMOTE_LOGGING = False  # its spinner would stand in the way of our own progress
-    address = address_of(host)
+    address = address_of(host, insecure=insecure)
     preflight(address)
-    return Backend(kind, Client(address, timeout, watch or Watch()), in_flight)
+    return Backend(kind, Client(address, timeout, watch or Watch(), sandbox=sandbox), in_flight, sandbox)

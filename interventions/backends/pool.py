@@ -26,6 +26,7 @@ class _Task:
     group: Group
     journal: Journal
     stop: threading.Event
+    batch_bytes: int
     jobs: int = 0
 
     def job(self, model: Any, client: "Client") -> Any:
@@ -37,14 +38,15 @@ class _Task:
             label += f", part {self.jobs + 1}"
         self.jobs += 1
         known = self.journal.jobs.get(name)
-        return Request(model, client, label, known, lambda noted: self.journal.note_job(name, noted), self.stop)
+        return Request(model, client, label, known, lambda noted: self.journal.note_job(name, noted), self.stop,
+                       2 * len(self.group) * self.batch_bytes)  # fmt: skip
 
 
 class _Pool(Generic[T]):
     """Groups of batches done by daemon threads: one that is stuck can't keep the process."""
 
-    def __init__(self, journal: Journal, work: Callable[[Group], T]) -> None:
-        self._journal, self._work = journal, work
+    def __init__(self, journal: Journal, work: Callable[[Group], T], batch_bytes: int) -> None:
+        self._journal, self._work, self._batch_bytes = journal, work, batch_bytes
         self._todo: queue.SimpleQueue[Group] = queue.SimpleQueue()
         self._done: queue.Queue[tuple[Group, T | None, BaseException | None]] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
@@ -84,7 +86,7 @@ class _Pool(Generic[T]):
                 group = self._todo.get_nowait()
             except queue.Empty:
                 break
-            _task.now = _Task(group, self._journal, self._stop)
+            _task.now = _Task(group, self._journal, self._stop, self._batch_bytes)
             try:
                 with tracing():
                     value = self._work(group)

@@ -5,6 +5,7 @@ import io
 import linecache
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,23 +17,30 @@ from nnsight.tracing.tracer import _saves, save
 from nnsight.tracing.util import push
 
 from interventions.backends.ndif.result import load_result
+from interventions.backends.sandboxed import apart, persistent_objects
 
 
 class Simulation(LocalSimulationBackend):
-    """nnsight backend that does what an NDIF server does, without one.
+    """nnsight backend that does what an NDIF server does, without one; in a sandbox what it does with an ordinary key.
 
     nnsight's own runs the caller's tracer with the rebuilt code. This one runs the rebuilt tracer and brings back what
     it saved, as bytes: a list made outside the block stays empty here too. And it rebuilds from source that nnsight
     may have cached otherwise: a block's source, as it is shipped, is laid out anew, so that lines move.
     """
 
+    def __init__(self, model: Any, *, sandbox: bool = False) -> None:
+        """Prepare; nothing runs before the trace ends."""
+        super().__init__(model)
+        self._sandbox = sandbox
+
     def __call__(self, tracer: Any) -> None:
         """Serialize, deserialize with this machine's modules hidden, run, and put what was saved into the frame."""
         pull_env()
         blob = RequestModel.serialize(tracer, compress=False)
-        with _sources_apart(tracer.info.frame.f_code.co_filename):
+        known = persistent_objects(self.model) if self._sandbox else self.model._remoteable_persistent_objects()
+        with _sources_apart(tracer.info.frame.f_code.co_filename), apart() if self._sandbox else nullcontext():
             with self._modules_hidden():
-                rebuilt = RequestModel.deserialize(blob, self.model._remoteable_persistent_objects(), compress=False)
+                rebuilt = RequestModel.deserialize(blob, known, compress=False)
             rebuilt.execute(rebuilt.info.code)
         marked = _saves()
         saved = {name: value for name, value in rebuilt.info.frame.f_locals.items() if id(value) in marked}

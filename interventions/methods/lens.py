@@ -1,11 +1,14 @@
 """Logit lens: which tokens does a category's vector write?"""
 
+from operator import attrgetter
+
 import polars as pl
 import torch
 
 from data.store.tables import LOGIT_LENS
+from interventions.backends.ndif.result import expect
 from interventions.methods.vectors import SteeringVectors
-from interventions.model.blocks import final_norm
+from interventions.model.blocks import final_norm, head_path
 from interventions.model.model import Model
 from interventions.traced.lens import best_tokens
 
@@ -29,7 +32,10 @@ def logit_lens(model: Model, vectors: SteeringVectors, top_k: int = 10) -> pl.Da
     norm_path = final_norm(model.module, model.name)
     stacked = torch.stack([vectors.tensors[name] for name in vectors.categories])  # (categories, layers, d_model)
     backend = model.backend.nnsight(model.nnsight)
-    logits, ids = best_tokens(model.nnsight, backend, norm_path, stacked, top_k)
+    modules = model.layers[-1], attrgetter(norm_path)(model.nnsight), attrgetter(head_path(model.module))(model.nnsight)
+    logits, ids = best_tokens(model.nnsight, backend, modules, stacked, top_k)
+    shape = (*stacked.shape[:-1], min(top_k, model.module.config.get_text_config().vocab_size))
+    logits, ids = expect(logits, shape, "logits"), expect(ids, shape, "tokens", whole=True)
     names = model.tokenizer.batch_decode(ids.flatten()[:, None].tolist())
     depth, most = len(vectors.layers), ids.shape[-1]
     rows = [

@@ -10,6 +10,7 @@ from data.errors import UserError
 from interventions.traced.blocks import hidden
 from interventions.traced.edits import EMBEDDING, attention_of
 
+SHAPE_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configurations
 FINAL_NORMS = (
     "norm",
     "final_layernorm",
@@ -87,6 +88,18 @@ def is_plain(block: Any) -> bool:
     """Whether a block is stream + attention, then + feed-forward, with nothing behind either but the sum."""
     parts = {name for name, _ in block.named_children()}
     return parts == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+def head_path(module: Any) -> str:
+    """Dotted path of the unembedding."""
+    head = module.get_output_embeddings()
+    return next(path for path, child in module.named_modules() if child is head)
+
+
+def logits_from(network: Any, module: Any) -> Any:
+    """The envoy that puts out a model's logits: its unembedding, or the whole where something shapes them after it."""
+    shaped = any(getattr(module.config.get_text_config(), name, None) for name in SHAPE_LOGITS)
+    return network if shaped else attrgetter(head_path(module))(network)
 
 
 def final_norm(module: Any, name: str) -> str:

@@ -30,6 +30,7 @@ from interventions.model.model import Model
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
 
+FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 logger = logging.getLogger(__name__)
 # An installed package is no local module to nnsight, but its code must travel with a trace all the same.
 nnsight.register("interventions")
@@ -157,7 +158,10 @@ def _far_dtype(backend: Backend, source: str, network: Any, layers: Any) -> str:
     known = running.get(source)
     if known is not None and known.dtype:
         return known.dtype
-    return stream_dtype(network, backend.nnsight(network), layers[0])
+    told = stream_dtype(network, backend.nnsight(network), layers[0])
+    if told not in FLOATS:
+        raise UserError("the server says of no type that it holds the weights in; is it an NDIF server? check --host")
+    return told
 
 
 def _checked_device(device: str | None) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from data.errors import UserError
+from interventions.backends.ndif.result import expect
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode, suffix_ids
 from interventions.reading.batches import pad_batch, pad_id
@@ -147,8 +148,21 @@ def read_residual(
         )
         for batch, mean, places in zip(batches, weights or nothing, ends or nothing, strict=True)
     ]
-    blocks, backend = [model.layers[layer] for layer in layers], model.backend.nnsight(model.nnsight)
-    return [states.float() for states in read(model.nnsight, backend, blocks, first, passes)]
+    blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
+    backend = model.backend.nnsight(model.nnsight)
+    found = read(model.nnsight, backend, blocks, beyond, first, passes)
+    rows = [
+        len(batch["input_ids"]) * (len(one.places) if one.places else 1)
+        for batch, one in zip(batches, passes, strict=True)
+    ]
+    if len(found) != len(rows):
+        raise UserError(
+            f"{len(rows)} passes were asked for and {len(found)} came back; is this an NDIF server? try another --host"
+        )
+    return [
+        expect(states, (count, len(layers), model.d_model), "activations").float()
+        for states, count in zip(found, rows, strict=True)
+    ]
 
 
 def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from interventions.model.blocks import sites
+from data.errors import UserError
+from interventions.backends.ndif.result import expect
+from interventions.model.blocks import logits_from, sites
 from interventions.model.model import Model
 from interventions.reading.budget import DECODED, passes
 from interventions.traced.answering import Question, answered
@@ -140,8 +142,38 @@ def answer(
             top_k=asked.top_k,
         ),
     )
-    out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1], question)
+    out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1],
+                   logits_from(model.nnsight, model.module), question)  # fmt: skip
+    _check(out, groups, question, rows, model)
     return _assembled(out, groups, len(plans))
+
+
+def _check(out: dict[str, Any], groups: list[list[int]], question: Question, rows: int, model: Model) -> None:
+    """Is what came back what was asked for?
+
+    Raises:
+        UserError: It is not; a server may be anybody's.
+    """
+    how, found = question.how, out.get("found")
+    if not isinstance(found, list) or len(found) != len(groups) or not all(isinstance(part, dict) for part in found):
+        raise UserError("answers came back in another form than they were asked for; is this an NDIF server?")
+    shown = min(how.top_k, model.module.config.get_text_config().vocab_size)
+    for group, part in zip(groups, found, strict=True):
+        arms = (rows, len(group))
+        expect(part.get("tokens"), (*arms, how.steps), "tokens", whole=True)
+        expect(part.get("vector"), arms, "numbers of vectors", whole=True)
+        expect(part.get("strength"), arms, "strengths")
+        if len(how.refusing):
+            expect(part.get("refusal"), arms, "refusal probabilities")
+        if how.top_k:
+            expect(part.get("kl"), arms, "divergences")
+            for ids, shares, shape in (("top_ids", "top_shares", arms), ("own_ids", "own_shares", (rows, 1))):
+                expect(part.get(ids), (*shape, shown), "tokens", whole=True)
+                expect(part.get(shares), (*shape, shown), "probabilities")
+    if question.looks and how.gates:
+        expect(out.get("gates"), (rows, len(how.gates)), "gates' scores")
+    if question.looks and question.kept:
+        expect(out.get("residual"), (rows, len(question.kept), model.d_model), "activations")
 
 
 def marks_of(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from interventions.backends.ndif.result import expect
 from interventions.model.model import Model
 from interventions.steering.answer import NO_GATES, Gating, edited_blocks, marks_of
 from interventions.traced.blocks import Batch
@@ -81,9 +82,10 @@ def teacher_forced(
                  [(some, edited_blocks(model, some)) for some in arms], asked)  # fmt: skip
     order = [at for group in groups for at in group]
     back = torch.tensor([order.index(at) for at in range(len(plans))])
-    nll, kl = out["nll"], out["kl"]
-    assert nll is not None
-    return TeacherForced(nll[:, back], None if kl is None else kl[:, back])
+    shape = (rows, len(plans), tokens.shape[1])
+    nll = expect(out.get("nll"), shape, "log-likelihoods")
+    kl = expect(out.get("kl"), shape, "divergences")[:, back] if divergence else None
+    return TeacherForced(nll[:, back], kl)
 
 
 def _groups(plans: Sequence[ArmPlan], most: int) -> list[list[int]]:

@@ -24,6 +24,7 @@ from data.store.progress import progress
 from data.store.tables import LOWRANK_TRAINING
 from data.store.tensors import load_tensors, save_tensors
 from interventions.backends.backend import JOB_BYTES
+from interventions.backends.ndif.result import expect
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import refusal_tokens
@@ -112,6 +113,10 @@ def train_lowrank(
     Raises:
         UserError: No refusal tokens, no harmful or no benign row, or a map of another model.
     """
+    if model.backend.sandbox:
+        raise UserError(
+            "lowrank needs gradients, which NDIF gives to trusted keys alone: run it with --local, or ask NDIF to trust your key"
+        )
     start.check(model)
     targets = refusal_tokens(model).ids
     if not targets:
@@ -195,7 +200,10 @@ def steps(
     """
     work = Exercise(batches.part(numbers), batches.targets, batches.counts, rates, "fixed" if "z" in rates else "input",
                     len(batches.batches), learn)  # fmt: skip
-    return trained(model.nnsight, model.backend.nnsight(model.nnsight), model.layers[layer], parameters, work)
+    found = trained(model.nnsight, model.backend.nnsight(model.nnsight), model.layers[layer], parameters, work)
+    for name in rates:
+        expect(found["tensors"].get(name), parameters[name].shape, f"{name} of the low-rank map")
+    return found
 
 
 @dataclass(frozen=True)

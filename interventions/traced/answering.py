@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import nnsight
 import torch
 
-from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, on
+from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, is_apart, on
 from interventions.traced.caching import Part, cached, prefill
 from interventions.traced.decoding import Decoding, decoded, read_unsteered
 from interventions.traced.edits import ArmPlan, Unsteered
 from interventions.traced.gating import LAST, Marks, begun, score
+from interventions.traced.generating import generated
 
 
 class Question(NamedTuple):
@@ -42,26 +43,27 @@ class Question(NamedTuple):
     how: Decoding
 
 
-def answered(network: Network, backend: NnsightBackend, last: Block, question: Question) -> dict[str, Any]:
+def answered(network: Network, backend: NnsightBackend, last: Block, head: Block, question: Question) -> dict[str, Any]:
     """Run the session; plain values come back: `found`, a dictionary a group; `gates` and `residual` if they were read.
 
     Args:
         network: The nnsight model.
         backend: Where it runs.
         last: Its last block.
+        head: What puts out its logits.
         question: What is asked.
     """
     with network.session(backend=backend):
         out = nnsight.save({})
         with torch.no_grad():
-            device = device_of(network)
+            apart, device = is_apart(network), device_of(network, last)
             batch = on(device, question.batch)
             how = question.how._replace(
                 refusing=question.how.refusing.to(device), ending=question.how.ending.to(device)
             )
-            cache, sums = cached(), begun(question.marks, len(batch["input_ids"]))
+            cache, sums = cached(apart=apart), begun(question.marks, len(batch["input_ids"]))
             if question.shares:
-                cache = prefill(network, last, batch, question.opening, question.parts, question.marks, sums)
+                cache = prefill(network, batch, question.opening, question.parts, question.marks, sums)
             seen = Unsteered()
             if question.looks:
                 states, logits = read_unsteered(network, question.marks, batch, cache, sums)
@@ -74,7 +76,10 @@ def answered(network: Network, backend: NnsightBackend, last: Block, question: Q
                     out["residual"] = torch.stack([states[number, LAST].cpu() for number in question.kept], dim=1)
             out["found"] = []
             for plans, blocks in question.groups:
-                found = decoded(network, blocks, batch, cache, plans, seen, how)
+                if apart:
+                    found = generated(network, head, blocks, batch, cache, plans, seen, how)
+                else:
+                    found = decoded(network, blocks, batch, cache, plans, seen, how)
                 out["found"].append(found.first._asdict() | {"tokens": found.tokens, "vector": found.vector,
                                                              "strength": found.strength})  # fmt: skip
     return out

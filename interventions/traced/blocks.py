@@ -24,9 +24,22 @@ def hidden(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def device_of(network: Network) -> torch.device:
-    """Where a model's weights lie, there where the trace runs."""
-    return next(network._module.parameters()).device
+def is_apart(network: Network) -> bool:
+    """Whether this runs in a process beside the model's, as NDIF's sandbox does with an ordinary key's code.
+
+    Modules hold no weights there, what a block puts out is a copy, and so is what a trace is given: a cache that it
+    fills comes back only with its output. Modules can be called through their envoys.
+    """
+    return network._module is None or next(network._module.parameters()).is_meta
+
+
+def device_of(network: Network, block: Block) -> torch.device:
+    """Where a model computes, there where the trace runs; apart from its weights, where a block's output lies."""
+    if not is_apart(network):
+        return next(network._module.parameters()).device
+    with network.trace({"input_ids": torch.ones((1, 1), dtype=torch.long)}, use_cache=False, logits_to_keep=1):
+        device = hidden(block.output).device
+    return device  # noqa: RET504  # a trace gives its values once its block has ended
 
 
 def on(device: torch.device, batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from interventions.traced.blocks import Batch, Block, Network, hidden
+from interventions.traced.blocks import Batch, Network, hidden, is_apart
 from interventions.traced.gating import Marks, States, added
 
 Part = tuple[torch.Tensor, int]
@@ -64,13 +64,16 @@ class GrowingLayer(DynamicLayer):
         return rooms[0].data_ptr() == keys.data_ptr() and rooms[0].shape[2] >= columns
 
 
-def cached(layers: Iterable[Sequence[torch.Tensor]] = (), room: int = ROOM) -> DynamicCache:
+def cached(layers: Iterable[Sequence[torch.Tensor]] = (), room: int = ROOM, apart: bool = False) -> DynamicCache:
     """A cache of each layer's keys and values, (rows, heads, columns, depth), which are copied.
 
     Args:
         layers: Keys and values of each layer; none gives an empty cache.
         room: How many columns to leave room for.
+        apart: Whether it travels to the model's process, which knows transformers' own classes alone.
     """
+    if apart:
+        return DynamicCache([(pair[0], pair[1]) for pair in layers])
     cache = DynamicCache()
     cache.layer_class_to_replicate = GrowingLayer
     for pair in layers:
@@ -86,6 +89,11 @@ def keys_values(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(pair[0], pair[1]) for pair in cache if pair[0] is not None and pair[1] is not None]
 
 
+def cropped(cache: DynamicCache, columns: int) -> None:
+    """Keep so many columns; a pass apart has added none to this copy."""
+    cache.crop(min(columns - cache.get_seq_length(), 0))
+
+
 def prefill_parts(batch: Batch, opening: int, passes: Sequence[Sequence[int]]) -> list[Part]:
     """For each pass over some rows: their numbers, and how many columns before the last they need behind the opening."""
     width = batch["input_ids"].shape[1] - 1
@@ -98,13 +106,12 @@ def prefill_parts(batch: Batch, opening: int, passes: Sequence[Sequence[int]]) -
 
 
 def prefill(
-    network: Network, last: Block, batch: Batch, opening: int, parts: Sequence[Part], marks: Marks, sums: States
+    network: Network, batch: Batch, opening: int, parts: Sequence[Part], marks: Marks, sums: States
 ) -> DynamicCache:
     """A cache of every column but the last.
 
     Args:
         network: The nnsight model.
-        last: Its last block; nothing behind it is computed.
         batch: Of `encoding.pad_batch`, B rows.
         opening: How many first columns are the same in all rows; they are computed once.
         parts: Of `prefill_parts`.
@@ -113,20 +120,18 @@ def prefill(
     """
     readers = marks.blocks if sums else []
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
-    rows, width = len(ids), ids.shape[1] - 1
-    first = cached()
+    rows, width, apart = len(ids), ids.shape[1] - 1, is_apart(network)
+    first = cached(apart=apart)
     if opening:
         inputs = {
             "input_ids": ids[:1, :opening],
             "attention_mask": mask[:1, :opening],
             "position_ids": positions[:1, :opening],
         }
-        with network.trace(inputs, past_key_values=first, use_cache=True, logits_to_keep=1) as tracer:
+        with network.trace(inputs, past_key_values=first, use_cache=True, logits_to_keep=1):
             for number, block in readers:
                 added(sums, marks, number, hidden(block.output), torch.arange(rows), slice(opening))
-            if not readers or readers[-1][1] is not last:
-                _end = last.output
-            tracer.stop()
+            first = network.output.past_key_values
     caches = []
     for of, own in parts:
         at = of.to(ids.device)
@@ -135,25 +140,25 @@ def prefill(
             "attention_mask": torch.cat([mask[at, :opening], mask[at, width - own : width]], dim=1),
             "position_ids": positions[at, width - own : width],
         }
-        cache = repeated(first, len(of), own + (ROOM if len(parts) == 1 else 0))
-        with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
+        cache = repeated(first, len(of), own + (ROOM if len(parts) == 1 else 0), apart)
+        with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
             for number, block in readers:
                 added(sums, marks, number, hidden(block.output), of, slice(width - own, width))
-            if not readers or readers[-1][1] is not last:
-                _end = last.output
-            tracer.stop()
+            cache = network.output.past_key_values
         caches.append(cache)
     if not caches:
-        return repeated(first, rows)
-    return caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width)
+        return repeated(first, rows, apart=apart)
+    return caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width, apart)
 
 
-def repeated(cache: DynamicCache, rows: int, room: int = ROOM) -> DynamicCache:
+def repeated(cache: DynamicCache, rows: int, room: int = ROOM, apart: bool = False) -> DynamicCache:
     """A cache of one row as one of many, with room for so many columns more."""
-    return cached(([part.expand(rows, -1, -1, -1) for part in pair] for pair in keys_values(cache)), room)
+    return cached(([part.expand(rows, -1, -1, -1) for part in pair] for pair in keys_values(cache)), room, apart)
 
 
-def merged(caches: Sequence[DynamicCache], parts: Sequence[Part], rows: int, opening: int, width: int) -> DynamicCache:
+def merged(
+    caches: Sequence[DynamicCache], parts: Sequence[Part], rows: int, opening: int, width: int, apart: bool = False
+) -> DynamicCache:
     """The parts' caches as one, padded behind the opening as the whole batch is; what is masked there is zero."""
     layers = []
     for pairs in zip(*map(keys_values, caches), strict=True):
@@ -167,7 +172,7 @@ def merged(caches: Sequence[DynamicCache], parts: Sequence[Part], rows: int, ope
                 whole[at, :, width - own :] = pair[which][:, :, opening:]
             layer.append(whole)
         layers.append(tuple(layer))
-    return cached(layers)
+    return cached(layers, apart=apart)
 
 
 def branched(cache: DynamicCache, whose: torch.Tensor, place: torch.Tensor, width: int) -> DynamicCache:

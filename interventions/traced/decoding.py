@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Blocks, Network, hidden
-from interventions.traced.caching import branched, cached, keys_values
+from interventions.traced.caching import branched, cached, cropped, keys_values
 from interventions.traced.divergence import kl
 from interventions.traced.edits import (
     LATER,
@@ -95,14 +95,14 @@ def read_unsteered(
     """The unsteered last position: what is read there and was summed before, and logits (rows, vocabulary); float32."""
     last = {name: batch[name][:, -1:] for name in ("input_ids", "position_ids")}
     inputs, rows = last | {"attention_mask": batch["attention_mask"]}, torch.arange(len(batch["input_ids"]))
-    with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
+    with network.trace(inputs, past_key_values=cache, use_cache=False, logits_to_keep=1):
         states: States = dict(sums)
         for number, block in marks.blocks:
             here = hidden(block.output)
             added(states, marks, number, here[:, -1:, :], rows, slice(-1, None))
             states[number, LAST] = here[:, -1, :].float()
         logits = network.output.logits[:, -1, :].float()
-    cache.crop(-1)
+    cropped(cache, batch["input_ids"].shape[1] - 1)
     return states, logits
 
 

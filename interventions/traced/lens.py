@@ -3,36 +3,38 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-from typing import Any
-
 import nnsight
 import torch
 
-from interventions.traced.blocks import Network, NnsightBackend
+from interventions.traced.blocks import Block, Network, NnsightBackend, hidden
 
 
 def best_tokens(
-    network: Network, backend: NnsightBackend, norm_path: str, vectors: torch.Tensor, top_k: int
+    network: Network,
+    backend: NnsightBackend,
+    modules: tuple[Block, Block, Block],
+    vectors: torch.Tensor,
+    top_k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and ids of each vector's best tokens, (…, top_k) each, on the CPU.
 
     Args:
         network: The nnsight model.
         backend: Where it runs.
-        norm_path: Dotted path of the final norm.
+        modules: Its last block, final norm and unembedding.
         vectors: (…, d_model).
         top_k: How many.
     """
-    with network.session(backend=backend):
-        best = nnsight.save(unembedded(network._module, norm_path, vectors, top_k))
-    return best  # noqa: RET504  # a session gives its values once its block has ended
+    last, norm, head = modules
+    inputs = {"input_ids": torch.ones((1, 1), dtype=torch.long)}
+    with torch.no_grad(), network.trace(inputs, use_cache=False, backend=backend) as tracer:
+        states = hidden(last.output)
+        best = nnsight.save(best_of(head(norm(vectors.to(states.device, states.dtype))), top_k))
+        tracer.stop()
+    return best  # a trace gives its values once its block has ended
 
 
-def unembedded(module: Any, norm_path: str, vectors: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of a module."""
-    norm, head = module.get_submodule(norm_path), module.get_output_embeddings()
-    scale = next(norm.parameters(), head.weight)  # a norm may have no weights
-    with torch.no_grad():
-        inside = norm(vectors.to(scale.device, scale.dtype)).to(head.weight.device, head.weight.dtype)
-        best = head(inside).float().topk(min(top_k, head.weight.shape[0]))
+def best_of(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest logits (…, top_k) and their tokens, on the CPU."""
+    best = logits.float().topk(min(top_k, logits.shape[-1]))
     return best.values.cpu(), best.indices.cpu()

@@ -14,7 +14,7 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from interventions.traced.blocks import Batch, Block, Network, NnsightBackend, device_of, hidden, on
+from interventions.traced.blocks import Batch, Block, Network, NnsightBackend, device_of, hidden, is_apart, on
 from interventions.traced.divergence import kl
 from interventions.traced.edits import LowRankEdit, lowrank_delta
 
@@ -58,7 +58,11 @@ def trained(
     """
     with network.session(backend=backend):
         out = nnsight.save({})
-        device = device_of(network)
+        if is_apart(network):
+            raise RuntimeError(
+                "lowrank needs gradients, which do not reach an ordinary key's code: it needs a trusted key"
+            )
+        device = device_of(network, block)
         low = {name: value.clone().to(device) for name, value in given.items()}
         optimizer = adamw(low, work.rates)
         sums, gradients = torch.zeros(4, dtype=torch.float64), {}

@@ -4,13 +4,13 @@
 # pyright: reportMissingTypeStubs=false
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nnsight
 import torch
 from transformers import DynamicCache
 
-from interventions.traced.blocks import Batch, Block, Network, NnsightBackend, hidden
+from interventions.traced.blocks import Batch, Block, Network, NnsightBackend, hidden, is_apart
 from interventions.traced.caching import repeated
 
 
@@ -29,7 +29,12 @@ class Pass(NamedTuple):
 
 
 def read(
-    network: Network, backend: NnsightBackend, blocks: Sequence[Block], first: Batch, passes: Sequence[Pass]
+    network: Network,
+    backend: NnsightBackend,
+    blocks: Sequence[Block],
+    beyond: Sequence[Block],
+    first: Batch,
+    passes: Sequence[Pass],
 ) -> list[torch.Tensor]:
     """For each pass (rows, layers, d_model) in the model's type, on the CPU; of several places those of a row adjacent.
 
@@ -37,6 +42,7 @@ def read(
         network: The nnsight model.
         backend: Where it runs.
         blocks: What is read, ascending.
+        beyond: The blocks behind the deepest of these, which are not computed.
         first: The opening that all rows share, one row of it; without a column where they share none.
         passes: What to compute.
     """
@@ -44,19 +50,32 @@ def read(
     with network.session(backend=backend):
         kept = nnsight.save([])
         with torch.no_grad():
-            shared = DynamicCache()
+            apart, shared = is_apart(network), DynamicCache()
             if opening:
-                with network.trace(first, past_key_values=shared, use_cache=True) as tracer:
-                    _end = blocks[-1].output
-                    tracer.stop()
+                with network.trace(first, past_key_values=shared, use_cache=True, logits_to_keep=1):
+                    leave_out(beyond, blocks[-1].output)
+                    shared = network.output.past_key_values
             for batch, weights, places in passes:
-                past = repeated(shared, *batch["input_ids"].shape) if opening else None
-                with network.trace(batch, past_key_values=past, use_cache=bool(opening)) as tracer:
-                    states = [picked(hidden(block.output), weights, places) for block in blocks]
+                past = repeated(shared, *batch["input_ids"].shape, apart) if opening else None
+                with network.trace(batch, past_key_values=past, use_cache=False, logits_to_keep=1):
+                    states = []
+                    for block in blocks:
+                        put_out = block.output
+                        states.append(picked(hidden(put_out), weights, places))
                     kept.append(torch.stack(states, dim=1))
-                    tracer.stop()
+                    leave_out(beyond, put_out)
                 past = None  # or the next pass's would be made beside it
     return kept
+
+
+def leave_out(beyond: Sequence[Block], put_out: Any) -> None:
+    """Don't compute the blocks beyond: they put out one position of what the last one did.
+
+    `tracer.stop()` would do it, but apart from the model NDIF 0.1.2 loses track after it, and a session's next trace fails.
+    """
+    short = hidden(put_out)[:1, -1:, :]
+    for block in beyond:
+        block.skip((short, *put_out[1:]) if isinstance(put_out, tuple) else short)
 
 
 def picked(states: torch.Tensor, weights: torch.Tensor | None, places: list[int] | None) -> torch.Tensor:

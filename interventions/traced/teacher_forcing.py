@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, hidden, on
-from interventions.traced.caching import keys_values
+from interventions.traced.caching import cropped, keys_values
 from interventions.traced.divergence import kl
 from interventions.traced.edits import (
     WIDE,
@@ -72,29 +72,27 @@ def forced(
     with network.session(backend=backend):
         out = nnsight.save({})
         with torch.no_grad():
-            device, count, width = device_of(network), given.tokens.shape[1], given.width
+            device, count, width = device_of(network, last), given.tokens.shape[1], given.width
             tokens, there, refusing = (part.to(device) for part in (given.tokens, given.there, given.refusing))
             whole = on(device, given.whole)
             before, after = parted(whole, width - 1)
             cache, sums = DynamicCache(), begun(given.marks, len(tokens))
             every, readers = torch.arange(len(tokens)), given.marks.blocks if sums else []
             if width > 1:
-                with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer:
+                with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1):
                     for number, block in readers:
                         added(sums, given.marks, number, hidden(block.output), every, slice(width - 1))
-                    if not readers or readers[-1][1] is not last:
-                        _end = last.output
-                    tracer.stop()
+                    cache = network.output.past_key_values
             seen, own = Unsteered(), None
             if given.looks:
-                with network.trace(after, past_key_values=cache, use_cache=True, logits_to_keep=count):
+                with network.trace(after, past_key_values=cache, use_cache=False, logits_to_keep=count):
                     states: States = dict(sums)
                     for number, block in given.marks.blocks:
                         here = hidden(block.output)[:, :1, :]
                         added(states, given.marks, number, here, every, slice(width - 1, width))
                         states[number, LAST] = here[:, 0, :].float()
                     own = network.output.logits.float()
-                cache.crop(-count)
+                cropped(cache, width - 1)
                 scores = [score(gate, states, own[:, 0], device) for gate in given.gates]
                 seen = Unsteered(own[:, 0, refusing] if len(refusing) else None, scores)
             if given.divergence and given.reference is not None:
@@ -109,7 +107,7 @@ def forced(
                 past = DynamicCache(keys_values(cache)) if shares else DynamicCache()
                 if shares:
                     past.batch_repeat_interleave(many)
-                with network.trace(part, past_key_values=past, use_cache=True, logits_to_keep=count):
+                with network.trace(part, past_key_values=past, use_cache=False, logits_to_keep=count):
                     for number, block in blocks:
                         edit_in_parts(hidden(block.output), edits.layers[number], 1 if shares else width, wide)
                     logits = network.output.logits.float()

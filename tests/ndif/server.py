@@ -136,36 +136,39 @@ class Server:
         self.home = (home or default_home()).resolve()
         self.ports: dict[str, int] = {}
         self.settings: dict[str, str] = {}
+        self.sandbox = False
         self._note = self.state / "server.json"
         if self._note.exists():
             noted = json.loads(self._note.read_text())
-            self.ports, self.settings = noted["ports"], noted["settings"]
+            self.ports, self.settings, self.sandbox = noted["ports"], noted["settings"], noted["sandbox"]
 
     @property
     def url(self) -> str:
         """Its address."""
         return f"http://127.0.0.1:{self.ports['api']}"
 
-    def up(self, port: int | None = None, settings: dict[str, str] | None = None) -> str:
-        """Start everything and wait until the server serves; its address."""
+    def up(self, port: int | None = None, settings: dict[str, str] | None = None, sandbox: bool = False) -> str:
+        """Start everything and wait until the server serves; its address. In a sandbox every key is an ordinary one."""
         check_machine()
         if not installed(self.home):
             raise CannotRunError(f"no NDIF server is installed in {self.home}: run {Path(__file__).name} install")
         if len(str(self.state)) > LONGEST_STATE:
             raise CannotRunError(f"{self.state} is too long a path for Ray's sockets; pass a shorter --state")
         if self.processes():
-            if self.ready():
+            if self.ready() and self.sandbox == sandbox:
                 return self.url
-            raise CannotRunError(f"what was started in {self.state} is not whole: take it down first")
+            raise CannotRunError(
+                f"what was started in {self.state} is not whole, or another kind of server: take it down first"
+            )
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.state.stat().st_uid != os.getuid():
             raise CannotRunError(f"{self.state} belongs to someone else; pass another --state")
         if port is not None and not _is_free(port):
             raise CannotRunError(f"port {port} is in use; pass another --port, or none for a free one")
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) | ({"api": port} if port else {})
-        self.settings = dict(settings or {})
+        self.settings, self.sandbox = dict(settings or {}), sandbox
         (self.state / "logs").mkdir(exist_ok=True)
-        self._note.write_text(json.dumps({"ports": self.ports, "settings": self.settings}))
+        self._note.write_text(json.dumps({"ports": self.ports, "settings": self.settings, "sandbox": sandbox}))
         try:
             self.start("redis")
             self.start("s3")
@@ -278,7 +281,11 @@ class Server:
 
     def actors(self) -> list[int]:
         """The processes of all models that are up."""
-        return [process for process, (_, command) in self.processes().items() if command.startswith("ray::CPUModel")]
+        return [
+            process
+            for process, (_, command) in self.processes().items()
+            if command.startswith(("ray::CPUModel", "ray::CPUSandbox"))
+        ]
 
     def deploy(self, model: str, key: str, limit: float) -> None:
         """Bring a model up with a time limit of so many seconds a job; `key` is its name to nnsight."""
@@ -365,7 +372,9 @@ class Server:
             "NDIF_OBJECT_STORE_URL": f"http://127.0.0.1:{ports['s3']}",
             "NDIF_RAY_ADDRESS": f"ray://127.0.0.1:{ports['client']}",
             "NDIF_API_PORT": str(ports["api"]),
-            "NDIF_MODEL_IMPORT_PATH": "ndif_cpu.CPUModelActor",
+            "NDIF_MODEL_IMPORT_PATH": f"ndif_cpu.{'CPUSandboxActor' if self.sandbox else 'CPUModelActor'}",
+            "NDIF_SANDBOX_POOL_SIZE": "2",
+            "RAY_AUTH_MODE": "disabled",
             "NDIF_CONTROLLER_IMPORT_PATH": "ndif_cpu.CPUControllerActor",
             "NDIF_DEFAULT_DTYPE": "float32",
             "NDIF_AUTOSCALING_MAX_REPLICAS": "1",
@@ -430,6 +439,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help=f"folder of one running server (default: {default_state()})")
     parser.add_argument("--port", type=int, help="port of the API (default: a free one)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server's")
+    parser.add_argument("--sandbox", action="store_true", help="run everybody's code as NDIF runs an ordinary key's")
     options = parser.parse_args()
     try:
         server = Server(options.state, options.home)
@@ -438,7 +448,7 @@ def main() -> int:
             sys.stdout.write(f"installed in {server.home}\n")
         elif options.verb == "up":
             settings = dict(pair.partition("=")[::2] for pair in options.env)
-            sys.stdout.write(f"{server.up(options.port, settings)}\n")
+            sys.stdout.write(f"{server.up(options.port, settings, options.sandbox)}\n")
         else:
             server.down()
     except CannotRunError as error:

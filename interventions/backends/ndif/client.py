@@ -21,6 +21,8 @@ T = TypeVar("T")
 CONNECT_SECONDS = 10.0
 QUIET_SECONDS = 30.0  # between two bytes of an answer
 CHUNK = 1 << 18
+ANSWER_BYTES = 16 << 20  # of what is no result
+STORES = (".amazonaws.com", ".ndif.us")  # where NDIF keeps results
 PASSING_CODES = (408, 425, 429)  # of HTTP, beside all from 500 on: the same request may do later
 
 
@@ -35,6 +37,10 @@ class PassingError(Exception):
 
 class LateError(Exception):
     """The time for an exchange is over."""
+
+
+class TooLongError(Exception):
+    """An answer that is longer than what was asked for can be, or of a form that hides its length."""
 
 
 @dataclass
@@ -83,12 +89,14 @@ class Client:
         timeout: Seconds that a job may take, all its tries included.
         watch: Told of each change: job, state, the server's words.
         traffic: Counted here.
+        sandbox: Whether the server is asked to run jobs as those of an ordinary key, whatever the key.
     """
 
     address: str
     timeout: float
     watch: Callable[[str, str, str], None] = lambda *_: None
     traffic: Traffic = field(default_factory=Traffic)
+    sandbox: bool = False
     _clients: dict[bool, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -96,11 +104,14 @@ class Client:
         """Tells servers apart in a journal; made of the address without what may be a key."""
         return hashlib.sha256(shown(self.address).encode()).hexdigest()[:12]
 
-    def exchange(self, method: str, url: str, seconds: float, **content: Any) -> "httpx.Response":
+    def exchange(
+        self, method: str, url: str, seconds: float, most: int = ANSWER_BYTES, **content: Any
+    ) -> "httpx.Response":
         """One request and its whole answer, within `seconds`; a path goes to the server, with the user's key.
 
         Raises:
             LateError: There was no whole answer in time.
+            TooLongError: It is longer than `most` bytes, or packed although that was not asked for.
             PassingError: None that can be used, but the next try may bring one.
         """
         import httpx
@@ -116,9 +127,14 @@ class Client:
             request = client.build_request(method, f"{self.address}{url}" if ours else url, timeout=limits, **content)
             answer = client.send(request, stream=True)
             try:
-                parts = []
-                for chunk in answer.iter_bytes(CHUNK):
+                parts, length = [], 0
+                if answer.headers.get("content-encoding", "identity") != "identity":
+                    raise TooLongError("it is packed, which was not asked for")
+                for chunk in answer.iter_raw(CHUNK):
                     parts.append(chunk)
+                    length += len(chunk)
+                    if length > most:
+                        raise TooLongError(f"it is longer than the {most >> 20} MB that it may be")
                     if time.monotonic() > deadline:
                         raise LateError
             finally:
@@ -145,7 +161,8 @@ class Client:
         import httpx
 
         if ours not in self._clients:
-            self._clients[ours] = httpx.Client(headers=key_header() if ours else {})
+            plain = {"Accept-Encoding": "identity"}
+            self._clients[ours] = httpx.Client(headers=plain | (key_header() if ours else {}))
         return self._clients[ours]
 
 
@@ -175,11 +192,11 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]  # no error: the work's own value
 
 
-def address_of(host: str | None) -> str:
+def address_of(host: str | None, *, insecure: bool = False) -> str:
     """The server's address: given, else `NDIF_HOST`, else nnsight's configuration.
 
     Raises:
-        UserError: It is no http address.
+        UserError: It is no http address; or, unless `insecure`, a key would go over the network as plain text.
     """
     if not host and not os.environ.get("NDIF_HOST"):
         from nnsight.schema.config import CONFIG
@@ -193,6 +210,9 @@ def address_of(host: str | None) -> str:
         good = False
     if not good:
         raise UserError(f"--host {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001")
+    if parts.scheme == "http" and not is_loopback(address) and api_key() and not insecure:
+        raise UserError(f"--host {shown(address)} would get your key as plain text that anybody on the way can read; "
+                        "use https://, or --insecure where you trust the way")  # fmt: skip
     return address
 
 
@@ -210,6 +230,16 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
+
+
+def may_hold_results(url: str, address: str) -> bool:
+    """Whether an address that a server names may be asked for a result: the server's own host, or a store of NDIF's."""
+    try:
+        there, own = urlsplit(url), urlsplit(address)
+        name = (there.hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    return name == own.hostname or (there.scheme == "https" and name.endswith(STORES))
 
 
 def api_key() -> str:
@@ -232,8 +262,8 @@ def key_header() -> dict[str, str]:
 
 
 def cleaned(text: str) -> str:
-    """Text in one line, without the key: servers and libraries quote what they don't like."""
-    text = " ".join(str(text).split())
+    """Text in one line, without what steers a terminal, and without the key: servers and libraries quote what they don't like."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
     key = api_key()
     return text.replace(key, "(your key)") if key else text
 

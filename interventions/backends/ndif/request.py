@@ -4,6 +4,7 @@ nnsight runs a trace through a *backend*; `Request` is one. Where nnsight's own 
 deadline; and it writes down what it sends, so that a process that takes over collects a result instead of asking again.
 """
 
+import json
 import random
 import sys
 import threading
@@ -19,8 +20,17 @@ from nnsight.schema.response import ResponseModel, Status
 from pydantic import ValidationError
 
 from data.errors import TooBigError, UserError
-from interventions.backends.ndif.client import Client, LateError, PassingError, cleaned, detail, shown
-from interventions.backends.ndif.result import load_result
+from interventions.backends.ndif.client import (
+    Client,
+    LateError,
+    PassingError,
+    TooLongError,
+    cleaned,
+    detail,
+    may_hold_results,
+    shown,
+)
+from interventions.backends.ndif.result import SPARE_BYTES, UnfitError, decompressed, load_result, saved_names
 from interventions.backends.tracing_lock import waiting
 
 TRIES = 8  # of one step in a row, or of one job; their waits add up to a minute and a half
@@ -45,6 +55,7 @@ class Request(RemoteBackend):
             often it was sent anew because it was overdue), `failed`.
         note: Called with such a dictionary whenever it changes.
         stop: Set when nobody waits for the job any more.
+        most: Bytes that its result may take, unpacked, beside `SPARE_BYTES`.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class Request(RemoteBackend):
         known: dict[str, Any] | None = None,
         note: Callable[[dict[str, Any]], None] = lambda _: None,
         stop: threading.Event | None = None,
+        most: int = 0,
     ) -> None:
         """Prepare; nothing is sent before the trace ends."""
         super().__init__(model.to_model_key(), host=client.address, env=model._remoteable_get_env())
@@ -65,6 +77,7 @@ class Request(RemoteBackend):
             self._noted |= known
         self._collecting = self._noted["id"] is not None
         self._forgotten = False
+        self._most = most + SPARE_BYTES
         self._heard = time.time()
         self._words = "not heard of"
         self._deadline = time.monotonic() + client.timeout
@@ -80,24 +93,24 @@ class Request(RemoteBackend):
             content = self._bring(blob)
         try:
             result = self.finalize(content)
-        except Exception as error:
+            if result.keys() != (names := saved_names(tracer.node)):
+                raise UnfitError(f"it should hold {', '.join(sorted(names))} alone")
+        except UnfitError as error:
             self._note(self._noted | {"failed": True})
             raise UserError(
-                f"the result of {self.label} can't be read ({cleaned(str(error))[:200]}); does the server's version fit? "
-                "see `status`"
+                f"the result of {self.label} is not used: {error}; does the server's version fit? see `status`"
             ) from None
         self._client.watch(self.label, Status.COMPLETED.value, self._words)
-        if isinstance(result, dict):
-            self._push(result, tracer)
+        self._push(result, tracer)
         return result
 
-    def finalize(self, content: bytes) -> Any:
-        """Read a result."""
-        if self.compress:
-            import zstandard
+    def finalize(self, content: bytes) -> dict[str, Any]:
+        """Read a result.
 
-            content = zstandard.ZstdDecompressor().decompress(content)
-        return load_result(content)
+        Raises:
+            UnfitError: It is none, or more than was asked for.
+        """
+        return load_result(decompressed(content, self._most) if self.compress else content, self._most)
 
     def _log(self, message: str) -> None:
         """Not onto stdout, as nnsight does in its debug mode: results stand there."""
@@ -114,6 +127,11 @@ class Request(RemoteBackend):
                 content = self._poll()
             except LateError:
                 raise self._given_up("") from None
+            except TooLongError as error:
+                self._note(self._noted | {"failed": True})
+                raise UserError(
+                    f"an answer of {shown(self._client.address)} about {self.label} is not used: {error}"
+                ) from None
             except PassingError as error:
                 failures, resent = (failures, resent + 1) if error.lost else (failures + 1, resent)
                 self._try_again(error, resent if error.lost else failures)
@@ -146,11 +164,13 @@ class Request(RemoteBackend):
             raise AbandonedError
         self._noted |= {"sent": time.time()}
         self._note(dict(self._noted))
-        request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
+        told = json.loads(RequestModel(model_key=self.model_key, compress=self.compress, env=self.env).metadata())
+        if self._client.sandbox:
+            told["trusted"] = False
         answer = self._ask(
             "POST",
             "/request",
-            data={"data": request.metadata()},
+            data={"data": json.dumps(told)},
             files={"blob": ("request", blob, "application/octet-stream")},
             headers={
                 "nnsight-version": version("nnsight"),
@@ -238,7 +258,10 @@ class Request(RemoteBackend):
             return bytes(source)
         if not source or not str(source).startswith(("http://", "https://")):
             raise UserError(f"{self.label} came back empty; does the server's version fit? see `status`")
-        answer = self._client.exchange("GET", str(source), self._left())
+        if not may_hold_results(str(source), self._client.address):
+            raise UserError(f"the result of {self.label} is said to be at {shown(cleaned(str(source)))[:200]}, which is "
+                            "neither that server nor a store of NDIF's: not fetched; check --host")  # fmt: skip
+        answer = self._client.exchange("GET", str(source), self._left(), most=self._most)
         if answer.status_code in (403, 404, 410):
             raise PassingError("the server no longer holds the result: sent anew", lost=True)
         if not answer.is_success:

@@ -7,7 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from data.errors import UserError
-from interventions.backends.ndif.client import Client, LateError, PassingError, api_key, detail, shown
+from interventions.backends.ndif.client import (
+    Client,
+    LateError,
+    PassingError,
+    TooLongError,
+    api_key,
+    cleaned,
+    detail,
+    shown,
+)
 
 PREFLIGHT_SECONDS = 5.0
 STATUS_SECONDS = 20.0
@@ -97,6 +106,10 @@ def get(address: str, path: str, seconds: float) -> Any:
         raise UserError(
             f"{at} did not answer {path} within {seconds:g} s; it may be overloaded or frozen: try later, or another --host"
         ) from None
+    except TooLongError as error:
+        raise UserError(
+            f"what {at} answers to {path} is not used: {error}; is it an NDIF server? check --host"
+        ) from None
     except PassingError as error:
         code, _, words = str(error).partition(": ")
         if code == "503":
@@ -107,7 +120,9 @@ def get(address: str, path: str, seconds: float) -> Any:
             raise UserError(f"the server at {at} fails ({code}: {words}); try again later, or another --host") from None
         raise UserError(f"no NDIF server answers at {at} ({error}); check --host, or run with --local") from None
     if answer.is_redirect:
-        raise UserError(f"{at} sends its visitors on to {shown(answer.headers.get('location', '?'))}; check --host")
+        raise UserError(
+            f"{at} sends its visitors on to {shown(cleaned(answer.headers.get('location', '?')))[:200]}; check --host"
+        )
     if answer.is_error:
         raise UserError(
             f"{at} answered {path} with {answer.status_code} ({detail(answer)}); is it an NDIF server? check --host"
@@ -141,7 +156,7 @@ def listed(entries: dict[str, dict[str, Any]]) -> list[Deployment]:
     for name, entry in entries.items():
         config = entry.get("config") or {}
         one = Deployment(
-            name=entry.get("repo_id") or name,
+            name=cleaned(entry.get("repo_id") or name)[:200],
             state=entry.get("application_state")
             or ("NOT_STARTED" if entry.get("deployment_level") == "COLD" else "UNHEALTHY"),
             level=entry.get("deployment_level") or "COLD",
@@ -182,11 +197,16 @@ def pick_llama(address: str) -> Deployment:
 
 
 def key_words(address: str, seconds: float = PREFLIGHT_SECONDS) -> str:
-    """What a server makes of the user's key: `none`, `known` or `not known there`; it may check none."""
+    """What a server makes of the user's key: `none`, `trusted`, `ordinary` (its code runs in a sandbox), `not known there`."""
     if not api_key():
         return "none"
     try:
-        return "known" if get(address, "/whoami", seconds).get("email") else "set, not known there"
+        told = get(address, "/whoami", seconds)
+        if "trusted" in (told.get("tags") or []):
+            return "trusted"
+        return (
+            "ordinary: its code runs in a sandbox, where lowrank can't" if told.get("email") else "set, not known there"
+        )
     except (UserError, AttributeError):
         return "set"
 

@@ -21,8 +21,6 @@ import nnsight
 import polars as pl
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from data import UserError, load_all
 from data.store.journal import Journal
@@ -42,6 +40,7 @@ from tests.made.tools import EVERY_ROUTE, arms_of, probe_of, vectors_of
 from tests.ndif.client import SECONDS, command, doors
 from tests.ndif.postgres import binaries, keys_database
 from tests.ndif.server import free_ports
+from tests.oracles import same_activations, same_answers
 
 CANARY = "0f5c1d3e-4b7a-4e21-9c5a-ca4a57ca4a57"
 
@@ -79,24 +78,6 @@ def one_line(outcome: tuple[int, str, str], reason: str) -> None:
     code, out, err = outcome
     assert code == 1 and len(errors(err)) == 1 and reason in errors(err)[0], outcome
     assert CANARY not in out + err
-
-
-def same_activations(one: Path, two: Path, name: str = "prompts") -> None:
-    """To the bit; and the same metadata, but for where it ran."""
-    found = []
-    for folder in (one, two):
-        with safe_open(folder / f"{name}.safetensors", "pt") as file:
-            found.append(
-                {key: value for key, value in (file.metadata() or {}).items() if key not in ("backend", "model")}
-            )
-    assert found[0] == found[1]
-    a, b = (load_file(folder / f"{name}.safetensors")["activations"] for folder in (one, two))
-    assert torch.equal(a, b)
-    assert pl.read_parquet(one / f"{name}.parquet").equals(pl.read_parquet(two / f"{name}.parquet"))
-
-
-def same_answers(one: pl.DataFrame, two: pl.DataFrame) -> None:
-    assert one.drop("backend").equals(two.drop("backend"))
 
 
 # What runs there is what runs here.

@@ -1,0 +1,172 @@
+"""A server that means harm: whatever it sends, the client says one line, stays small, runs nothing and asks nobody else."""
+
+import gzip
+import io
+import pickle
+import resource
+import zipfile
+
+import nnsight
+import pytest
+import torch
+import zstandard
+from nnsight.modeling.huggingface import _ID_CACHE
+
+from data.errors import UserError
+from interventions.backends.ndif import request as jobs
+from interventions.backends.ndif.client import Client, address_of, cleaned, may_hold_results
+from interventions.backends.ndif.request import Request
+from interventions.backends.ndif.result import SPARE_BYTES, expect
+from tests.faults.ndif import packed, standing_in
+
+MARK = []  # what a pickle would append to
+
+
+class Harm:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return MARK.append, (1,)
+
+
+class Huge:
+    """Takes a terabyte when it is unpickled."""
+
+    def __reduce__(self):
+        return bytearray, (1 << 40,)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch, tiny_folder):
+    monkeypatch.setitem(_ID_CACHE, str(tiny_folder), str(tiny_folder))
+    monkeypatch.setattr(jobs, "RETRY_WAIT", 0.01)
+    monkeypatch.setattr(jobs, "FIRST_WAIT", 0.01)
+
+
+def ask(model, address):
+    network, block, client = model.nnsight, model.layers[0], Client(address, 120.0)
+    inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
+    with torch.no_grad(), network.trace(inputs, backend=Request(network, client, "it")) as tracer:
+        seen = nnsight.save(block.output)
+        tracer.stop()
+    return seen
+
+
+def saved(value, **how) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **how)
+    return buffer.getvalue()
+
+
+def zstd(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(content)
+
+
+def repacked(content: bytes, compression: int, **replaced: bytes) -> bytes:
+    """Torch's archive with other entries in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        for name in old.namelist():
+            last = name.rpartition("/")[2].replace(".", "_")
+            new.writestr(name, replaced.get(last, old.read(name)))
+    return buffer.getvalue()
+
+
+GOOD = {"seen": torch.ones(2)}
+BOMB = b"\0" * (SPARE_BYTES + (1 << 20))
+PICKLES = {
+    "bare": lambda: zstd(pickle.dumps({"seen": Harm()})),
+    "in an archive": lambda: zstd(saved({"seen": Harm()})),
+    "in an old archive": lambda: zstd(saved({"seen": Harm()}, _use_new_zipfile_serialization=False)),
+    "of a late protocol": lambda: zstd(repacked(saved(GOOD), 0, data_pkl=pickle.dumps({"seen": Harm()}, 5))),
+    "deflated": lambda: zstd(repacked(saved({"seen": Harm()}), zipfile.ZIP_DEFLATED)),
+    "within a list in a list": lambda: zstd(saved({"seen": [[Harm()]]})),
+}
+RESULTS = {
+    "no zstd": lambda: b"<html>",
+    "zstd bomb": lambda: zstd(BOMB),
+    "zstd with a window of gigabytes": lambda: zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=31)
+    ).compress(BOMB[: 1 << 20]),
+    "deflated bomb inside": lambda: zstd(repacked(saved({"seen": torch.zeros(1 << 22)}), zipfile.ZIP_DEFLATED)),
+    "a terabyte of bytes": lambda: zstd(saved({"seen": Huge()})),
+    "strides that repeat one number": lambda: packed(seen=torch.zeros(1).expand(1 << 20, 1 << 20)),
+    "a sparse tensor": lambda: packed(seen=torch.zeros(3).to_sparse()),
+    "a tensor without storage": lambda: packed(seen=torch.empty(1 << 40, device="meta")),
+    "another name": lambda: packed(network=torch.ones(2)),
+    "one name more": lambda: packed(seen=torch.ones(2), model=torch.ones(2)),
+    "no name": lambda: packed(),
+    "no names": lambda: zstd(saved([torch.ones(2)])),
+    "a set": lambda: packed(seen={1, 2}),
+    "cut short": lambda: zstd(saved(GOOD)[:-40]),
+    **{f"pickle {name}": made for name, made in PICKLES.items()},
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_bad_result_is_one_line_and_nothing_runs(tiny, name):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = RESULTS[name]()
+    with standing_in(result=lambda _: made) as server, pytest.raises(UserError) as said:
+        ask(tiny, server.address)
+    text = str(said.value)
+    assert "\n" not in text and len(text) < 300 and "weights_only" not in text and "not used" in text
+    assert not MARK
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10
+
+
+@pytest.mark.parametrize("where", ["http://example.org/x", "http://127.0.0.2:1/x", "https://amazonaws.com.example.org/x",
+                                   "https://user@example.org/x", "file:///etc/passwd", "http://[::1]:80/x"])  # fmt: skip
+def test_a_result_elsewhere_is_not_fetched(tiny, where):
+    done = {"id": "x", "status": "COMPLETED", "description": "done", "data": where}
+    with standing_in(on_poll=lambda *_: (200, done)) as server, pytest.raises(UserError) as said:
+        ask(tiny, server.address)
+    assert "not fetched" in str(said.value) or "came back empty" in str(said.value)
+
+
+def test_stores_of_ndif_may_hold_results():
+    address = "https://api.ndif.us"
+    assert may_hold_results("https://ndif-results.s3.amazonaws.com/x?y=1", address)
+    assert may_hold_results("http://127.0.0.1:9000/x", "http://127.0.0.1:8001")
+    assert not may_hold_results("http://ndif-results.s3.amazonaws.com/x", address)
+    assert not may_hold_results("https://169.254.169.254/latest", address)
+
+
+@pytest.mark.parametrize("path", ["/request", "/result/job0"])
+def test_redirects_and_packed_answers_are_not_followed(tiny, path):
+    asked = []
+    with standing_in() as other:
+        with standing_in(pages={path: (200, gzip.compress(b"\0" * (1 << 26)))}) as server, pytest.raises(UserError):
+            ask(tiny, server.address)
+        asked += other.asked
+    assert not asked
+
+
+def test_an_endless_answer_is_cut(tiny):
+    endless = standing_in(on_fetch=lambda _: (200, b"\0" * (SPARE_BYTES + (8 << 20))))
+    with endless as server, pytest.raises(UserError, match="longer than"):
+        ask(tiny, server.address)
+
+
+def test_a_servers_words_steer_no_terminal(tiny):
+    words = "\x1b[2J\x1b]0;owned\x07 \u202egnp.exe \x9b31m\r\nerror: pay"
+    error = {"id": "x", "status": "ERROR", "description": words}
+    with standing_in(on_poll=lambda *_: (200, error)) as server, pytest.raises(UserError) as said:
+        ask(tiny, server.address)
+    assert str(said.value).isprintable()
+    assert cleaned(words).isprintable()
+
+
+def test_a_key_goes_over_plain_http_to_this_machine_alone(monkeypatch):
+    monkeypatch.setenv("NDIF_API_KEY", "secret")
+    with pytest.raises(UserError, match="--insecure") as said:
+        address_of("http://example.org")
+    assert "secret" not in str(said.value)
+    assert address_of("http://example.org", insecure=True) == "http://example.org"
+    assert address_of("https://example.org") and address_of("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, 4), torch.ones(3, 2, dtype=torch.long), [1.0], None, torch.ones(6)])
+def test_another_shape_or_kind_is_refused(value):
+    with pytest.raises(UserError, match="came back as"):
+        expect(value, (3, 2), "activations")
