@@ -10,7 +10,7 @@ from data.store.tables import CATEGORY, CATEGORY_TEST, GENERATIONS
 
 def test_every_vector_is_tried_on_every_row_at_equal_kl(run, tiny_tuned_folder, prompts_file, tmp_path):
     rows = pl.read_ndjson(prompts_file).with_columns(
-        split=pl.Series([("train", "validation", "test", "test")[at % 4] for at in range(40)])
+        split=pl.Series([("train", "validation", "test", "test")[at // 4 % 4] for at in range(40)])
     )
     rows.write_ndjson(tmp_path / "mine.jsonl")
     group = ("--run", tmp_path / "r", "--model", tiny_tuned_folder, "--data", tmp_path / "mine.jsonl", "--json")
