@@ -63,12 +63,12 @@ def refuse_idle(arms: "Sequence[Arm]") -> None:
 
 def drawn_on(arm: "Arm") -> list[str]:
     """Names of the artefacts that an arm draws on."""
-    gate = FITTED_GATES[arm.gate].name if arm.gate in FITTED_GATES else PROBE.name
+    gate = PROBE.name if arm.gate == PROBE.name else gate_artefact(arm.gate).name
     names = {
         VECTORS.name: arm.steers and not arm.maps,
         LOWRANK.name: arm.maps,
-        gate: arm.is_gated and arm.gate != "perfect",
-    }
+        gate: arm.is_gated and arm.gate != LABELLED_GATE,
+    } | ({FITTED_METHODS[arm.kind].name: True} if arm.does.fitted else {})
     return [name for name, used in names.items() if used]
 
 

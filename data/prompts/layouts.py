@@ -61,7 +61,8 @@ def mapped(source: str) -> tuple[str, dict[str, str]]:
     found = MAPPED.fullmatch(source)
     if not found:
         return source, {}
-    words = dict(part.partition("=")[::2] for part in found["columns"].split(","))
+    pairs = [part.partition("=") for part in found["columns"].split(",")]
+    words = {word: column for word, _, column in pairs}
     odd = next((word for word in words if word not in (*OURS, "harmful")), None)
     if odd or "" in words.values():
         raise UserError(

@@ -390,7 +390,14 @@ def _spoken(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     return frame.drop(chat).with_columns(pl.Series("prompt", made, pl.String))
 
 
-READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}
+READERS = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_txt,
+}
 
 
 def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:

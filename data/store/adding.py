@@ -84,5 +84,7 @@ def runs_of(table: pl.DataFrame, prompts: pl.DataFrame) -> list[list[int]]:
 def in_runs(table: pl.DataFrame, runs: Sequence[Sequence[int]]) -> pl.DataFrame:
     """A table's rows of the prompts that `runs_of` told."""
     own = table.select(KEY).unique(maintain_order=True).with_row_index("number")
-    inside = pl.any_horizontal([pl.col("number").is_between(*run) for run in runs]) if runs else pl.lit(False)
+    inside = (
+        pl.any_horizontal([pl.col("number").is_between(first, last) for first, last in runs]) if runs else pl.lit(False)
+    )
     return of_prompts(table, own.filter(inside))

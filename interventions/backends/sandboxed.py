@@ -142,7 +142,7 @@ def apart() -> Iterator[None]:
         if not isinstance(self.interleaver, Apart):
             return kept["__call__"](self, *args, hook=hook, **kwargs)
         worker: Any = Mediator.current(self.path).worker
-        return worker.parent.switch(Pending(CALL, self.path, None, (hook, args, kwargs)))
+        return worker.parent.switch(Pending(CALL, self.path, None, (hook, args, kwargs)))  # type: ignore[arg-type]  # an event of our own
 
     Envoy.interleave, Envoy.__call__ = interleave, call  # type: ignore[method-assign,assignment]
     try:

@@ -56,9 +56,10 @@ def read(
                     leave_out(beyond, blocks[-1].output)
                     shared = network.output.past_key_values
             for batch, weights, places in passes:
-                past = repeated(shared, *batch["input_ids"].shape, apart) if opening else None
+                rows, width = batch["input_ids"].shape
+                past = repeated(shared, rows, width, apart) if opening else None
                 with network.trace(batch, past_key_values=past, use_cache=False, logits_to_keep=1):
-                    states = []
+                    states, put_out = [], None
                     for block in blocks:
                         put_out = block.output
                         states.append(picked(hidden(put_out), weights, places))

@@ -203,12 +203,13 @@ def address_of(host: str | None, *, insecure: bool = False) -> str:
 
         host = CONFIG.API.HOST
     address = (host or os.environ["NDIF_HOST"]).strip().rstrip("/")
+    parts = None
     try:
         parts = urlsplit(address)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         good = False
-    if not good:
+    if parts is None or not good:
         raise UserError(f"--host {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001")
     if parts.scheme == "http" and not is_loopback(address) and api_key() and not insecure:
         raise UserError(f"--host {shown(address)} would get your key as plain text that anybody on the way can read; "

@@ -175,7 +175,7 @@ def _template(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[str
             say(f"{name}: of its templates {', '.join(own)} the default is used; --prompt-format NAME takes another")
             return own["default"]
     if asked.name == OWN:
-        return own
+        return own  # type: ignore[return-value]  # no dictionary: those are done above
     if asked.name == NONE:
         return None
     if asked.name in NAMED:

@@ -96,10 +96,11 @@ def chosen_arms(run: Run) -> set[str]:
 
 
 def sentence(pooled: Pooled, arm: str, called: str) -> str:
-    """One sentence with both rates, both differences and their intervals."""
-    parts = [
-        finding(label, row, pooled.row(label, "baseline")) for label in say.LABELS if (row := pooled.row(label, arm))
-    ]
+    """One sentence with both rates, both differences and their intervals; refusal first where it is lost."""
+    lost = pooled.row("harmful", arm)
+    falls = lost is not None and lost["delta_high"] is not None and lost["delta_high"] < 0
+    labels = tuple(reversed(say.LABELS)) if falls else say.LABELS
+    parts = [finding(label, row, pooled.row(label, "baseline")) for label in labels if (row := pooled.row(label, arm))]
     if not parts:
         return f"Nothing is left to say of {called}: no answer of it counts."
     return f"With {called}, {'; '.join(parts)}."

@@ -1,6 +1,7 @@
 """What an ordinary key gets: the same results, and at once the same errors, as from NDIF's own sandbox."""
 
 from dataclasses import replace
+from typing import Any
 
 import nnsight
 import pytest
@@ -70,7 +71,7 @@ def test_first_tokens_teacher_forcing_and_the_lens_are_the_same(tiny_tuned, apar
     for name, model in (("here", tiny_tuned), ("apart", apart)):
         forced = teacher_forced(model, batch, given, [plan.shipped for plan in plans], refusal_ids=refusal_tokens(model).ids,
                                 gating=Gating([tools.probe.gate]))  # fmt: skip
-        traced = trace(model, prompts.head(4), tools, arms[0], tmp_path / name)
+        traced = trace(model, prompts.head(4), tools, tmp_path / name, arms=[arms[0]]).table
         lens = logit_lens(model, vectors_of(tiny_tuned), 3)
         found[name] = [
             forced.nll,
@@ -115,7 +116,8 @@ def fills_a_cache_of_its_own(net, layers, backend):
         cache = DynamicCache()
         with net.trace(IDS, past_key_values=cache, use_cache=True):
             _ = layers[0].output
-        keys = nnsight.save(cache.layers[0].keys)
+        first: Any = cache.layers[0]
+        keys = nnsight.save(first.keys)
     return keys
 
 
@@ -151,7 +153,7 @@ def asks_for_a_gradient(net, layers, backend):
         delta = torch.zeros(1, requires_grad=True)
         layers[0].output += delta
         net.output.logits.sum().backward()
-        slope = nnsight.save(delta.grad.item())
+        slope = nnsight.save(getattr(delta.grad, "item")())  # noqa: B009
     return slope
 
 

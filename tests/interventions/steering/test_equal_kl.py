@@ -1,6 +1,7 @@
 """Equal KL: strengths against scipy's root finder, KL against plain hooks one row at a time."""
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ def test_the_strength_is_where_scipy_finds_it(power, scale, top, start, budget):
     [found, other] = equal_kl(lambda sizes: {at: cost(size) for at, size in sizes.items()}, [start, 3 * start], budget)
     for one in (found, other):
         if one.why_not:
-            assert one.tries == 12 or not 1e-6 < brentq(lambda s: cost(s) - budget, 1e-12, 1e12) < 1e6
+            assert one.tries == 12 or not 1e-6 < cast(float, brentq(lambda s: cost(s) - budget, 1e-12, 1e12)) < 1e6
         else:
-            root = brentq(lambda s: cost(s) - budget, 1e-9, 1e9)
+            root = cast(float, brentq(lambda s: cost(s) - budget, 1e-9, 1e9))
             assert abs(one.kl / budget - 1) <= 0.05 and one.kl == cost(one.strength) and one.tries <= 12
             assert cost(root) == pytest.approx(budget) and (one.strength < root) == (one.kl < cost(root))
 

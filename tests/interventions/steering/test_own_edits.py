@@ -1,6 +1,7 @@
 """Arms with tensors of their own, written down once more as plain hooks on one row at a time."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,9 +71,9 @@ def change(arm, tools, vector, strength, layer):
 
 def turned(h, plane, strength, degrees, adaptive):
     """Rotation by complex numbers."""
-    z = np.asarray(h.double() @ plane.double().T) @ np.array([1, 1j])
+    z: Any = np.asarray(h.double() @ plane.double().T) @ np.array([1, 1j])
     goal = np.exp(1j * np.radians(degrees)) * np.sign(strength)
-    new = z * np.exp(1j * abs(strength) * np.angle(goal / z)) if strength else z
+    new: Any = z * np.exp(1j * abs(strength) * np.angle(goal / z)) if strength else z
     new = np.where(adaptive & (z.real <= 0), z, new)
     moved = torch.from_numpy(np.stack([(new - z).real, (new - z).imag], axis=-1))
     return h + (moved @ plane.double()).float()
@@ -169,7 +170,7 @@ def test_given_tokens_are_as_probable_as_behind_plain_hooks(tiny_tuned, prompts,
 def test_a_trace_shows_them(tiny_tuned, prompts, tools, tmp_path):
     for word in ("affine:strength=0.5", "angular", "alphasteer:strength=4", "false-refusal"):
         (arm,) = arms_of([word])
-        table = trace(tiny_tuned, prompts, tools, arm, tmp_path, max_new_tokens=2)
+        table = trace(tiny_tuned, prompts, tools, tmp_path, arms=[arm], max_new_tokens=2).table
         assert (table["kl"] > 1e-6).all() and table["strength"].to_list() == [arm.strength] * prompts.height
 
 

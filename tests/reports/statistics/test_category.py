@@ -31,6 +31,7 @@ def test_the_permutation_test_is_scipys(effect):
 
     known = stats.permutation_test((own,), statistic, permutation_type="pairings", alternative="greater", n_resamples=5000,
                                    rng=np.random.default_rng(2))  # fmt: skip
+    assert low is not None and high is not None
     assert value == pytest.approx(known.statistic) and low < value < high
     assert p == pytest.approx(known.pvalue, abs=0.03)
 
