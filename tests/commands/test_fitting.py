@@ -167,7 +167,7 @@ def test_sweeps_default_arm_is_gated_where_there_is_a_probe(run, chain, tmp_path
 
 def test_generate_takes_the_chosen_setting_unless_told_otherwise(run, chain, tmp_path):
     def settings(*words, **environment):
-        code, _, err = run(*chain, "generate", "--max-new-tokens", 1, *words, **environment)
+        code, _, err = run(*chain, "generate", "--replace", "--max-new-tokens", 1, *words, **environment)
         assert code == 0, err
         table = pl.read_parquet(tmp_path / "run" / "generations.parquet").filter(kind="fixed")
         return table["layer"][0], table["strength"][0], err
@@ -196,7 +196,7 @@ def test_rows_that_anything_was_chosen_on_are_marked(run, chain, tmp_path):
     scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
     assert scores["fitted"].all()
     assert run(*chain, "generate", "--split", "validation", "--max-new-tokens", 1, "--strength", "-0.4", "--arm", "baseline",
-               "--arm", "fixed", "evaluate", "--split", "validation")[0] == 0  # fmt: skip
+               "--arm", "fixed", "--replace", "evaluate", "--split", "validation")[0] == 0  # fmt: skip
     assert not pl.read_parquet(tmp_path / "run" / "scores.parquet")["fitted"].any()
 
 
@@ -270,8 +270,6 @@ def test_diff_says_what_does_not_compare(run, chain, against, tiny_base_folder, 
     (other / "tokenizer.json").write_text(text.replace('"kill": ', '"slay": '))
     code, _, err = run(*chain, "diff", "--against", other)
     assert code == 1 and "is 'slay' to" in err and "not the model it was tuned from" in err
-    code, _, err = run(*chain, "--split", "nosuch", "diff", "--against", other)
-    assert code == 1 and "no harmful row with a category in split 'nosuch'" in err
 
 
 def test_lowrank_is_trained_once_and_steers(run, chain, tmp_path):

@@ -24,7 +24,7 @@ def some_declined(monkeypatch):
 
 def test_what_the_arms_draw_on_is_fitted_and_used(run, tiny_tuned_folder, prompts_file, tmp_path, some_declined):
     folder = tmp_path / "run"
-    group = ("--run", folder, "--model", tiny_tuned_folder, "--data", prompts_file)
+    group = ("--run", folder, "--model", tiny_tuned_folder, "--data", prompts_file, "--holdout", "none")
     fits = [word for method in EDITS for word in ("vectors", "--method", method)]
     arms = [word for arm in ("baseline", *EDITS, "ablate:layers=all,scope=all") for word in ("--arm", arm)]
     code, _, err = run(*group, "extract", *fits, "generate", *arms, "--max-new-tokens", 3, "evaluate", "report")

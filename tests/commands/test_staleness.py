@@ -67,7 +67,8 @@ def test_answers_to_another_split_are_kept(run, split_file, tiny_tuned_folder, t
     assert pl.read_parquet(tmp_path / "run" / "generations.parquet").height == 10
     code, _, err = run(*words, "evaluate", "--split", "train")
     assert code == 0 and "split is train, was validation" in err
-    assert pl.read_parquet(tmp_path / "run" / "generations.parquet").height == 20
+    assert pl.read_parquet(tmp_path / "run" / "generations.parquet").height == 30  # those of before stay
+    assert pl.read_parquet(tmp_path / "run" / "scores.parquet")["id"].n_unique() == 20
 
 
 def test_rows_that_a_map_was_chosen_on_are_no_test_rows(run, split_file, tiny_tuned_folder, tmp_path):
