@@ -20,7 +20,9 @@ from interventions.model.formats.named import NAMED
 OWN, NONE = "tokenizer", "none"
 PROMPT, SYSTEM = "{prompt}", "{system}"
 MARK, SECOND = "\ue000", "\ue001"  # for private use, so that no template holds them
-TODAY = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")  # transformers gives templates this function of its clock
+TODAY = re.compile(
+    r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)"""
+)  # transformers gives templates this function of its clock
 CALLED = re.compile(r"\bstrftime_now\s*\(")
 KNOWS_THINKING = ("enable_thinking", "thinking")  # what templates call it
 
@@ -120,7 +122,9 @@ def set_format(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[st
     dated = bool(TODAY.search(template))
     template = tokenizer.chat_template = TODAY.sub(lambda found: json.dumps(today.strftime(found[2])), template) or None
     if template and CALLED.search(template):
-        raise UserError(f"{name}: its chat template writes today's date in a form that is not given here; pass --template with a date")
+        raise UserError(
+            f"{name}: its chat template writes today's date in a form that is not given here; pass --template with a date"
+        )
     kept = PromptFormat(asked.name, asked.template, asked.system, asked.thinking, today.isoformat() if dated else None)
     tokenizer.rendering = Rendering(kept, variables)
     if not template:
