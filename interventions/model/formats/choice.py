@@ -5,6 +5,7 @@ with nothing added, leaves no trace in a record, so that what was made before fo
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -19,6 +20,10 @@ from interventions.model.formats.named import NAMED
 OWN, NONE = "tokenizer", "none"
 PROMPT, SYSTEM = "{prompt}", "{system}"
 MARK, SECOND = "\ue000", "\ue001"  # for private use, so that no template holds them
+TODAY = re.compile(
+    r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)"""
+)  # transformers gives templates this function of its clock
+CALLED = re.compile(r"\bstrftime_now\s*\(")
 KNOWS_THINKING = ("enable_thinking", "thinking")  # what templates call it
 
 Messages = list[dict[str, Any]]
@@ -114,9 +119,12 @@ def set_format(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[st
             raise UserError(f"{name}: its template knows nothing of thinking; leave --thinking and --no-thinking out")
         variables |= dict.fromkeys(known, asked.thinking)
     today = date.fromisoformat(asked.date) if asked.date else date.today()
-    dated = "strftime_now" in template
-    if dated:
-        variables["strftime_now"] = lambda pattern: today.strftime(pattern)
+    dated = bool(TODAY.search(template))
+    template = tokenizer.chat_template = TODAY.sub(lambda found: json.dumps(today.strftime(found[2])), template) or None
+    if template and CALLED.search(template):
+        raise UserError(
+            f"{name}: its chat template writes today's date in a form that is not given here; pass --template with a date"
+        )
     kept = PromptFormat(asked.name, asked.template, asked.system, asked.thinking, today.isoformat() if dated else None)
     tokenizer.rendering = Rendering(kept, variables)
     if not template:

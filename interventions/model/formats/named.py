@@ -33,7 +33,7 @@ NAMED = {
               "'\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
               "{% for message in turns %}{% if message['role'] == 'user' %}[INST] {{ (system if loop.first else '') ~ message['content'] }} "
               "[/INST]{% else %} {{ message['content'] }} {{ eos_token }}{{ bos_token or '' }}{% endif %}{% endfor %}",
-    "chatml": _turns("<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n", "<|im_start|>assistant\n"),
+    "chatml": _turns("<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n", "<|im_start|>assistant\n").removeprefix("{{ bos_token or '' }}"),
     "vicuna": _turns("{% if message['role'] == 'system' %}{{ message['content'] }} {% elif message['role'] == 'user' %}USER: "
                      "{{ message['content'] }} {% else %}ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}", "ASSISTANT:"),
     "alpaca": _turns("{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% elif message['role'] == 'user' %}"
