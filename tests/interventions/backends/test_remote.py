@@ -480,6 +480,7 @@ def test_without_a_model_a_far_server_is_asked_which_llama_is_up(run, tmp_path, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = ["--run", tmp_path, "trace", "--prompt", "tell me"]
     with standing_in() as server:
+        words = ["--insecure", *words]
         code, _, err = run("--remote", "--host", server.address, *words)
         assert code == 1 and "meta-llama/Llama-3.3-70B-Instruct is up there" in err
         one_line(
