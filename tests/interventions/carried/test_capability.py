@@ -364,7 +364,7 @@ def test_the_command(run, tiny_tuned_folder, prompts_file, folder, tmp_path, mon
     assert code == 0 and "files" in err and path.stat().st_mtime_ns != stamp
     code, out, err = run(*words, "--task", "chioces")
     assert code == 1 and "did you mean" in err and not out
-    code, _, err = run(*words, "--task", "choices", "--strength", 0, "--arm", "fixed")
+    code, _, err = run(*words, "--task", "choices", "--strength", "1e-30", "--arm", "fixed")
     assert code == 1 and "changed no scored logit" in err and err.count("error") == 1
     code, _, err = run(*words, "--remote", "--host", "http://127.0.0.1:1")
     assert code == 1 and "--local" in err

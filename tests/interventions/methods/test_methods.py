@@ -267,7 +267,7 @@ def test_what_is_missing_is_said(prompts, pairs, tmp_path):
         fit_vectors(path, "mode")
     with pytest.raises(UserError, match=r"--suffix '\[feelings\]' --suffix '\[weapons\]' --suffix '\[respond\]'"):
         fit_vectors(path, "contrastive")
-    with pytest.raises(UserError, match="no harmful row with a category in split 'validation'"):
+    with pytest.raises(UserError, match="no harmful row in split 'validation'"):
         fit_vectors(path, split="validation")
     benign = [row | {"label": "harmful", "category": "weapons"} for row in rows]
     with pytest.raises(UserError, match="--benign"):
