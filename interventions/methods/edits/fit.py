@@ -36,7 +36,8 @@ def fit_edit(path: Path, method: str, *, split: str = "train", declined: np.ndar
         raise UserError(f"unknown method {method!r}; there are {', '.join(EDITS)}")
     activations = Activations.open(path)
     groups = groups_of(activations.rows, split, declined)
-    for name in ("harmful", "benign", *(("declined", "harmless") if method in NEEDS_DECLINED else ())):
+    read = ("harmful", "benign", *(("declined", "harmless") if method in NEEDS_DECLINED else ()))
+    for name in read:
         if not len(groups[name]):
             raise UserError(f"{method}: {MISSING[name]} in split {split!r}")
     fit = import_module(f"interventions.methods.edits.{method.replace('-', '_')}").fit
@@ -44,7 +45,7 @@ def fit_edit(path: Path, method: str, *, split: str = "train", declined: np.ndar
     metadata = {
         **{key: activations.metadata[key] for key in ("model", "revision", "layers", "site", "position")},
         **{"method": method, "split": split, "data": ", ".join(sorted(activations.rows["dataset"].unique()))},
-        "counts": json.dumps({name: len(rows) for name, rows in groups.items()}),
+        "counts": json.dumps({name: len(groups[name]) for name in read}),
     }
     return FittedMethod({name: torch.from_numpy(value).float() for name, value in found.items()}, metadata)
 
