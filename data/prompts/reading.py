@@ -413,10 +413,10 @@ def _checked(frame: pl.DataFrame, name: str, dataset: str, unlabelled: str = "ha
     A row with a category and without a label is `unlabelled`.
     """
     frame = frame.rename(_renamed(frame.columns, name))
-    if "prompt" not in frame.columns:
-        raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns)) or 'none'}")
     if frame.is_empty():
         raise UserError(f"{name}: no rows")
+    if "prompt" not in frame.columns:
+        raise UserError(f"{name}: no column 'prompt'; it has {', '.join(map(repr, frame.columns))}")
     frame = (
         _text_only(frame, name)
         .with_columns(pl.selectors.float().fill_nan(None))  # what is no number is missing

@@ -92,7 +92,8 @@ def test_no_theme_straddles_a_split_and_no_prompt_stands_twice():
 
 
 def test_no_two_own_prompts_are_near_duplicates():
-    pairs = dict(read("embedded:traffic").select("prompt", "pair").iter_rows())  # made to differ in one thing
+    paired = pl.concat(read(name).select("prompt", "pair") for name in ("embedded:traffic", "embedded:held-out"))
+    pairs = dict(paired.iter_rows())  # made to differ in one thing
     found = near_duplicates(load_all(FILES)["prompt"].to_list())
     assert [two for two in found if pairs.get(two[0]) is None or pairs.get(two[0]) != pairs.get(two[1])] == []
 
@@ -112,7 +113,7 @@ def test_no_own_prompt_is_taken_from_a_public_set(name):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl", b'{"text": "x"}\n', "line 1: no field 'prompt'"),
+        ("a.jsonl", b'{"text": "x"}\n', "no column 'prompt'; it has 'text'"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "  "}\n', "row 2: empty prompt"),
         ("a.jsonl", b'{"prompt": "x", "label": "bad"}\n', "row 1: unknown label 'bad'"),
         ("a.jsonl", b'{"prompt": "x", "id": "1"}\n{"prompt": "y", "id": 1}\n', "row 2: duplicate id '1'"),
@@ -129,7 +130,7 @@ def test_no_own_prompt_is_taken_from_a_public_set(name):
         ("a.csv", b"", "no rows"),
         ("a.csv", b"prompt\n\xe9t\xe9\n", "line 2: not UTF-8"),
         ("a.parquet", b"PAR1 not really", "not a readable parquet file"),
-        ("a.txt", b"x", "unknown data"),
+        ("a.doc", b"x", "unknown data"),
     ],
 )
 def test_a_bad_file_is_refused_with_file_row_and_reason(tmp_path, name, content, reason):

@@ -42,7 +42,8 @@ def matrix(rows: pl.DataFrame) -> pl.DataFrame:
     cells = rows.with_columns(
         say.column(rows, lambda value, low, high: f"{say.percent(value)} ({say.span(low, high)})",
                    "refusal_probability", "probability_low", "probability_high").alias("cell"),
-        say.column(rows, say.number, "kl").alias("KL"), say.column(rows, say.name, "vector"), say.column(rows, say.name, "rows"),
+        say.column(rows, say.number, "kl").alias("KL"), say.column(rows, say.name, "vector").alias("vector"),
+        say.column(rows, say.name, "rows").alias("rows"),
     )  # fmt: skip
     wide = cells.pivot("rows", index=["vector", "KL"], values="cell", maintain_order=True)
     return wide.select("vector", "KL", *sorted(name for name in wide.columns if name not in ("vector", "KL", ALL)), ALL)

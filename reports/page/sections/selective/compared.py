@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from data.store.tables import Values
+from data.store.tables import COMPARED, Values
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
@@ -14,8 +14,11 @@ NO_GATE = "none"
 
 def section(run: Run) -> Section | None:
     """What was compared, or None where nothing was."""
-    compared = run.table("compared")
-    if compared is None:
+    table_of_run = run.table("compared")
+    compared = (
+        None if table_of_run is None else table_of_run.drop_nulls([name for name in COMPARED if name != "why_not"])
+    )
+    if compared is None or compared.is_empty() or compared.filter(gate="").is_empty():
         return None
     caption = (
         f"Over-refusal against refusal on validation rows, a line a method under its best gate, from steering no prompt to "
@@ -32,8 +35,7 @@ def extent(compared: pl.DataFrame) -> str:
     """How many prompts, at which budgets."""
     row = compared.row(0, named=True)
     budgets = say.listed(f"{budget:g}" for budget in compared["kl_budget"].unique().sort())
-    return (f"{say.counted(row['n_benign'], 'benign prompt')}, {say.counted(row['n_harmful'], 'harmful prompt')}; "
-            f"KL on harmless prompts {budgets} nats")  # fmt: skip
+    return f"benign n = {say.number(row['n_benign'])}, harmful n = {say.number(row['n_harmful'])}; KL on harmless prompts {budgets} nats"
 
 
 def told(compared: pl.DataFrame) -> str:
