@@ -61,7 +61,8 @@ def mapped(source: str) -> tuple[str, dict[str, str]]:
     found = MAPPED.fullmatch(source)
     if not found:
         return source, {}
-    words = dict(part.partition("=")[::2] for part in found["columns"].split(","))
+    parts = [part.partition("=") for part in found["columns"].split(",")]
+    words = {ours: theirs for ours, _, theirs in parts}
     odd = next((word for word in words if word not in (*OURS, "harmful")), None)
     if odd or "" in words.values():
         raise UserError(
