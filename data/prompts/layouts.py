@@ -61,8 +61,8 @@ def mapped(source: str) -> tuple[str, dict[str, str]]:
     found = MAPPED.fullmatch(source)
     if not found:
         return source, {}
-    pairs = [part.partition("=") for part in found["columns"].split(",")]
-    words = {word: column for word, _, column in pairs}
+    parts = [part.partition("=") for part in found["columns"].split(",")]
+    words = {ours: theirs for ours, _, theirs in parts}
     odd = next((word for word in words if word not in (*OURS, "harmful")), None)
     if odd or "" in words.values():
         raise UserError(

@@ -182,8 +182,8 @@ def _template(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[str
                 raise UserError(f"{name} has the templates {', '.join(own)} and no default: pass --prompt-format NAME")
             say(f"{name}: of its templates {', '.join(own)} the default is used; --prompt-format NAME takes another")
             return own["default"]
-    if asked.name == OWN:
-        return own  # type: ignore[return-value]  # no dictionary: those are done above
+    elif asked.name == OWN:
+        return own
     if asked.name == NONE:
         return None
     if asked.name in NAMED:

@@ -61,7 +61,8 @@ def test_answers_are_the_same_in_every_arm(tiny_tuned, apart, prompts, tmp_path,
 
 
 def test_first_tokens_teacher_forcing_and_the_lens_are_the_same(tiny_tuned, apart, prompts, tmp_path):
-    tools = Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned))
+    probe = probe_of(tiny_tuned)
+    tools = Tools(vectors_of(tiny_tuned), probe)
     arms = arms_of(["fixed", "gated:benign=-6,harmful=4", "fixed:scope=all,strength=3"])
     own = prompts.head(4).select("category", "label").to_dicts()
     plans = [plan_arm(tiny_tuned, arm, tools, own) for arm in arms]
@@ -70,7 +71,7 @@ def test_first_tokens_teacher_forcing_and_the_lens_are_the_same(tiny_tuned, apar
     found = {}
     for name, model in (("here", tiny_tuned), ("apart", apart)):
         forced = teacher_forced(model, batch, given, [plan.shipped for plan in plans], refusal_ids=refusal_tokens(model).ids,
-                                gating=Gating([tools.probe.gate]))  # fmt: skip
+                                gating=Gating([probe.gate]))  # fmt: skip
         traced = trace(model, prompts.head(4), tools, tmp_path / name, arms=[arms[0]]).table
         lens = logit_lens(model, vectors_of(tiny_tuned), 3)
         found[name] = [
