@@ -106,7 +106,11 @@ def sentence(test: pl.DataFrame, budget: float) -> str:
     shown = []
     for row in test.filter(pl.col("outcome") == "refusal_probability").drop_nulls(["difference", "p"]).to_dicts():
         what = "refusal of harmful prompts" if row["side"] == "towards" else "release of benign near-misses"
-        span = "" if row["low"] is None or row["high"] is None else f", {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        span = (
+            ""
+            if row["low"] is None or row["high"] is None
+            else f", {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        )
         parts.append(
             f"{what} {100 * row['difference']:+.1f} points of probability mass{span}, p = {row['p']:.3g}, n = {row['n']}"
         )
