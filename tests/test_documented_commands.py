@@ -45,7 +45,9 @@ def place(tmp_path, monkeypatch, tiny_tuned_folder, tiny_base_folder):
     for name in ("mine.csv", "my.csv"):
         (tmp_path / name).write_text("prompt,label\n" + "\n".join(numbered) + "\n")
     split_prompts(tmp_path / "mine.jsonl", 64)
-    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    (tmp_path / "mine.jinja").write_text(
+        "{% if enable_thinking %}think {% endif %}{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    )
     for known in ("xstest", "or-bench:toxic"):
         put_known(tmp_path / "DIR", known)
     values = {"MODEL": tiny_tuned_folder, "DATA": "my.jsonl", "LIMIT": 64, "MAX_NEW_TOKENS": 1, "HOST": "http://127.0.0.1:9",
