@@ -202,7 +202,19 @@ def test_an_installed_package_from_another_folder(ndif, tiny_tuned, tiny_tuned_f
         str(source),
     ]
     subprocess.run(pip, check=True, capture_output=True, timeout=SECONDS)
-    words = ["--remote", "--host", ndif.url, "--run", "run", "--model", tiny_tuned_folder, "--data", prompts_file]
+    words = [
+        "--remote",
+        "--host",
+        ndif.url,
+        "--run",
+        "run",
+        "--model",
+        tiny_tuned_folder,
+        "--data",
+        prompts_file,
+        "--holdout",
+        "none",
+    ]
     words = [venv / "bin/refusal", *words, "extract", "vectors", "generate", "--max-new-tokens", "3"]
     done = subprocess.run(list(map(str, words)), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
