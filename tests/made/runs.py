@@ -11,7 +11,7 @@ import polars as pl
 from safetensors.numpy import save_file
 
 from data.store.rundir import record
-from data.store.tables import GENERATIONS, SCORES, TRACES
+from data.store.tables import CATEGORY, CATEGORY_TEST, GATE_QUALITY, GENERATIONS, SCORES, TRACES
 from reports.scoring.scores import score
 from reports.statistics.summary import summarise
 
@@ -68,7 +68,12 @@ def synthetic_run(folder: Path, rows: int = 60, *, seed: int = 0, texts: Texts =
         "probe_roc": _probe_roc(random),
         "probe_layers": _probe_layers(),
         "probe_quality": _probe_quality(),
+        "category": _category(random, texts),
+        "category_test": _category_test(),
+        "gates/ridge_quality": _gate_quality(0.9, 0.1),
+        "gates/words_quality": _gate_quality(0.7, 0.2),
     }
+    (folder / "gates").mkdir(exist_ok=True)
     for name, table in tables.items():
         table.write_parquet(folder / f"{name}.parquet")
         _note(folder, name)
@@ -271,6 +276,33 @@ def _probe_roc(random: np.random.Generator) -> pl.DataFrame:
         rows += [(float(a), float(b), min(float(c), 1.0), split) for a, b, c in zip(fpr, tpr, threshold, strict=True)]
     schema = {"fpr": pl.Float64, "tpr": pl.Float64, "threshold": pl.Float64, "split": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _category(random: np.random.Generator, texts: Texts) -> pl.DataFrame:
+    rows = []
+    for side in ("towards", "away"):
+        for vector in (*CATEGORIES, "mean", "random 1", "logit bias", "(unsteered)"):
+            kl = None if vector == "(unsteered)" else 0.2 if vector == "random 1" else 0.5
+            for name in (*CATEGORIES, "(all)"):
+                mass = random.uniform(0.2, 0.8)
+                rows.append((side, texts("category", vector), texts("category", name), kl and 0.3, "residual", kl, "at most 0.2 nats" if kl == 0.2 else "",
+                             24, mass, mass - 0.1, mass + 0.1, mass, mass - 0.15, mass + 0.15))  # fmt: skip
+    return pl.DataFrame(rows, CATEGORY, orient="row")
+
+
+def _category_test() -> pl.DataFrame:
+    rows = [
+        (side, outcome, 120, 0.03, -0.01, 0.07, 0.12)
+        for side in ("towards", "away")
+        for outcome in ("refusal_probability", "refused")
+    ]
+    return pl.DataFrame(rows, CATEGORY_TEST, orient="row")
+
+
+def _gate_quality(auc: float, kept: float) -> pl.DataFrame:
+    row = {"rows": "other themes", "n_harmful": 60, "n_benign": 140, "auc": auc, "auc_declined": auc - 0.05, "refusal": 0.9,
+           "over_refusal": 0.3, "over_refusal_kept": kept, "words_auc": 0.7, "words_over_refusal_kept": 0.2}  # fmt: skip
+    return pl.DataFrame([row], GATE_QUALITY)
 
 
 def _probe_layers() -> pl.DataFrame:

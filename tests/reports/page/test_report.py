@@ -38,6 +38,7 @@ from reports.page.sections import (
     sweep,
     vectors,
 )
+from reports.page.sections.selective import category, gates
 from reports.page.write import write_report
 from tests.made.runs import ARMS, CATEGORIES, synthetic_run
 
@@ -72,7 +73,19 @@ def test_every_artefact_has_its_section(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["traces", "sweep", "diff", "effects", "capability", "probe_roc", "summary", "generations"]
+    "name",
+    [
+        "traces",
+        "sweep",
+        "diff",
+        "effects",
+        "capability",
+        "probe_roc",
+        "summary",
+        "generations",
+        "category",
+        "gate_quality",
+    ],
 )
 def test_a_section_stands_only_where_its_artefact_is(run, name):
     without = type(run)(
@@ -80,6 +93,22 @@ def test_a_section_stands_only_where_its_artefact_is(run, name):
     )
     before, after = ({s.title for make in ordered() if (s := make(some))} for some in (run, without))
     assert after < before and len(before - after) <= 3
+
+
+def test_the_page_says_what_share_of_a_gates_way_words_alone_get(run):
+    said = words(gates.section(run))
+    assert (
+        "ridge takes over-refusal from 30.0\u00a0% to 10.0\u00a0%" in said
+        and "gets to 20.0\u00a0%, 50\u00a0% of the way" in said
+    )
+
+
+def test_the_page_says_whether_it_matters_whose_vector_is_added(run):
+    section = there(category.section(run))
+    said = words(section)
+    assert "It is not shown to matter whose vector is added" in said and "random 1, towards: its KL is 0.2 nats" in said
+    table = there(section.tables()[0].shown)
+    assert table.columns == ["vector", "KL", *sorted(CATEGORIES), "(all)"] and table.height == 9
 
 
 def test_an_empty_run_is_one_line(tmp_path):

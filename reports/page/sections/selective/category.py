@@ -39,10 +39,14 @@ def section(run: Run) -> Section | None:
 
 def matrix(rows: pl.DataFrame) -> pl.DataFrame:
     """A row a vector, a column a category of prompts, each with its interval."""
-    cells = rows.with_columns(
-        say.column(rows, lambda value, low, high: f"{say.percent(value)} ({say.span(low, high)})",
-                   "refusal_probability", "probability_low", "probability_high").alias("cell"),
-        say.column(rows, say.number, "kl").alias("KL"), say.column(rows, say.name, "vector"), say.column(rows, say.name, "rows"),
+    vectors, names = say.distinct(rows["vector"]), say.distinct(rows["rows"])
+    cells = say.table_of(
+        rows,
+        ("vector", vectors.get, "vector"),
+        ("KL", say.number, "kl"),
+        ("rows", names.get, "rows"),
+        ("cell", lambda value, low, high: f"{say.percent(value)} ({say.span(low, high)})", "refusal_probability", "probability_low",
+         "probability_high"),
     )  # fmt: skip
     wide = cells.pivot("rows", index=["vector", "KL"], values="cell", maintain_order=True)
     return wide.select("vector", "KL", *sorted(name for name in wide.columns if name not in ("vector", "KL", ALL)), ALL)
