@@ -57,6 +57,11 @@ def try_settings(session: Session, s: Settings) -> Summary:
     from interventions.steering.sweep import sweep as run_sweep
     from reports.scoring.lexical import text_verdict
 
+    odd = [f"--{name.replace('_', '-')}" for name in ("kl", "keep_refusal") if s.given(name)]
+    if odd:
+        raise UserError(
+            f"{odd[0]} is for sweep --methods, which compares methods by it: pass --methods all, or leave it out"
+        )
     start = now()
     below = s.with_values(layers=None)
     steering, record = need(session, below, VECTORS)
@@ -104,7 +109,7 @@ def compare_methods(session: Session, s: Settings) -> Summary:
     model = session.model(s, record)
     prompts, default = untaught(labelled_prompts(s), model.name), single_arm(s, model, steering)
     tools, rests_on = tools_of_run(session, below, methods, default, steering, record)
-    vectors, sources = fitted_vectors(session, below, methods, steering)
+    vectors, sources = fitted_vectors(session, below, methods, steering, record)
     by_method = {name: replace(tools, vectors=vectors.get(name, steering)) for name in methods}
     tried = candidates(model, default, by_method, tools)
     options = {
@@ -167,17 +172,17 @@ def tools_of_run(
 
 
 def fitted_vectors(
-    session: Session, s: Settings, methods: Sequence[str], steering: "SteeringVectors"
+    session: Session, s: Settings, methods: Sequence[str], steering: "SteeringVectors", own: Record
 ) -> "tuple[dict[str, SteeringVectors], dict[str, str]]":
-    """Each method's vectors, those of the run as they are, and the activations that the others were fitted to."""
+    """Each method's vectors, those of the run as they are, and the activations that each was fitted to."""
     from interventions.methods.fit import fit_vectors
 
     found, sources = {}, {}
     for name in (name for name in methods if name in METHODS):
         if steering.metadata["method"] == name:
-            found[name] = steering
+            found[name], sources[name] = steering, own["key"]["activations"]
             continue
-        mine = s.for_missing().with_values(method=name)
+        mine = s.for_missing().for_command("vectors").with_values(method=name)
         activations, record = need(session, mine, PAIRS if needs_pairs(session, mine) else ACTIVATIONS)
         sources[name] = record["id"]
         found[name] = fit_vectors(activations, name, seed=s.get("seed"))
@@ -194,11 +199,24 @@ def scores_out_of_fold(
     from interventions.steering.compared.scores import gate_scores
 
     found = gate_scores(model, prompts, tools, default.layer, s.get("batch_tokens"))
+    if PROBE.name in found and (own := prompts["prompt"].is_in(probe_rows(s)).sum()):
+        warn(f"the gate probe is left out: it was fitted on {own} of these prompts; --split takes others")
+        del found[PROBE.name]
     for name in found.keys() - {PROBE.name}:
         fitted = read_parquet(s.run / gate_artefact(name).beside[1]).unique("prompt", keep="first")
         own = prompts.join(fitted.select("prompt", "score"), on="prompt", how="left", maintain_order="left")["score"]
         found[name] = own.cast(pl.Float32).fill_null(pl.Series(found[name])).to_numpy()
     return found
+
+
+def probe_rows(s: Settings) -> list[str]:
+    """Texts of the prompts that the run's probe was fitted on."""
+    from data import for_split
+    from data.store.rundir import records
+    from data.store.tables import read_parquet
+
+    table = read_parquet(ACTIVATIONS.path(s.run).with_suffix(".parquet"))
+    return for_split(table, records(s.run)[PROBE.name]["key"]["split"])["prompt"].to_list()
 
 
 def take_vectors(session: Session, s: Settings, table: "pl.DataFrame", key: Key) -> None:
@@ -218,7 +236,7 @@ def none_chosen(table: "pl.DataFrame", share: float) -> str:
 
     unsteered = table.filter(gate="").sort("threshold").row(0, named=True)
     declined = round(unsteered["harmful"] * unsteered["n_harmful"])
-    more = (f"of {declined} declined harmful prompts none may be lost where {needed(share)} are needed at least; add prompts"
+    more = (f"{declined} harmful prompts are declined unsteered, and it takes {needed(share)} at least, none of them lost: add prompts"
             if declined < needed(share) else "fit a gate (probe --gate ridge --data …)")  # fmt: skip
     return (f"no setting lowers over-refusal and keeps {share:.0%} of the refusals with 95 % confidence: nothing is chosen; "
             f"{more}, or ask --keep-refusal for less")  # fmt: skip

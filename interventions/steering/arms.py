@@ -166,7 +166,11 @@ class Arm:
     @property
     def is_routed(self) -> bool:
         """Whether the most probable refusal token decides its vector, where the model has such tokens."""
-        return self.has_vectors and (self.route == "routed" or (self.route == "gated" and self.category == MEAN))
+        return (
+            self.has_vectors
+            and self.directions == 1
+            and (self.route == "routed" or (self.route == "gated" and self.category == MEAN))
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -281,9 +285,11 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
     _fitting(text, kind, pairs)
     if given.get("slope", 1) <= 0:
         raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
-    if given.get("directions", 1) < 1 or (given.get("directions", 1) > 1 and pairs.keys() & {"category", "route"}):
+    if given.get("directions", 1) < 1 or (
+        given.get("directions", 1) > 1 and ("category" in pairs or pairs.get("route") == "routed")
+    ):
         raise UserError(
-            f"--arm {text!r}: directions is 1 or more, and each row gets one of them: leave category and route out"
+            f"--arm {text!r}: directions is 1 or more, and each row gets one of them: leave category and route=routed out"
         )
     if given.keys() & {"bias", "harmful_bias"} and not KINDS[kind].table:
         raise UserError(

@@ -152,6 +152,25 @@ def test_sweep_runs_validation_rows_and_is_made_once(run, chain, tmp_path):
     assert tried.height == 2 * 2
 
 
+def test_methods_are_compared_once_and_what_is_for_them_alone_is_refused(run, chain, tmp_path):
+    words = ["sweep", "--methods", "mean", "--methods", "contrastive", "--kl", "0.05", "--max-new-tokens", 2]
+    code, _, err = run(*chain, "probe", *words, "--keep-refusal", 0.2)
+    assert code == 0, err
+    path = tmp_path / "run" / "compared.parquet"
+    stamp, table = path.stat().st_mtime_ns, pl.read_parquet(path)
+    assert {"mean", "contrastive", "random", "prompt-only"} <= set(table["method"]) and "probe" in set(table["gate"])
+    code, _, err = run(*chain, *words, "--keep-refusal", 0.2)
+    assert code == 0 and path.stat().st_mtime_ns == stamp, err
+    fits_contract(tmp_path / "run")
+    code, _, err = run(*chain, *words, "--split", "train")
+    assert code == 0 and "the gate probe is left out" in err and "probe" not in set(pl.read_parquet(path)["gate"])
+    for option, value in (("--keep-refusal", 0.9), ("--kl", "0.5")):
+        code, _, err = run(*chain, *SWEPT, option, value)
+        assert code == 1 and f"{option} is for sweep --methods" in err
+    code, _, err = run(*chain, *words, "--layers", "1")
+    assert code == 1 and "leave --layers out" in err
+
+
 def test_sweeps_default_arm_is_gated_where_there_is_a_probe(run, chain, tmp_path):
     assert run(*chain, "probe")[0] == 0
     code, _, err = run(*chain, *[word for word in SWEPT if word not in ("--arm", "fixed")])

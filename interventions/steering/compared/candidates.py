@@ -1,9 +1,11 @@
 """What is compared: every method as an arm that no gate decides, and controls beside."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.contract import EDITS, METHODS, RELEASE
+from data.contract import KINDS as ARMS
 from data.errors import UserError
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
@@ -14,6 +16,8 @@ CONTROLS = ("random", "shuffled")  # methods that are no candidates
 DIRECTIONS = 20  # random ones, of which each prompt gets one
 KINDS = (*EDITS, "ablate")  # kinds of arms that are methods of their own
 KEYS = {"ablate": ("layers=all",)}
+UNGATED = ("affine", "prompt-only")  # can't leave a prompt alone: affine has no strength that changes nothing
+MOST = {"angular": 1.0}  # strength that a kind can have
 UNSIZED = (
     "ablate",
     "affine",
@@ -48,11 +52,22 @@ class Candidate:
         """Whether its strength is to be found."""
         return self.kind not in UNSIZED
 
+    @property
+    def gateable(self) -> bool:
+        """Whether a gate can keep it from some prompts."""
+        return self.kind not in UNGATED
+
+    def at(self, size: float) -> "Candidate":
+        """The same, so strong; as strong as it can be, where that is less."""
+        strength = math.copysign(min(size, MOST.get(self.kind, size)), self.arm.strength)
+        return replace(self, arm=replace(self.arm, strength=strength))
+
     def words(self, gate: str, threshold: float) -> str:
         """As `--arm` takes it, under a gate that leaves harmful prompts alone, or under none; the strength aside."""
         keys = [key for key in self.keys if not key.startswith("strength=")]
         kind = self.kind
         if gate:
+            keys = [key for key in keys if not key.startswith("route=")]  # a gate routes, too
             plain = kind in ("routed", "fixed")
             kind, keys = ("gated", keys) if plain else (kind, ["route=gated", *keys])
             keys += [
@@ -89,8 +104,11 @@ def candidates(model: Model, default: Arm, by_method: Mapping[str, Tools], share
     tokens = refusal_tokens(model)
     bias = (f"bias={RELEASE:g}",) if tokens.respond is not None else ()
     route = "routed" if tokens.ids else "fixed"
-    found = [_candidate(method, method if method in KINDS else route, (*KEYS.get(method, ()), *bias), default, tools)
-             for method, tools in by_method.items()]  # fmt: skip
+    found = []
+    for method, tools in by_method.items():
+        kind = method if method in KINDS else route
+        routes = (f"route={route}",) if kind in KINDS and ARMS[kind].table == "vectors" else ()  # as under a gate
+        found.append(_candidate(method, kind, (*routes, *KEYS.get(method, ()), *bias), default, tools))
     controls: list[tuple[str, ...]] = [("random", f"directions={DIRECTIONS}", *bias)]
     controls += [("wrong-category", *bias)] if len(shared.vectors.categories) > 1 and tokens.ids else []
     controls += [("logit-bias", "category=respond", f"strength={RELEASE:g}")] if tokens.respond is not None else []

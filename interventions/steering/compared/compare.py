@@ -72,6 +72,7 @@ def compare(
         row
         for (budget, candidate, reached), after in zip(found, answers[1:], strict=True)
         for gate, score in tried.items()
+        if candidate.gateable or not gate
         for row in _line(candidate, budget, reached, gate, curve(score, harmful, answers[0], after), harmful, share)
     ]
     table = pl.DataFrame(_with_choice(rows), COMPARED).fill_nan(None)

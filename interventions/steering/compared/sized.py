@@ -43,7 +43,7 @@ def sized(candidates: Sequence[Candidate], measured: HarmlessKL, budget: float) 
     starts = [START[candidate.arm.unit] for candidate in free]
 
     def measure(sizes: Mapping[int, float]) -> dict[int, float]:
-        arms = {at: _at(free[at], size).arm for at, size in sizes.items()}
+        arms = {at: free[at].at(size).arm for at, size in sizes.items()}
         return dict(zip(arms, _costs([free[at] for at in arms], list(arms.values()), measured), strict=True))
 
     reached = iter(zip(free, equal_kl(measure, starts, budget), strict=True))
@@ -53,17 +53,12 @@ def sized(candidates: Sequence[Candidate], measured: HarmlessKL, budget: float) 
     for candidate in candidates:
         if candidate.sized:
             mine, at = next(reached)
-            found.append((_at(mine, at.strength), at))
+            found.append((mine.at(at.strength), at))
         else:
             found.append(
                 (candidate, Reached(abs(candidate.arm.strength), next(costs), 1, "it has no strength to change"))
             )
     return found
-
-
-def _at(candidate: Candidate, size: float) -> Candidate:
-    """The same, so strong."""
-    return replace(candidate, arm=replace(candidate.arm, strength=float(np.sign(candidate.arm.strength)) * size))
 
 
 def _costs(candidates: Sequence[Candidate], arms: Sequence[Arm], measured: HarmlessKL) -> list[float]:

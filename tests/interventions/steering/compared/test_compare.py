@@ -37,7 +37,10 @@ def tried(tiny_tuned):
     tools = Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned), methods=methods_of(tiny_tuned))
     other = replace(tools, vectors=vectors_of(tiny_tuned, seed=9))
     return candidates(
-        tiny_tuned, DEFAULT, {"mean": tools, "contrastive": other, "ablate": tools, "angular": tools}, tools
+        tiny_tuned,
+        DEFAULT,
+        {"mean": tools, "contrastive": other, "ablate": tools, "angular": tools, "affine": tools},
+        tools,
     )
 
 
@@ -54,15 +57,12 @@ def table(tiny_tuned, prompts, tried, tmp_path_factory):
 def test_a_row_is_what_its_arm_gives(table, tiny_tuned, prompts, tried, tmp_path):
     assert table.schema == COMPARED and table["chosen"].sum() <= 1
     tools = {one.method: one.tools for one in tried}
-    for method, gate in (
-        ("mean", "probe"),
-        ("contrastive", "probe"),
-        ("angular", "perfect"),
-        ("wrong-category", "probe"),
-        ("ablate", ""),
-    ):
+    pairs = table.select("method", "gate").unique(maintain_order=True).rows()
+    assert {gate for method, gate in pairs if method in ("affine", "prompt-only")} == {""}  # they leave no prompt alone
+    assert {gate for method, gate in pairs if method in ("random", "angular")} == {"", "probe", "perfect"}
+    for method, gate in pairs:
         rows = table.filter(method=method, gate=gate).sort("threshold")
-        for row in (rows.row(len(rows) // 2, named=True), rows.row(-1, named=True)):
+        for row in [rows.row(len(rows) // 2 if gate else -1, named=True)]:
             [arm] = parse_arms([row["arm"]], replace(DEFAULT, strength=row["strength"]))
             arm = replace(arm, strength=row["strength"])
             made = generate(
@@ -71,7 +71,7 @@ def test_a_row_is_what_its_arm_gives(table, tiny_tuned, prompts, tried, tmp_path
             said = np.array([verdict(text) for text in made["response"]])
             harmful = (prompts["label"] == "harmful").to_numpy()
             if gate or row["threshold"] > 0.5:  # without a gate the other end is the unsteered model
-                assert row["harmful"] == pytest.approx((said[harmful] == "refuse").mean())
+                assert row["harmful"] == pytest.approx((said[harmful] == "refuse").mean()), row
                 assert row["benign"] == pytest.approx((said[~harmful] == "refuse").mean())
                 assert row["broken"] == pytest.approx((said == "broken").mean())
 
@@ -109,6 +109,11 @@ def test_labels_are_counted_and_never_steered_by(tiny_tuned, prompts, tried, tab
     again = compare(tiny_tuned, shuffled, tried, scores, tmp_path / "c.parquet", verdict=verdict, budgets=[0.05], share=0.3,
                     max_new_tokens=TOKENS)  # fmt: skip
     assert again.equals(table)
+
+
+def test_a_strength_goes_no_further_than_its_kind_can(tried):
+    sizes = {one.method: one.at(7.0).arm.strength for one in tried if one.sized}
+    assert sizes["angular"] == -1 and sizes["mean"] == -7
 
 
 def test_methods_are_named_as_they_are():
