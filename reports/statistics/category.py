@@ -100,8 +100,8 @@ def own_against_others(
     return value, low, high, p
 
 
-def sentence(test: pl.DataFrame, budget: float) -> str:
-    """The answer, in one sentence."""
+def sentence(test: pl.DataFrame, budget: float | None) -> str:
+    """The answer, in one sentence; the budget in nats, if it is known."""
     parts = []
     shown = []
     for row in test.filter(pl.col("outcome") == "refusal_probability").drop_nulls(["difference", "p"]).to_dicts():
@@ -120,4 +120,5 @@ def sentence(test: pl.DataFrame, budget: float) -> str:
     answer = ("The row's own category's vector does better than another's" if all(shown) else
               "On one side alone the row's own category's vector does better than another's" if any(shown) else
               "It is not shown to matter whose vector is added")  # fmt: skip
-    return f"{answer}, at a KL of {budget:g} nats each: {'; '.join(parts)}."
+    at = "equal KL" if budget is None else f"a KL of {budget:g} nats each"
+    return f"{answer}, at {at}: {'; '.join(parts)}."

@@ -70,6 +70,8 @@ def test_every_artefact_has_its_section(folder, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert len(titles) == len(set(titles)) == len(ordered())
     assert page.count("<section") == len(titles)
+    named = re.findall(r'<[^>]* id="([^"]+)"', page)
+    assert len(named) == len(set(named)) > len(titles)  # a chart is drawn into whatever has its name
 
 
 @pytest.mark.parametrize(

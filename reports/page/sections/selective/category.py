@@ -17,7 +17,7 @@ def section(run: Run) -> Section | None:
         return None
     budget = run.records.get("category", {}).get("key", {}).get("kl")
     blocks: list[Block] = [
-        Prose(sentence(test, float(budget) if isinstance(budget, (int, float)) else float("nan")), "lead")
+        Prose(sentence(test, float(budget) if isinstance(budget, (int, float)) else None), "lead")
     ]
     for side, caption in SIDES.items():
         rows = table.filter(pl.col("side") == side)
