@@ -8,7 +8,8 @@ import polars as pl
 
 from data.errors import UserError
 from data.prompts import sample as embedded
-from data.prompts.reading import READERS, load_all
+from data.prompts.files import READERS
+from data.prompts.reading import load_all
 
 TRAINING_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split", "response")
 

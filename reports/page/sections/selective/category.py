@@ -16,9 +16,7 @@ def section(run: Run) -> Section | None:
     if table is None or test is None:
         return None
     budget = run.records.get("category", {}).get("key", {}).get("kl")
-    blocks: list[Block] = [
-        Prose(sentence(test, float(budget) if isinstance(budget, (int, float)) else None), "lead")
-    ]
+    blocks: list[Block] = [Prose(sentence(test, float(budget) if isinstance(budget, (int, float)) else None), "lead")]
     for side, caption in SIDES.items():
         rows = table.filter(pl.col("side") == side)
         if rows.height:

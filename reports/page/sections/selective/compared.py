@@ -26,7 +26,9 @@ def section(run: Run) -> Section | None:
         f"intervals. Hollow: over {say.percent(charts.HOLLOW_FROM, 0)} of answers broken."
     )
     lines = drawn(compared)
-    chart = [Chart("compared-lines", charts.trade_off(lines, lines["group"].unique(maintain_order=True).to_list()), caption)]
+    chart = [
+        Chart("compared-lines", charts.trade_off(lines, lines["group"].unique(maintain_order=True).to_list()), caption)
+    ]
     blocks: list[Block] = [Prose(told(compared)), *(chart if lines.height else []), table(compared), reached(compared)]
     return Section("compared", "Methods and gates at equal harm", blocks)
 
