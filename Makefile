@@ -4,6 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
 
+# Files of tests side by side, a core each.
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 NDIF := $(PYTHON) tests/ndif/server.py
 
 .PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check bench clean
@@ -26,7 +29,7 @@ adapter: setup
 	$(BIN)/python -m interventions.tuning.make_adapter $(MIRROR)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"
+	$(TESTS) -m "not slow and not ndif and not browser"
 
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
@@ -35,9 +38,11 @@ test-ndif: setup
 	-@$(NDIF) install  # where it can't be, its tests are skipped and say why
 	$(BIN)/python -m pytest -m ndif
 
+# One at a time where there are deadlines: a server, a browser.
 test-all: setup
 	-@$(NDIF) install
-	$(BIN)/python -m pytest
+	$(TESTS) -m "not ndif and not browser"
+	$(BIN)/python -m pytest -m "ndif or browser"
 
 ndif:
 	@$(NDIF) install

@@ -96,7 +96,7 @@ OPERATIONS = ("add", "ablate", "clamp")
 # What may stand behind an arm's kind, and how it is read.
 ARM_KEYS = {
     "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "directions": int, "gate": str, "harmful": float,
-    "harmful-bias": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
+    "harmful-bias": float, "harmful-threshold": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
     "slope": float, "strength": float, "text": str, "threshold": float, "unit": str,
 }  # fmt: skip
 OWN_KEYS = {
@@ -114,6 +114,7 @@ ARM_WORDS = {
     "benign, harmful": "gated: strength for prompts that the gate calls so",
     "gate": "probe, ridge, control, harmfulness, cast, words, perfect, or some of them joined (ridge+control)",
     "threshold": "gated: the score from which on a prompt looks harmful, in place of the gate's own",
+    "harmful-threshold": "gated: the score from which on it is steered as harmful; between threshold and it nothing is done",
     "slope": "gated: how fast the strength changes around the threshold, in place of at once",
     "route": "fixed, routed or gated",
     "operation": "add, ablate or clamp",

@@ -47,6 +47,7 @@ def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools
     default, swept = single_arm(s, model, steering), swept_setting(s, record)
     arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
     refuse_idle(arms)
+    say_outputs_only(model, arms)
     tools, rests_on = need_tools(session, s, arms, steering, record)
     rests_on |= {} if swept is None else {SWEEP.name: swept.id}
     return model, lowrank_at_its_layer(arms, s.get("arm"), tools), tools, rests_on
@@ -59,6 +60,16 @@ def refuse_idle(arms: "Sequence[Arm]") -> None:
             raise UserError(
                 f"arm {arm.name!r} would change nothing: its strength is 0; pass another --strength, or baseline"
             )
+
+
+def say_outputs_only(model: "Model", arms: "Sequence[Arm]") -> None:
+    """Say where ablating everywhere reaches block outputs alone."""
+    from interventions.model.blocks import has_plain_blocks
+
+    mine = [arm.name for arm in arms if arm.layers == "all" and arm.operation == "ablate"]
+    if mine and not has_plain_blocks(model.module):
+        warn(f"arm {mine[0]!r}: the blocks of {model.name} are no Llama's, so the direction is taken out of each block's output, "
+             "and not behind its attention and the embeddings too")  # fmt: skip
 
 
 def drawn_on(arm: "Arm") -> list[str]:

@@ -13,6 +13,7 @@ from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.compared.candidates import candidates, wanted
 from interventions.steering.compared.compare import compare, settings_of
 from interventions.steering.compared.equal_kl import HarmlessKL
+from interventions.steering.compared.promise import MORE_REFUSED
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
@@ -98,9 +99,25 @@ def test_what_is_chosen_keeps_the_promise_and_no_other_setting_leaves_less(table
     chosen = table.filter("chosen")
     assert chosen.height == (kept.height > 0)
     if chosen.height:
-        assert chosen["benign"][0] == kept["benign"].min() and not chosen["control"][0]
+        assert chosen["benign"][0] <= kept["benign"].min() + MORE_REFUSED and not chosen["control"][0]
     swept = settings_of(table)
     assert swept.height == 2 * kept.height and swept.filter("chosen").height == 2 * chosen.height
+
+
+def test_what_surely_looks_harmful_is_steered_towards_refusal(table, tiny_tuned, prompts, tried, tmp_path):
+    [row] = table.filter(pl.col("harmful_threshold").is_not_null()).iter_rows(named=True)
+    assert row["chosen"] and row["promised"] and row["harmful_threshold"] >= row["threshold"]
+    [swept] = settings_of(table).filter("chosen")["harmful"].unique()
+    assert swept == pytest.approx(-2 / 3 * row["strength"])
+    [arm] = parse_arms([row["arm"]], replace(DEFAULT, strength=row["strength"]))
+    [tools] = [one.tools for one in tried if one.method == row["method"]]
+    gated = generate(tiny_tuned, prompts, tools, tmp_path / "g.parquet", arms=[arm], max_new_tokens=TOKENS)
+    score, own = gated["gate"].to_numpy(), gated["strength"].to_numpy()
+    expected = np.where(score < row["threshold"], arm.strength, np.where(score < row["harmful_threshold"], 0, swept))
+    assert own == pytest.approx(expected)
+    said = np.array([verdict(text) for text in gated["response"]])
+    for label in ("harmful", "benign"):
+        assert row[label] == pytest.approx((said[(prompts["label"] == label).to_numpy()] == "refuse").mean())
 
 
 def test_labels_are_counted_and_never_steered_by(tiny_tuned, prompts, tried, table, tmp_path):
