@@ -63,10 +63,10 @@ def compare(
     """
     harmful = (prompts["label"] == "harmful").to_numpy()
     measured = harmless_kl(model, prompts.filter(pl.Series(~harmful)), candidates[0], verdict, seed)
-    found: list[_Sized] = []
+    found: list[Sized] = []
     for budget in budgets:
         new = [one for one in candidates if one.sized or not found]  # what has no strength is the same at every budget
-        found += [_Sized(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
+        found += [Sized(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
     journals: list[Journal] = []
 
     def answers(some: Sequence[Candidate]) -> list[Answered]:
@@ -87,7 +87,7 @@ def compare(
     for one, after in zip(found, afters, strict=True):
         if best and best["gate"] and one.candidate.reversible and one.is_of(best):
             [towards] = answers([one.candidate.reversed()])
-            both = _both_ways(one, best, tried[best["gate"]], harmful, before, after, towards, share)
+            both = both_ways(one, best, tried[best["gate"]], harmful, before, after, towards, share)
             rows, best = (rows, best) if both is None else ([*rows, both], both)
             break
     table = pl.DataFrame([row | {"chosen": row is best} for row in rows], COMPARED).fill_nan(None)
@@ -97,7 +97,7 @@ def compare(
     return table
 
 
-class _Sized(NamedTuple):
+class Sized(NamedTuple):
     """A candidate at the strength that a budget allows it."""
 
     budget: float
@@ -119,7 +119,7 @@ def settings_of(table: pl.DataFrame) -> pl.DataFrame:
     return whole.select(pl.col(name).cast(kind) for name, kind in SWEEP.items())
 
 
-def _line(one: _Sized, gate: str, line: Curve, harmful: np.ndarray, share: float) -> list[Values]:
+def _line(one: Sized, gate: str, line: Curve, harmful: np.ndarray, share: float) -> list[Values]:
     """Points of the trade-off of a candidate under a gate, among them the one that keeps the promise, and both ends."""
     candidate, reached = one.candidate, one.reached
     control = candidate.control or gate in (WORDS, PERFECT)
@@ -133,8 +133,8 @@ def _line(one: _Sized, gate: str, line: Curve, harmful: np.ndarray, share: float
             | _point(line, point, harmful) for point in points]  # fmt: skip
 
 
-def _both_ways(
-    one: _Sized, best: Values, score: np.ndarray, harmful: np.ndarray, before: Answered, after: Answered, towards: Answered,
+def both_ways(
+    one: Sized, best: Values, score: np.ndarray, harmful: np.ndarray, before: Answered, after: Answered, towards: Answered,
     share: float,
 ) -> Values | None:  # fmt: skip
     """The best setting, with what surely looks harmful steered towards refusal; None where that breaks the promise."""
