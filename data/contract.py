@@ -61,6 +61,7 @@ class Kind(NamedTuple):
 
 DEFAULT_STRENGTH, DEFAULT_UNIT, DEFAULT_SCOPE = -0.3, "residual", "generated"
 TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
+CHOSEN = "chosen"  # an arm by this name is the setting that `sweep` chose
 BIAS, RELEASE = -5.0, 8.0  # logits on refusal tokens; on [respond] beside a vector, where methods are compared
 KINDS = {
     "baseline": Kind("nothing is changed", "", operation="none"),

@@ -226,7 +226,7 @@ def test_a_slope_makes_the_strength_go_smoothly_with_the_log_odds(tiny_tuned, ma
 
 
 def test_between_two_thresholds_nothing_is_done(tiny_tuned, made, tmp_path):
-    prompts, gates, tools = made
+    prompts, _, tools = made
     low, high = (float(np.quantile(gate_column(tiny_tuned, made, tmp_path), share)) for share in (0.3, 0.7))
     arms = [
         f"gated:gate=control,strength=-3,harmful=2,bias=4,harmful-bias=-1,threshold={low!r},harmful-threshold={high!r}"
