@@ -22,7 +22,7 @@ setup: .venv/done
 
 demo: setup
 	$(BIN)/python cli.py --run runs/demo extract --limit 400 vectors trace --max-new-tokens 24 \
-	  probe --gate ridge --limit 800 probe --gate words --limit 800 sweep --data embedded:traffic --methods mean --kl 2 \
+	  probe --gate ridge --limit 800 probe --gate words --limit 800 sweep --data embedded:traffic --methods mean --limit 240 \
 	  generate --data embedded:traffic --arm baseline --arm chosen --max-new-tokens 16 evaluate report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
