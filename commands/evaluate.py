@@ -40,7 +40,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
     path = SUMMARY.path(s.run)
     if not failed(s) and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
-        summary = SUMMARY.load(path)
+        summary = SUMMARY.read(s.run)
     else:
         scores = score(generations, fitted_texts(s, record["key"]), scorers)
         scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
@@ -93,7 +93,7 @@ def failed(s: Settings) -> bool:
     path = SCORES.path(s.run)
     if not path.exists() or not s.get("judge_model"):
         return False
-    return SCORES.load(path).filter(scorer="judge")["verdict"].has_nulls()
+    return SCORES.read(s.run).filter(scorer="judge")["verdict"].has_nulls()
 
 
 def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
@@ -103,12 +103,11 @@ def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple
     """
 
     from data.store.rundir import records
-    from data.store.tables import read_parquet
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
     path, before = SCORES.path(s.run), records(s.run).get(SCORES.name, {}).get("key", {})
     if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
-        known = read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
+        known = SCORES.read(s.run).select("dataset", "id", "theme").unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []
     return asked_themes(s, rows)

@@ -124,6 +124,7 @@ def numbered(s: Settings, texts: Sequence[str]) -> dict[str, str]:
     path = TRACES.path(s.run)
     known: dict[str, str] = {}
     if path.exists():
+        TRACES.check(s.run, own=True)
         known = dict(TRACES.load(path).filter(dataset="prompt").select("prompt", "id").iter_rows())
     ids: dict[str, str] = {}
     for text in dict.fromkeys(texts):

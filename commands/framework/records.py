@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings, Values
+from data.errors import UserError
 
 if TYPE_CHECKING:
     from commands.framework.artefacts import Artefact
@@ -26,14 +27,24 @@ LOGIN = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+[A-Za-z][A-Za-z0-9+.-]*+://)[
 
 
 def unchanged(s: Settings, artefact: "Artefact[Any]", key: Key, elsewhere: Path | None = None) -> bool:
-    """Whether the artefact, or the file that stands for it elsewhere, was made with this very key; says so if not."""
+    """Whether the artefact, or the file that stands for it elsewhere, was made with this very key; says so if not.
+
+    Raises:
+        UserError: It was, and a file of it was altered since.
+    """
+    from data.store.digests import altered
     from data.store.rundir import records
 
     record = records(s.run).get(artefact.name)
     if record is None or not (elsewhere or artefact.path(s.run)).exists():
         return False
     if record["id"] == identity(key):
-        return all((s.run / name).exists() for name in artefact.beside)
+        odd = altered(s.run, record)
+        if odd is not None and not odd.is_own:
+            raise UserError(odd.words)
+        if odd is not None:
+            warn(f"{artefact.name} is made again: a command ended before it was recorded")
+        return odd is None and all((s.run / name).exists() for name in artefact.beside)
     old = record.get("key", {})
     changed = sorted(name for name in {*old, *key} if old.get(name) != json.loads(json.dumps(key.get(name))))
     warn(f"{artefact.name} is made again: {', '.join(changed)} changed{replaced(record)}")
@@ -60,8 +71,10 @@ def note(
     *,
     data: Iterable[str] | None = None,
     more: Record | None = None,
+    elsewhere: Path | None = None,
 ) -> None:
     """Write an artefact's record; without a model, what is said of one is taken over from the record it rests on."""
+    from data.store.digests import SHA256, digests
     from data.store.rundir import record
 
     like = of if isinstance(of, dict) else {}
@@ -73,6 +86,7 @@ def note(
         "id": identity(key),
         "seed": s.get("seed"),
         "start": start,
+        SHA256: digests(s.run, [elsewhere] if elsewhere else artefact.files(s.run)),
     }
     if isinstance(of, dict):
         entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name != "prompt_format"}

@@ -18,14 +18,18 @@ from typing import IO, Any
 from data.errors import UserError
 from data.store.files import check_replaceable, open_own, room_for, settle
 
+UNFINISHED = ".unfinished."  # begins the name of a file or folder that has not got its own yet
 DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
 Record = dict[str, Any]  # what `run.json` says of one artefact
+_WRITTEN: list[Path] = []  # run directories whose locks this process holds
 PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the run directory's lock; the system frees it when its holder dies, however it dies.
+
+    What a command that was killed left half-written goes.
 
     Raises:
         UserError: Another process writes there; it is named. Or a folder in there is a link to one elsewhere.
@@ -45,10 +49,29 @@ def writing(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()
+        _clean(folder)
+        _WRITTEN.append(folder)
         try:
             yield
         finally:
+            _WRITTEN.pop()
             lock.truncate(0)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a command that was killed had not given its name yet; journals, which are gone on from, stay."""
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if name.startswith(UNFINISHED):
+                path = Path(parent, name)
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        folders[:] = [name for name in folders if not name.startswith(UNFINISHED)]
+
+
+def written_to() -> Path | None:
+    """The run directory that this process writes, if it writes one."""
+    return _WRITTEN[-1] if _WRITTEN else None
 
 
 def _locked(lock: IO[str]) -> bool:
@@ -69,7 +92,7 @@ def replacing(path: Path) -> Iterator[Path]:
     check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with room_for(path):
-        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        handle, unfinished = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.name[:100]}.", dir=path.parent)
     os.close(handle)
     try:
         with room_for(path):
@@ -162,7 +185,7 @@ def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
         replace: Whether one that stands there by then gives way; else it stays, since another process was faster.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name[:100]}-", dir=folder.parent))
     old = Path(f"{unfinished}-old")
     try:
         with room_for(folder):

@@ -43,6 +43,7 @@ FIELDS = {
     "lambda": "partial",
 }  # what keys that are no fields are called there
 NEXT = re.compile(r",(?=\s*[\w-]+\s*=)")
+TEXT = re.compile(r"(?:^|,)\s*text\s*=")
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
 
     Keys: those of `ARM_KEYS`; `benign` is another name of `strength` for gated arms, and `bias` goes with an edit. A value goes on to
-    the next `,key=`, so that a category may hold a comma; `text` goes on to the end, so it stands last.
+    the next `,key=`, so that a category may hold a comma; `text`, of kinds that have one, goes on to the end, so it stands last.
 
     Raises:
         UserError: An unknown kind, key or value, or one arm given twice.
@@ -201,7 +202,7 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     for text, (kind, rest) in zip(texts, split, strict=True):
         if kind not in KINDS:
             raise UserError(f"--arm {text!r}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
-        pairs = _pairs(rest)
+        pairs = _pairs(kind, rest, f"--arm {text!r}")
         said = _canonical(pairs)
         name = kind if kinds.count(kind) == 1 else _named(kind, said)
         arms.append(replace(_arm(text, name, kind, pairs, default), said=said))
@@ -235,7 +236,7 @@ def _told_apart(arm: Arm, alike: Sequence[Arm]) -> Arm:
     own = arm.setting
     differing = [key for key in own if _reads(arm, key) and any(other.setting[key] != own[key] for other in alike)]
     values = {key: repr(round(own[key], 10)) if isinstance(own[key], float) else str(own[key]) for key in differing}
-    pairs = _pairs(arm.said) | {key.replace("_", "-"): value for key, value in values.items()}
+    pairs = _pairs(arm.kind, arm.said, arm.name) | {key.replace("_", "-"): value for key, value in values.items()}
     return replace(arm, name=_named(arm.kind, _canonical(pairs)))
 
 
@@ -243,11 +244,26 @@ def _named(kind: str, said: str) -> str:
     return f"{kind}:{said}" if said else kind
 
 
-def _pairs(rest: str) -> dict[str, str]:
-    head, text, tail = rest.partition("text=")
-    items = [item.partition("=") for item in NEXT.split(head.rstrip(", "))] if head.rstrip(", ") else []
-    pairs = {key.strip(): value.strip() for key, _, value in items}
-    return pairs | ({"text": tail} if text else {})
+def _pairs(kind: str, rest: str, where: str) -> dict[str, str]:
+    """Keys and values as they were said; in kinds without a text, `, text=` is part of a category's name.
+
+    Raises:
+        UserError: A key is there twice.
+    """
+    found = TEXT.search(rest) if KINDS[kind].instructs else None
+    head, text = (rest[: found.start()], rest[found.end() :]) if found else (rest, None)
+    items: list[tuple[str, str]] = []
+    for part in NEXT.split(head.rstrip(", ")) if head.rstrip(", ") else []:
+        key, equals, value = part.partition("=")
+        if key.strip() == "text" and equals and items and items[-1][0] == "category" and not KINDS[kind].instructs:
+            items[-1] = ("category", f"{items[-1][1]},{part}".rstrip())
+        else:
+            items.append((key.strip(), value.strip()))
+    items += [("text", text)] if text is not None else []
+    keys = [key for key, _ in items]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"{where}: {max(keys, key=keys.count)} is given twice")
+    return dict(items)
 
 
 def _canonical(pairs: dict[str, str]) -> str:
