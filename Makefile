@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check bench clean
+.PHONY: setup demo adapter test test-all test-browser test-ndif test-faults ndif ndif-down check audit bench clean
 
 setup: .venv/done
 
@@ -49,10 +49,18 @@ ndif:
 ndif-down:
 	@$(NDIF) down
 
+# Every case of tests/faults, where the other tests run a sample: an hour or two.
+test-faults: setup
+	REFUSAL_FAULTS=all $(BIN)/python -m pytest tests/faults
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Licences, an SBOM and known vulnerabilities of what is installed, into build/audit.
+audit: setup
+	$(PYTHON) .ci/audit.py
 
 # Beside other tools, each in an environment of its own, and how the cost grows: half an hour on an idle machine.
 bench: setup

@@ -35,7 +35,18 @@ def main() -> None:
     was = ALL.read_text()
     pins = {found["name"].lower().replace("_", "-"): found["version"] for found in PIN.finditer(was)}
     pins |= {name.lower().replace("_", "-"): version for name, version in (word.split("==") for word in sys.argv[1:])}
-    command = ["uv", "pip", "compile", "-", "--universal", "--generate-hashes", "--no-annotate", "--no-header", "--python-version", "3.11"]
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        "-",
+        "--universal",
+        "--generate-hashes",
+        "--no-annotate",
+        "--no-header",
+        "--python-version",
+        "3.11",
+    ]
     found = subprocess.run(
         command, input="\n".join(f"{name}=={version}" for name, version in pins.items()), stdout=subprocess.PIPE, text=True, check=True
     ).stdout  # fmt: skip

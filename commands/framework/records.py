@@ -144,12 +144,13 @@ def prompt_format(s: Settings, record: Record | None = None) -> "PromptFormat":
         for entry in records(s.run).values()
         if entry.get("prompt_format", {}).get("date")
     )
-    thinking = s.given("thinking")
+    thinking, through = s.given("thinking"), s.given("control_tokens")
     return PromptFormat(
         name=s.given("prompt_format") or ("tokenizer" if chosen else made.get("name", "tokenizer")),
         template=template.read_text("utf-8") if template else None if chosen else made.get("template"),
         system=s.given("system", {"system": made.get("system")}),
         thinking=made.get("thinking") if thinking is None else thinking,
+        control_tokens=made.get("control_tokens", False) if through is None else through,
         date=s.given("date") or made.get("date") or next(iter(dates), None),
     )
 
@@ -162,7 +163,7 @@ def contradiction(s: Settings, record: Record) -> str:
         if s.given(name) is not None and s.given(name) != record[name]:
             return f"{name} is {s.given(name)}, was {record[name]}"
     asked, made = prompt_format(s, record).record, record.get("prompt_format") or {}
-    odd = next((name for name in ("name", "template", "system", "thinking", "date")
+    odd = next((name for name in ("name", "template", "system", "thinking", "date", "control_tokens")
                 if asked.get(name) != made.get(name) and (name != "date" or made.get("date"))), None)  # fmt: skip
     if odd:
         return f"the prompt format's {odd} is another"
@@ -172,7 +173,9 @@ def contradiction(s: Settings, record: Record) -> str:
 
 def identity(key: Key) -> str:
     """A short hash of a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    from data.store import rundir
+
+    return rundir.identity(key)
 
 
 def model_key(model: "Model") -> Key:

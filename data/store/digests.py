@@ -97,7 +97,7 @@ def altered(folder: Path, record: Record | None, only: str | None = None) -> Alt
         record: The artefact's.
         only: The one file to look at.
     """
-    told = (record or {}).get(SHA256)
+    told = record.get(SHA256) if isinstance(record, dict) else None
     if not isinstance(told, dict):
         return None
     ledger = _Ledger(folder)
@@ -131,7 +131,7 @@ def verify(folder: Path) -> Iterator[tuple[str, str, bool | None]]:
         UserError: `run.json` is damaged.
     """
     for artefact, record in records(folder).items():
-        for name, digest in (record.get(SHA256) or {}).items():
+        for name, digest in record.get(SHA256, {}).items():
             path = folder / name
             yield artefact, name, sha256_of(path) == digest if path.is_file() else None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,10 @@ UNFINISHED = ".unfinished."  # begins the name of a file or folder that has not 
 DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
 Record = dict[str, Any]  # what `run.json` says of one artefact
 _WRITTEN: list[Path] = []  # run directories whose locks this process holds
+NEEDED = ("id", "key", "options", "start", "end")  # of a record's fields
+FIELDS = {"id": str, "key": dict, "options": dict, "start": str, "end": str, "data": list, "model": str, "revision": str,
+          "template": str, "dtype": str, "backend": str, "n_layers": int, "seed": int, "prompt_format": dict, "earlier": list,
+          "sha256": dict}  # fmt: skip
 PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
 
 
@@ -106,7 +111,45 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def records(folder: Path) -> dict[str, Record]:
-    """What `run.json` says, artefact by artefact.
+    """What `run.json` says, artefact by artefact, held against what a record is.
+
+    Raises:
+        UserError: The file is damaged; what is wrong is named.
+    """
+    kept = read_records(folder)
+    for name, entry in kept.items():
+        odd = _odd(entry)
+        if odd:
+            raise UserError(f"{folder / 'run.json'} is damaged: the record of {name!r} {odd}; delete it, or pass another --run")  # fmt: skip
+    return kept
+
+
+def _odd(entry: Any) -> str:
+    """What of a record is not as it should be; nothing if all is."""
+    if not isinstance(entry, dict):
+        return "is none"
+    for field, kind in FIELDS.items():
+        if not isinstance(entry.get(field), kind) and (field in NEEDED or entry.get(field) is not None):
+            return f"has no valid {field!r}"
+    if identity(entry["key"]) != entry["id"]:
+        return "has a key that its id is not of"
+    try:
+        moments = [datetime.fromisoformat(entry[name]).utcoffset() for name in ("start", "end")]
+    except ValueError:
+        moments = [None]
+    if None in moments:
+        return "has no valid time"
+    values = [one for value in entry["options"].values() for one in (value if isinstance(value, list) else [value])]
+    return "has an option of no kind" if any(isinstance(one, (dict, list)) for one in values) else ""
+
+
+def identity(key: dict[str, Any]) -> str:
+    """A short hash of what an artefact is made from."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_records(folder: Path) -> dict[str, Any]:
+    """What `run.json` says, whatever its records hold.
 
     Raises:
         UserError: The file is damaged.
@@ -133,7 +176,7 @@ def record(folder: Path, artefact: str, entry: Record) -> None:
     Raises:
         UserError: It holds what JSON can't.
     """
-    kept = records(folder)
+    kept = read_records(folder)
     kept[artefact] = {**entry, "versions": versions(), "end": now()}
     try:
         text = json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False, allow_nan=False)

@@ -15,7 +15,7 @@ from data.contract import nearest_layer
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.digests import altered, check_files, name_of
-from data.store.rundir import Record, records
+from data.store.rundir import Record, read_records
 from data.store.tables import GATE_QUALITY, read_parquet, required
 from reports.page.names import Arm, named
 
@@ -153,7 +153,7 @@ def gate_tables(folder: Path, known: dict[str, Record], faults: list[str]) -> pl
 
 def _records(folder: Path) -> dict[str, Record]:
     """Records that are objects; half of a surrogate pair, which JSON may hold and no file can, becomes a mark."""
-    kept = {name: entry for name, entry in records(folder).items() if isinstance(entry, dict)}
+    kept = {name: entry for name, entry in read_records(folder).items() if isinstance(entry, dict)}
     return json.loads(json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace"))
 
 
@@ -205,7 +205,7 @@ def read_activations(folder: Path, layer: int, most: int, seed: int = 0) -> tupl
     path = folder / "activations" / "prompts.safetensors"
     if not path.exists() and not path.with_suffix(".parquet").exists():
         return None
-    check_files(folder, records(folder).get("activations/prompts"))
+    check_files(folder, read_records(folder).get("activations/prompts"))
     file = Activations.open(path)
     lacking = [name for name in ("category", "label") if file.rows.schema.get(name) != pl.String]
     if lacking:

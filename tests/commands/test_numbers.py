@@ -8,7 +8,7 @@ import pytest
 from cli import cli
 from commands.framework import types
 from data.errors import UserError
-from data.store.rundir import record, records
+from data.store.rundir import read_records, record, records
 
 NUMBERS = (click.types.FloatParamType, click.types.IntParamType, click.FloatRange, click.IntRange)
 OWN = (types.FINITE, types.NUMBERS, types.LAYERS, types.LAYER_OR_AUTO, types.ROWS)
@@ -54,7 +54,7 @@ def test_a_record_is_strict_json(tmp_path, value) -> None:
     with pytest.raises(UserError, match="can't hold the record of probe"):
         record(tmp_path, "probe", {"key": value})
     assert (tmp_path / "run.json").read_bytes() == before
-    assert records(tmp_path)["vectors"]["key"] == {"tau": 0.5}
+    assert read_records(tmp_path)["vectors"]["key"] == {"tau": 0.5}
 
 
 @pytest.mark.parametrize(

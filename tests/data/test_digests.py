@@ -12,7 +12,7 @@ import pytest
 from data.errors import UserError
 from data.store import digests
 from data.store.digests import altered, check_files, verify
-from data.store.rundir import record, records, writing
+from data.store.rundir import identity, record, records, writing
 from data.store.tables import write_table
 
 
@@ -33,7 +33,8 @@ def make(folder: Path, value: int, *, recorded: bool = True) -> None:
     path = folder / "inner" / "table.parquet"
     write_table(path, pl.DataFrame({"a": [value]}))
     if recorded:
-        record(folder, "table", {"sha256": digests.digests(folder, [path, folder / "none"])})
+        entry = {"key": {}, "id": identity({}), "options": {}, "start": "2026-01-01T00:00:00+00:00"}
+        record(folder, "table", entry | {"sha256": digests.digests(folder, [path, folder / "none"])})
 
 
 def test_a_record_has_each_files_sha256(folder: Path) -> None:

@@ -123,7 +123,9 @@ def rendered(
         if isinstance(error, UserError):
             raise error
         if isinstance(error, MemoryError):
-            raise UserError(f"the chat template takes more than {MEMORY >> 30} GB of memory; pass a model with another one")
+            raise UserError(
+                f"the chat template takes more than {MEMORY >> 30} GB of memory; pass a model with another one"
+            )
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the chat template fails on a prompt: {reason}") from error
     return done
