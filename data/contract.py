@@ -241,6 +241,9 @@ RANK, LEARNING_RATE, EPOCHS, STEP_TOKENS, ANSWER_TOKENS = 8, 1e-3, 4, 1024, 256 
 TOKEN_WEIGHT, BALANCE = 1.0, 0.5  # of fine-tuning's loss
 
 
+MOST_SEED = (1 << 32) - 1  # of every library that draws
+
+
 def read_layers(text: str) -> tuple[int, ...]:
     """Of `5`, `0-9`, `3,5,10-12`.
 

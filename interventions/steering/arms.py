@@ -13,6 +13,7 @@ from data.contract import (
     INSTRUCTION,
     KINDS,
     MEAN,
+    MOST_SEED,
     OPERATIONS,
     OWN_KEYS,
     ROUTES,
@@ -299,6 +300,9 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         raise UserError(f"--arm {text!r}: a strength must be finite")
     given = {FIELDS.get(key, key): value for key, value in given.items()}
     _fitting(text, kind, pairs)
+    for key, most in (("seed", MOST_SEED), ("layer", 99_999), ("directions", 10_000)):
+        if not 0 <= given.get(key, 0) <= most:
+            raise UserError(f"--arm {text!r}: {key} is from 0 to {most}")
     if given.get("slope", 1) <= 0:
         raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
     if given.get("directions", 1) < 1 or (

@@ -18,6 +18,7 @@ from interventions.model import embedded
 from interventions.model.foreign import rendering
 from interventions.model.foreign.checkpoint import folder_revision
 from interventions.model.prompt_format import render
+from tests.faults.suite import Note
 
 
 @pytest.fixture
@@ -99,7 +100,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_in_a_line(folder: Path, damage: str) -> None:
+def test_a_damaged_folder_is_refused_in_a_line(folder: Path, damage: str, note: Note) -> None:
+    note("hostile models, mirrors and data files", 1)
     do, words = DAMAGES[damage]
     do(folder)
     start = time.monotonic()
@@ -190,7 +192,7 @@ def test_a_template_that_fails_or_is_far_too_large(folder: Path, template: str, 
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{{ 9 ** 9 ** 9 }}", "more than a prompt takes"),
+        ("{{ 9 ** (9 ** 9) }}", "more than a prompt takes"),
         ("{{ 'x' * 99999999999 }}", "more than a prompt takes"),
         ("{% set n = namespace(x=9 ** 9) %}{% for a in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}", "more than a prompt takes"),
         ("{% set n = namespace(x='x' * 9999) %}{% for a in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}", "memory"),
