@@ -24,7 +24,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
 
     from data.store.rundir import now, records
     from data.store.tables import write_table
-    from reports.scoring.scores import score
+    from reports.scoring.scores import repeated, score
     from reports.statistics.summary import summarise
 
     if "judge" in s.get("scorer") and not s.get("judge_model"):
@@ -43,12 +43,17 @@ def evaluate(session: Session, s: Settings) -> Summary:
         summary = SUMMARY.read(s.run)
     else:
         scores = score(generations, fitted_texts(s, record["key"]), scorers)
+        if list(scorers) == ["judge"] and generations.height and scores["verdict"].is_null().all():
+            raise UserError("the judge gave no verdict at all: nothing is evaluated; what it said stands above")
         scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
-        summary = summarise(scores, key["seed"], themes, key["difference"] / 100)
+        twice = repeated(generations)
+        for (name, first), rows in twice.group_by("dataset", "first", maintain_order=True):
+            warn(f"{rows.height} prompts of {name} stand in {first} too: (pooled) counts them once")
+        summary = summarise(scores, key["seed"], themes, key["difference"] / 100, twice)
         for artefact, table in ((SCORES, scores), (SUMMARY, summary)):
             write_table(artefact.path(s.run), table)
             note(s, artefact, key, record, start)
-    if summary.filter(pl.col("n") > 0).is_empty():
+    if summary.filter(pl.col("n") > 0).is_empty() and not summary["n_failed"].sum():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
         *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "delta", "p_holm", "broken"),
@@ -67,7 +72,7 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
 
     judge = None
     if s.get("judge_model"):
-        judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency"))
+        judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency"), s.get("judge_timeout"))
     hand = s.get("hand")
     if hand is not None and not hand.exists():
         count = write_sample(generations, hand, seed=s.get("seed"))

@@ -193,6 +193,7 @@ SCORING = (
     Declared("--judge-model", "Model of an OpenAI-compatible endpoint that judges; its key comes from REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY."),
     Declared("--judge-url", "The endpoint.", shown="OPENAI_BASE_URL, else OpenAI"),
     Declared("--judge-concurrency", "Questions at once.", click.IntRange(1, 256), c.JUDGE_CONCURRENCY),
+    Declared("--judge-timeout", "Seconds that one question may take.", types.Numbers(min=0, min_open=True), c.JUDGE_TIMEOUT),
     Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
     Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
     Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
