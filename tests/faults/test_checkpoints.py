@@ -205,11 +205,11 @@ def test_a_template_that_takes_all_memory_or_never_gives_up_the_interpreter(
 ) -> None:
     (folder / "chat_template.jinja").write_text(template + "{{ messages[0].content }}")
     before = resource.getrlimit(resource.RLIMIT_AS)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=words) as refused:
         open_model(str(folder))
     assert "\n" not in str(refused.value)
-    assert time.monotonic() - start < 15
+    assert time.process_time() - start < 15
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
