@@ -61,6 +61,7 @@ class Kind(NamedTuple):
 
 DEFAULT_STRENGTH, DEFAULT_UNIT, DEFAULT_SCOPE = -0.3, "residual", "generated"
 TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
+CHOSEN = "chosen"  # an arm by this name is the setting that `sweep` chose
 BIAS, RELEASE = -5.0, 8.0  # logits on refusal tokens; on [respond] beside a vector, where methods are compared
 KINDS = {
     "baseline": Kind("nothing is changed", "", operation="none"),
@@ -96,7 +97,7 @@ OPERATIONS = ("add", "ablate", "clamp")
 # What may stand behind an arm's kind, and how it is read.
 ARM_KEYS = {
     "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "directions": int, "gate": str, "harmful": float,
-    "harmful-bias": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
+    "harmful-bias": float, "harmful-threshold": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
     "slope": float, "strength": float, "text": str, "threshold": float, "unit": str,
 }  # fmt: skip
 OWN_KEYS = {
@@ -114,6 +115,7 @@ ARM_WORDS = {
     "benign, harmful": "gated: strength for prompts that the gate calls so",
     "gate": "probe, ridge, control, harmfulness, cast, words, perfect, or some of them joined (ridge+control)",
     "threshold": "gated: the score from which on a prompt looks harmful, in place of the gate's own",
+    "harmful-threshold": "gated: the score from which on it is steered as harmful; between threshold and it nothing is done",
     "slope": "gated: how fast the strength changes around the threshold, in place of at once",
     "route": "fixed, routed or gated",
     "operation": "add, ablate or clamp",

@@ -98,7 +98,7 @@ def readable_arms(_ctx: click.Context, _param: click.Parameter, texts: tuple[str
         from interventions.steering.arms import Arm, parse_arms
 
         try:
-            parse_arms(texts, Arm("fixed", "fixed", 0))
+            parse_arms([text for text in texts if text != c.CHOSEN], Arm("fixed", "fixed", 0))
         except UserError as error:
             raise click.BadParameter(str(error)) from None
     return texts
@@ -170,7 +170,7 @@ CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown=
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", "KIND or KIND:KEY=VALUE,…, repeatable; negative strengths are away from refusal.  Kinds: "
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable, or {c.CHOSEN}, the setting that sweep chose; negative strengths are away from refusal.  Kinds: "
                f"{'; '.join(f'{name}: {kind.help}' for name, kind in c.KINDS.items())}.  Keys: {'; '.join(f'{name}: {words}' for name, words in c.ARM_WORDS.items())}.",
                multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)

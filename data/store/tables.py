@@ -54,7 +54,7 @@ COMPARED = {
     "method": pl.String, "kind": pl.String, "gate": pl.String, "arm": pl.String, "control": pl.Boolean, "layer": pl.Int64,
     "strength": pl.Float64, "strength_unit": pl.String, "category": pl.String, "scope": pl.String,
     "kl_budget": pl.Float64, "kl": pl.Float64, "why_not": pl.String, "threshold": pl.Float64,
-    "n_benign": pl.Int64, "benign": pl.Float64, "benign_low": pl.Float64, "benign_high": pl.Float64,
+    "harmful_threshold": pl.Float64, "n_benign": pl.Int64, "benign": pl.Float64, "benign_low": pl.Float64, "benign_high": pl.Float64,
     "n_harmful": pl.Int64, "harmful": pl.Float64, "harmful_low": pl.Float64, "harmful_high": pl.Float64,
     "broken": pl.Float64, "kept": pl.Float64, "kept_low": pl.Float64, "promised": pl.Boolean, "chosen": pl.Boolean,
 }  # fmt: skip
@@ -112,6 +112,7 @@ BEYOND = {
                 "interval"),
     "sweep": ("kind", "category", "scope", "harmful"),
     "diff": ("halves",),
+    "compared": ("harmful_threshold",),
 }  # fmt: skip
 
 

@@ -76,12 +76,17 @@ def sites(root: Any, blocks: Sequence[Any], module: Any) -> list[tuple[int, Any]
         blocks: Its decoder blocks.
         module: transformers' model.
     """
-    if not is_plain(module.get_submodule(f"{decoder_path(module, '')}.0")):
+    if not has_plain_blocks(module):
         return list(enumerate(blocks))
     embedding = module.get_input_embeddings()
     path = next(path for path, part in module.named_modules() if part is embedding)
     parts = [((attention_of(layer), block.self_attn), (layer, block)) for layer, block in enumerate(blocks)]
     return [(EMBEDDING, attrgetter(path)(root)), *(part for pair in parts for part in pair)]
+
+
+def has_plain_blocks(module: Any) -> bool:
+    """Whether a model's blocks are plain: each attention's output goes to the stream as it is."""
+    return is_plain(module.get_submodule(f"{decoder_path(module, '')}.0"))
 
 
 def is_plain(block: Any) -> bool:

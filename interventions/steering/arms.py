@@ -32,6 +32,7 @@ LATER = (
     "gate",
     "slope",
     "threshold",
+    "harmful_threshold",
     "layers",
     "angle",
     "adaptive",
@@ -41,6 +42,7 @@ LATER = (
 FIELDS = {
     "benign": "strength",
     "harmful-bias": "harmful_bias",
+    "harmful-threshold": "harmful_threshold",
     "lambda": "partial",
 }  # what keys that are no fields are called there
 NEXT = re.compile(r",(?=\s*[\w-]+\s*=)")
@@ -72,6 +74,8 @@ class Arm:
         slope: Gated: how fast the strength goes from the one for harmless prompts to the one for harmful ones with the log-odds of
             the gate's score, around its threshold; 0: at once.
         threshold: Gated: the score from which on a prompt looks harmful; None: the gate's own.
+        harmful_threshold: Gated: the score from which on it is steered as harmful ones are; between `threshold` and it nothing is
+            done. None: `threshold`.
         layers: The blocks whose outputs are edited, in `contract.window`'s words; empty: `layer` alone. Each gets the whole strength
             of its own layer's vector (as in arXiv 2310.01405 and 2506.07022); an ablation takes out `layer`'s direction at
             all of them (arXiv 2406.11717).
@@ -99,6 +103,7 @@ class Arm:
     gate: str = "probe"
     slope: float = 0.0
     threshold: float | None = None
+    harmful_threshold: float | None = None
     layers: str = ""
     angle: float = 0.0
     adaptive: str = "no"
@@ -305,6 +310,10 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
             raise UserError(f"--arm {text!r}: {key} is from 0 to {most}")
     if given.get("slope", 1) <= 0:
         raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
+    if "slope" in given and "harmful_threshold" in given:
+        raise UserError(
+            f"--arm {text!r}: slope changes the strength all the way, so leave harmful-threshold out, or slope"
+        )
     if given.get("directions", 1) < 1 or (
         given.get("directions", 1) > 1 and ("category" in pairs or pairs.get("route") == "routed")
     ):
@@ -328,13 +337,13 @@ def _reads(arm: Arm, key: str) -> bool:
     if arm.is_baseline or arm.does.instructs:
         return key == "text" and not arm.is_baseline
     reading = {"harmful": by_row, "harmful_bias": by_row, "gate": arm.is_gated, "slope": arm.is_gated,
-               "threshold": arm.is_gated, "text": False,
+               "threshold": arm.is_gated, "harmful_threshold": arm.is_gated, "text": False,
                "seed": arm.does.table == "random", "category": not arm.maps and (arm.is_gated or not arm.is_routed)}  # fmt: skip
     return reading.get(key, True)
 
 
 def _why_not(arm: Arm, key: str) -> str:
-    if key in ("gate", "harmful", "harmful_bias", "slope", "threshold"):
+    if key in ("gate", "harmful", "harmful_bias", "slope", "threshold", "harmful_threshold"):
         return "as no gate decides: use gated, or route=gated"
     if key == "category" and arm.is_routed:
         return "as the most probable refusal token chooses the vector: use fixed, or route=fixed"

@@ -198,7 +198,9 @@ def test_generate_takes_the_chosen_setting_unless_told_otherwise(run, chain, tmp
     assert records(tmp_path)["generations"]["key"]["sweep"] == records(tmp_path)["sweep"]["id"]
     assert settings("--strength", "2")[:2] == (2, 2.0)
     assert settings(REFUSAL_GENERATE_LAYER="3")[:2] == (3, -0.3)
-    assert settings()[:2] == (1, -0.4)
+    assert settings("--arm", "baseline", "--arm", "chosen")[:2] == settings()[:2] == (1, -0.4)
+    code, _, err = run(*chain, "generate", "--arm", "chosen", "--strength", 2)
+    assert code == 1 and "no setting was chosen" in err
     code, _, err = run(*chain, *SWEPT, "--best", 1, "evaluate")
     assert code == 0 and "evaluate needs generations (the sweep is newer)" in err
     choose(tmp_path, 1, -0.4)
