@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.suite import Note, Place, Zygote, chain_of, holds
+from tests.faults.suite import ASKED, SKIPPED, Note, Place, Zygote, chain_of, holds
 from tests.made.models import CONTROL, make_tiny
 from tests.made.prompts import split_prompts
 
@@ -14,6 +14,8 @@ from tests.made.prompts import split_prompts
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """The command line, imported."""
+    if not ASKED:
+        pytest.skip(SKIPPED)
     made = Zygote(tmp_path_factory.mktemp("printed"))
     yield made
     made.close()

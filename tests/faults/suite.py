@@ -1,7 +1,8 @@
 """What holds whatever goes wrong, held against each run of the command line; how many cases run, and what they count to.
 
 Every case runs the real command line in a process of its own, forked from one that has imported it (`zygote`), so that hundreds
-take minutes. CI runs a sample that a seed draws; `REFUSAL_FAULTS=all python -m pytest tests/faults` runs every case.
+take minutes. `REFUSAL_FAULTS=some` runs a sample, which REFUSAL_FAULTS_SEED draws, and `REFUSAL_FAULTS=all` every case; without it
+these are skipped.
 """
 
 import json
@@ -22,7 +23,9 @@ from safetensors import safe_open
 
 from tests import ROOT
 
-EVERY = os.environ.get("REFUSAL_FAULTS") == "all"
+ASKED = os.environ.get("REFUSAL_FAULTS", "")
+EVERY = ASKED == "all"
+SKIPPED = "REFUSAL_FAULTS=some runs a sample of these, REFUSAL_FAULTS=all every case"
 SEED = int(os.environ.get("REFUSAL_FAULTS_SEED", "0"))
 HANGS = 60.0  # seconds
 KEY = "sk-canary-0123456789abcdef"  # in the environment, and in no file or message

@@ -20,7 +20,7 @@ from interventions.backends.ndif.request import Request
 from interventions.backends.ndif.result import SPARE_BYTES, expect
 from interventions.backends.ndif.server import deployments, key_words, version_table
 from tests.faults.ndif import packed, standing_in
-from tests.faults.suite import some
+from tests.faults.suite import ASKED, SKIPPED, some
 
 MARK = []  # what a pickle would append to
 
@@ -140,6 +140,7 @@ PLACES = ("/request", "/response/job0", "/result/job0", "/ping", "/status", "/en
 REPLIES = [(place, code, body) for place in PLACES for code in (200, 400, 403) for body in BODIES]
 
 
+@pytest.mark.skipif(not ASKED, reason=SKIPPED)
 def test_any_reply_is_one_line_or_nothing_at_all(tiny, note):
     """Whatever stands in the place of each answer that a server gives."""
     cases = some(REPLIES, 40)
