@@ -63,7 +63,7 @@ def _operator(_environment: Any, _context: Any, operator: str, left: Any, right:
 
 # Asked for by every sandbox of Jinja's that compiles a template from now on, transformers' among them; constants are folded no more.
 SandboxedEnvironment.intercepted_binops = frozenset({"*", "**"})
-SandboxedEnvironment.call_binop = _operator
+SandboxedEnvironment.call_binop = _operator  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager
