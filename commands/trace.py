@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from commands.framework.answers import Adding, Ready
 from commands.framework.app import Session, command
 from commands.framework.arms import need_tools, refuse_idle, single_arm
@@ -13,7 +11,7 @@ from commands.framework.options import DATA, NEW_TOKENS, PROMPT, REPLACE, STEERI
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import prompts_of
 from commands.framework.settings import Settings
-from commands.framework.types import NUMBERS
+from commands.framework.types import ANY_COUNT, NUMBERS
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ STRENGTHS = STRENGTH.but(help="How much of it; several, such as -0.2,-0.4, trace
 
 @command(
     *(STRENGTHS if option is STRENGTH else option for option in STEERING),
-    NEW_TOKENS.but(help="Also generate so many.", type=click.IntRange(min=0), default=0), PROMPT, REPLACE,
+    NEW_TOKENS.but(help="Also generate so many.", type=ANY_COUNT, default=0), PROMPT, REPLACE,
     DATA.but(default=None, shown=PROMPT.shown), TEST,
 )  # fmt: skip
 def trace(session: Session, s: Settings) -> Summary:
@@ -124,6 +122,7 @@ def numbered(s: Settings, texts: Sequence[str]) -> dict[str, str]:
     path = TRACES.path(s.run)
     known: dict[str, str] = {}
     if path.exists():
+        TRACES.check(s.run, own=True)
         known = dict(TRACES.load(path).filter(dataset="prompt").select("prompt", "id").iter_rows())
     ids: dict[str, str] = {}
     for text in dict.fromkeys(texts):

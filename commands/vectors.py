@@ -33,7 +33,7 @@ def vectors(session: Session, s: Settings) -> Summary:
     key = {"activations": record["id"], "source": source.name, **options}
     path = VECTORS.path(s.run)
     if unchanged(s, VECTORS, key):
-        steering = VECTORS.load(path)
+        steering = VECTORS.read(s.run)
     else:
         steering = fit_vectors(activations, **options)
         steering.save(path)
@@ -60,7 +60,7 @@ def fit_own(session: Session, s: Settings) -> Summary:
     key = {"activations": record["id"], "method": method, "split": s.get("split")}
     path = artefact.path(s.run)
     if unchanged(s, artefact, key):
-        fitted = artefact.load(path)
+        fitted = artefact.read(s.run)
     else:
         declined = declined_rows(session, s, record) if method in NEEDS_DECLINED else None
         fitted = fit_edit(activations, method, split=s.get("split"), declined=declined)
@@ -113,7 +113,7 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
     start, record = now(), records(s.run)[VECTORS.name]
     key = {"vectors": record["id"]}
     if unchanged(s, LENS, key):
-        return LENS.load(LENS.path(s.run))
+        return LENS.read(s.run)
     model = session.model(s, record)
     try:
         tokens = logit_lens(model, steering)

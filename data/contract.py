@@ -238,9 +238,13 @@ KEPT, KL_BUDGETS = 0.95, (0.5,)  # of the unsteered refusals; nats on harmless p
 LOWRANK_EPOCHS, LOWRANK_RATE = 3, 0.03
 BATCH_SIZE = 8  # rows, of lm-eval
 JUDGE_CONCURRENCY = 8
+JUDGE_TIMEOUT = 60.0  # seconds
 DIFFERENCE = 5.0  # percentage points
 RANK, LEARNING_RATE, EPOCHS, STEP_TOKENS, ANSWER_TOKENS = 8, 1e-3, 4, 1024, 256  # of fine-tuning
 TOKEN_WEIGHT, BALANCE = 1.0, 0.5  # of fine-tuning's loss
+
+
+MOST_SEED = (1 << 32) - 1  # of every library that draws
 
 
 def read_layers(text: str) -> tuple[int, ...]:

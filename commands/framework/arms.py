@@ -131,7 +131,7 @@ def swept_setting(s: Settings, vectors: Record) -> Swept | None:
     if record["key"]["vectors"] != vectors["id"]:
         warn(f"{path} is of other vectors and not used; run sweep again")
         return None
-    rows = SWEEP.load(path).filter("chosen").to_dicts()
+    rows = SWEEP.read(s.run).filter("chosen").to_dicts()
     if not rows:
         warn(f"{path}: no setting lowered over-refusal without harm; the default is used")
         return None

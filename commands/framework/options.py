@@ -122,11 +122,12 @@ DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on 
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
 PROMPT_FORMAT = Declared("--prompt-format", "How prompts are put: tokenizer, its own template; a name of one (refusal-llama3, llama3, llama2, chatml, vicuna, alpaca, plain, or of several that a tokenizer has); none; or a pattern, such as 'Q: {prompt}\\nA:'.", shown="tokenizer")
 SYSTEM = Declared("--system", "System message before every prompt.")
-JINJA = Declared("--template", "Chat template, a Jinja file.", click.Path(exists=True, dir_okay=False, path_type=Path), shown="none: --prompt-format says")
+JINJA = Declared("--template", "Chat template, a Jinja file.", types.File(exists=True), shown="none: --prompt-format says")
 THINKING = Declared("--thinking/--no-thinking", "Whether a template that knows it lets the model think.", bool, name="thinking", shown="the template's")
 DATE = Declared("--date", "Date that a template writes which writes today's, such as 2024-07-26.", types.DATE, shown="the run's first day")
-FORMATTING = (PROMPT_FORMAT, SYSTEM, JINJA, THINKING, DATE)
-SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0)
+CONTROL = Declared("--control-tokens/--no-control-tokens", "Whether a control token in a prompt's text, such as <|im_end|> or [respond], counts as one; else it is its characters.", bool, name="control_tokens", shown="no")
+FORMATTING = (PROMPT_FORMAT, SYSTEM, JINJA, THINKING, DATE, CONTROL)
+SEED = Declared("--seed", "Seed of everything random.", types.SEED, 0)
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
 DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .json, .csv, .tsv or .parquet file, with :prompt=COL,label=COL,harmful=VALUE where its columns are called otherwise; or a .txt, one prompt a line; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
@@ -164,7 +165,7 @@ EPOCHS = Declared("--epochs", "Passes through the prompts.", COUNT, c.LOWRANK_EP
 RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.", types.Numbers(min=0, min_open=True), c.LOWRANK_RATE)
 
 # Steering
-LAYER = Declared("--layer", "Block to steer.", click.IntRange(min=0), shown=DEPTH)
+LAYER = Declared("--layer", "Block to steer.", types.LAYER, shown=DEPTH)
 CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown="the mean of all categories'")
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
@@ -183,7 +184,7 @@ KL = Declared("--kl", "With --methods: nats that steering may cost a harmless pr
 REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", types.Numbers(0, 1), c.REFUSAL_LOSS)
 EQUAL_KL = Declared("--kl", "Budget, in nats: KL to the unsteered model on harmless prompts, of whose answers' first 20 tokens the mean is taken, and of prompts the "
                     "95th percentile.", types.Numbers(min=0, min_open=True), 0.5)
-RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(min=0), 5)
+RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(0, 10_000), 5)
 PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
 
 # Scoring and showing
@@ -192,6 +193,7 @@ SCORING = (
     Declared("--judge-model", "Model of an OpenAI-compatible endpoint that judges; its key comes from REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY."),
     Declared("--judge-url", "The endpoint.", shown="OPENAI_BASE_URL, else OpenAI"),
     Declared("--judge-concurrency", "Questions at once.", click.IntRange(1, 256), c.JUDGE_CONCURRENCY),
+    Declared("--judge-timeout", "Seconds that one question may take.", types.Numbers(min=0, min_open=True), c.JUDGE_TIMEOUT),
     Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
     Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
     Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
@@ -208,17 +210,17 @@ OWN_SPLIT = Declared("--own-split", "As published: the base splits a tag in its 
 # lm-eval
 TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy",), multiple=True)
 INCLUDE = Declared("--include-path", "Folder with more task files; a task file may run Python beside it; repeatable.", FOLDER, multiple=True)
-FEWSHOT = Declared("--num-fewshot", "Examples before an item.", click.IntRange(min=0), shown="the task's")
+FEWSHOT = Declared("--num-fewshot", "Examples before an item.", types.ANY_COUNT, shown="the task's")
 CHAT = Declared("--chat-template", "Put items into the model's chat template.", bool, False, shown="off, as in lm-eval")
 BATCH_SIZE = Declared("--batch-size", "Rows a batch, or auto.", types.ROWS, c.BATCH_SIZE)
 
 # Teaching and carrying away
 RANK = Declared("--rank", "Rank of the LoRA.", COUNT, c.RANK)
 LEARNING_RATE = Declared("--learning-rate", "At its peak.", types.Numbers(0, 1, min_open=True), c.LEARNING_RATE)
-ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer prompts.", click.IntRange(min=8), c.ANSWER_TOKENS)
+ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer prompts.", click.IntRange(8, types.MOST), c.ANSWER_TOKENS)
 TOKEN_WEIGHT = Declared("--token-weight", "Weight of the control token's loss against the answer's.", types.FINITE, c.TOKEN_WEIGHT)
 BALANCE = Declared("--balance", "0 weighs rows alike, 1 categories.", types.Numbers(0, 1), c.BALANCE)
-TEMPLATE = Declared("--template", "Chat template, Jinja.", click.Path(exists=True, dir_okay=False, path_type=Path), shown="the model's own, without a default system prompt")
+TEMPLATE = Declared("--template", "Chat template, Jinja.", types.File(exists=True), shown="the model's own, without a default system prompt")
 FORMAT = Declared("--format", "gguf: llama.cpp's --control-vector; lm-eval: its `steered` model; pt; safetensors.", c.FORMATS, "safetensors")
 OPERATION = (
     Declared("--add", "A bias that adds the vector at every position.", name="operation", value="add", default="add"),

@@ -99,6 +99,7 @@ def with_known_splits(s: Settings, prompts: "pl.DataFrame") -> "pl.DataFrame":
     source = next((one for one, path in files.items() if path.exists()), None)
     if source is None or not prompts["split"].has_nulls():
         return prompts
+    source.check(s.run)
     key = ["dataset", "id", "prompt"]
     read = read_parquet(files[source], [*key, "split"]).unique(key, keep="first").rename({"split": "there"})
     found = prompts.join(read, on=key, how="left", maintain_order="left")["there"]

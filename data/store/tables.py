@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from data.store.rundir import replacing
+from data.store.digests import making
 
 Values = dict[str, Any]  # of a row, by column
 Schema = dict[str, pl.DataType | type[pl.DataType]]
@@ -130,7 +130,7 @@ def paper(published: Iterable[str], arms: Iterable[str]) -> Schema:
 
 def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet; the file appears whole."""
-    with replacing(path) as unfinished:
+    with making(path) as unfinished:
         frame.write_parquet(unfinished)
 
 

@@ -245,6 +245,9 @@ def _adapted(
     """The base with a fresh LoRA and trainable rows for its control tokens, all of it float32."""
     from peft import LoraConfig, get_peft_model
 
+    width = module.config.get_text_config().hidden_size
+    if rank > width:
+        raise UserError(f"--rank {rank}: the model is {width} wide, and a LoRA of more takes memory for nothing")
     resized = grow(module, control_tokens)
     ids = [token.id for token in control_tokens]
     tables = {_name_of(module, module.get_input_embeddings()): ids}

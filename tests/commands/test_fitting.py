@@ -1,5 +1,6 @@
 """`vectors`, `probe`, `lowrank`, `diff` and `sweep` from the command line."""
 
+import hashlib
 import json
 import shutil
 
@@ -130,6 +131,9 @@ def choose(tmp_path, layer, strength):
     path = tmp_path / "run" / "sweep.parquet"
     here = (pl.col("layer") == layer) & (pl.col("strength") == strength)
     sweep_table(tmp_path).with_columns(here.fill_null(False).alias("chosen")).write_parquet(path)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    told["artefacts"]["sweep"]["sha256"]["sweep.parquet"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told))
 
 
 SWEPT = ["sweep", "--layers", "1,2", "--strengths", "-0.2,-0.4", "--arm", "fixed", "--max-new-tokens", 3]
