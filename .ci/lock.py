@@ -3,7 +3,7 @@
     python .ci/lock.py [NAME==VERSION …]
 
 Needs `uv` on the path (`make audit` installs it into build/tools). What torch needs on Linux for CUDA goes into
-requirements-cuda.txt. Hashes of builds that the index has not (torch's `+cpu`) are kept from the file that was.
+requirements-cuda.txt; torch itself, which there are several builds of, stands in requirements-torch.txt by its version alone.
 """
 
 import re
@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ALL, CUDA = ROOT / "requirements.txt", ROOT / "requirements-cuda.txt"
+ALL, CUDA, TORCH = (ROOT / f"requirements{of}.txt" for of in ("", "-cuda", "-torch"))
 PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)", re.MULTILINE)
 OF_CUDA = re.compile(r"nvidia-|cuda-|triton$")
 HEADS = {
-    ALL: """# Exact versions of everything, development tools included, with the SHA-256 of every file that the package index has of them,
-# for all platforms; all that each of them needs is here, but for CUDA's libraries. Made by .ci/lock.py.
-# Lines that say `+cpu` are hashes of torch's builds for CPUs alone, which that index does not have.
+    ALL: """# Exact versions of everything but torch, development tools included, with the SHA-256 of every file that the package index has of
+# them, for all platforms; all that each of them needs is here, but for CUDA's libraries. Made by .ci/lock.py.
 """,
     CUDA: """# What the torch of the package index needs on Linux, beside requirements.txt: CUDA's libraries. Made by .ci/lock.py.
 """,
@@ -32,7 +31,7 @@ def blocks(text: str) -> list[str]:
 
 def main() -> None:
     """Resolve, split, write."""
-    was = ALL.read_text()
+    was = ALL.read_text() + TORCH.read_text()
     pins = {found["name"].lower().replace("_", "-"): found["version"] for found in PIN.finditer(was)}
     pins |= {name.lower().replace("_", "-"): version for name, version in (word.split("==") for word in sys.argv[1:])}
     command = [
@@ -53,13 +52,8 @@ def main() -> None:
     parts = {ALL: "", CUDA: ""}
     for block in blocks(found):
         name = PIN.match(block)["name"]
-        old = next((one for one in blocks(was) if one.startswith(f"{name}==")), "")
-        # The build in a comment behind a hash is of the version before the plus.
-        kept = re.findall(rf"^    --hash=\S+  # {re.escape(pins.get(name, ''))}\+.*$", old, re.MULTILINE)
-        body = block.rstrip()
-        for line in kept:
-            body += f" \\\n{line}"
-        parts[CUDA if OF_CUDA.match(name) else ALL] += body + "\n"
+        if name != "torch":
+            parts[CUDA if OF_CUDA.match(name) else ALL] += block.rstrip() + "\n"
     for path, text in parts.items():
         path.write_text(HEADS[path] + text)
 
