@@ -122,3 +122,14 @@ def spread(prompts: "pl.DataFrame", most: int | None) -> "pl.DataFrame":
     if most is None or most >= prompts.height:
         return prompts
     return prompts[[at * prompts.height // most for at in range(most)]]
+
+
+def spread_in_kinds(prompts: "pl.DataFrame", most: int | None) -> "pl.DataFrame":
+    """At most so many prompts of each label and category in each split of a data set, evenly spread over them, in their order."""
+    import polars as pl
+
+    kinds = ["dataset", "split", "label", "category"]
+    if most is None:
+        return prompts
+    groups = prompts.with_row_index("at").partition_by(kinds)
+    return pl.concat([spread(group, most) for group in groups]).sort("at").drop("at")
