@@ -12,7 +12,11 @@ from data.errors import UserError
 
 @command(*STEERING[:4], *OPERATION, OUT.but(help="The model folder.", type=FOLDER, shown="RUN/baked"))
 def bake(session: Session, s: Settings) -> Summary:
-    """Write a model folder with the steering in its weights, for use without this tool."""
+    """Write a model folder with the steering in its weights, for use without this tool.
+
+    As everywhere, a negative strength, the default, is away from refusal. No gate goes into weights: the vector is added
+    to every prompt, harmful ones too, and at every position, which is scope all, where generate's default is generated.
+    """
     from interventions.carried.bake import bake_ablate, bake_add
 
     steering, record = need(session, s, VECTORS)

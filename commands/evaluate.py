@@ -8,6 +8,7 @@ from commands.framework.app import Session, command
 from commands.framework.artefacts import GENERATIONS, SCORES, SUMMARY, VECTORS, need
 from commands.framework.options import SCORING
 from commands.framework.output import Summary, warn
+from commands.framework.prompts import sources_of
 from commands.framework.records import Key, identity, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Record, Settings
@@ -38,6 +39,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
         key["answers"] = identity({"rows": generations.select("dataset", "id", "arm").rows()})
     themes, lost = clusters(s, record, generations)
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
+    if own := own_themes(s, themes):
+        key["themes"] = own
     path = SUMMARY.path(s.run)
     if not failed(s) and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
         summary = SUMMARY.load(path)
@@ -55,6 +58,15 @@ def evaluate(session: Session, s: Settings) -> Summary:
         *("delta_low", "delta_high"),
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
+
+
+def own_themes(s: Settings, themes: "pl.DataFrame") -> str:
+    """What tells the themes apart that files of the run give their rows; empty where none does."""
+    from data.prompts.reading import is_file
+
+    if themes["theme"].is_null().all() or not any(is_file(source) for source in sources_of(s)):
+        return ""
+    return identity({"rows": themes.rows()})
 
 
 def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], Key]:
@@ -99,15 +111,16 @@ def failed(s: Settings) -> bool:
 def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
     """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
-    Read again only if the last evaluation of these answers did not find out.
+    Those of data sets that don't change are read again only if the last evaluation of these answers did not find out.
     """
-
+    from data.prompts.reading import is_file
     from data.store.rundir import records
     from data.store.tables import read_parquet
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
     path, before = SCORES.path(s.run), records(s.run).get(SCORES.name, {}).get("key", {})
-    if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
+    own = any(is_file(source) for source in sources_of(s))  # whose themes may have changed
+    if not own and before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
         known = read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []

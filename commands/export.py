@@ -13,10 +13,14 @@ from data.contract import FORMATS, ONE_VECTOR
     FORMAT, OUT.but(shown="RUN/export/FORMAT with the format's ending"),
     LAYERS.but(help="Blocks.", shown=f"the one nearest to {DEPTH} for gguf and lm-eval, else all"),
     CATEGORY.but(help="Whose vector.", default=None, shown="the mean of all for gguf and lm-eval, else each"),
-    STRENGTH.but(help="Of the exported vector: 1 is as it is, towards refusal; its reader's strength multiplies it.", default=1.0), UNIT.but(help="Of the strength.", default="raw"),
+    STRENGTH.but(help="Of the exported vector: 1 is as it is, towards refusal, -1 the same away from it; its reader's strength multiplies it.", default=1.0), UNIT.but(help="Of the strength.", default="raw"),
 )  # fmt: skip
 def export(session: Session, s: Settings) -> Summary:
-    """Write the vectors for llama.cpp, lm-eval or plain PyTorch."""
+    """Write the vectors for llama.cpp, lm-eval or plain PyTorch.
+
+    Unlike bake, whose default steers away from refusal, it writes by default the vectors as they are, which point towards
+    refusal: the program that reads them sets how much is added, and a negative strength there, or here, is away from it.
+    """
     from interventions.carried.export import export as write
 
     steering, record = need(session, s, VECTORS)

@@ -142,6 +142,7 @@ TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.S
 LAYERS = Declared("--layers", "Blocks to read, such as 5, 0-9 or 3,5.", types.LAYERS, shown="all")
 POSITION = Declared("--position", "last prompt token, mean over the user's tokens, or a suffix's last token.", c.POSITIONS, shown="last")
 SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
+SHOW_PROMPT = Declared("--show-prompt", "First show how the first prompt is put to the model, and each of its tokens, on stderr (with --json in the object); then go on.", bool, False, shown="")
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
 METHOD = Declared("--method", "Difference in means of harmful and benign prompts; or contrastive: of the same prompts followed by "
                   "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls. "
@@ -169,9 +170,7 @@ CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown=
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable, or {c.CHOSEN}, the setting that sweep chose; negative strengths are away from refusal.  Kinds: "
-               f"{'; '.join(f'{name}: {kind.help}' for name, kind in c.KINDS.items())}.  Keys: {'; '.join(f'{name}: {words}' for name, words in c.ARM_WORDS.items())}.",
-               multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, GATE_FOLDER, LOWRANK, PROBE, SWEEP, VECTORS
 from commands.framework.output import warn
+from commands.framework.prompts import sources_of
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
@@ -15,7 +16,7 @@ def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, l
     """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
     from data import known_themes
 
-    found = known_themes(prompts, s.get("data_mirror"))
+    found = known_themes(prompts, s.get("data_mirror"), sources_of(s))
     if found.lost:
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip
