@@ -65,7 +65,7 @@ CHOSEN = "chosen"  # an arm by this name is the setting that `sweep` chose
 BIAS, RELEASE = -5.0, 8.0  # logits on refusal tokens; on [respond] beside a vector, where methods are compared
 KINDS = {
     "baseline": Kind("nothing is changed", "", operation="none"),
-    "fixed": Kind("one vector for every row: --category, else the mean of all"),
+    "fixed": Kind("the same vector for every prompt: that of --category, else the mean of all"),
     "routed": Kind("the vector of the refusal token that is most probable after the unsteered prompt", route="routed"),
     "gated": Kind("away from refusal where a gate says benign and towards it where it says harmful; routed where the model has "
                   "refusal tokens, else as fixed", route="gated"),
@@ -74,9 +74,9 @@ KINDS = {
     "random": Kind("a random direction of the same norm", "random"),
     "wrong-category": Kind("routed, but another category's vector", "next", "routed", reads_tokens=True),
     "prompt-only": Kind("no vector: an instruction before the prompt", "", operation="none", instructs=True),
-    "logit-bias": Kind("no vector: the control tokens' logits at the first generated position", "", operation="none",
+    "logit-bias": Kind("no vector: the strength is added to the refusal tokens' logits where the first token is chosen", "", operation="none",
                        strength=BIAS, unit="raw", biases=True, reads_tokens=True),
-    "oracle": Kind("by the row's own label and category; an upper bound, not a method", reads_labels=True),
+    "oracle": Kind("steered by the prompt's own label and category: an upper bound, not a method", reads_labels=True),
     "affine": Kind("the part along the vector is set to that of harmless prompts, plus strength · the vector (ACE)", operation="affine",
                    strength=0.0, unit="raw", fitted=True, harmful=1.0, scope="all", refuses=("operation",)),
     "false-refusal": Kind("what declined harmless prompts share, but for the direction of refusal, is projected out", "own",

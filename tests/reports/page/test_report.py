@@ -181,9 +181,10 @@ def test_the_answer_states_rates_differences_and_intervals(tmp_path):
         (
             (2, 42),
             (3, 2),
-            "Of 2 arms compared with the baseline, over-refusal is shown to fall with fixed; with none, refusal of harmful prompts",
+            "Over-refusal is shown to fall in 1 of the 2 arms that are compared with the baseline: fixed. In it, refusal of harmful "
+            "prompts is not shown to fall.",
         ),
-        ((2, 42), (0, 40), "fall with fixed; with it, refusal of harmful prompts is shown to fall too."),
+        ((2, 42), (0, 40), "baseline: fixed. In it, refusal of harmful prompts is shown to fall too."),
         ((2, 3), (3, 2), "Over-refusal is not shown to fall in any of the 2 arms compared with the baseline."),
     ],
 )
