@@ -227,13 +227,13 @@ def at_strengths(session: Session, given: Settings, s: Settings, recipe: Recipe)
     """
     vectors, _ = need(session, s.for_command("generate"), VECTORS)
     norm = json.loads(vectors.metadata["residual_norms"])[vectors.layers.index(s.get("layer"))]
-    unit, own = given.given("strength_unit"), given.given("arm")
+    unit = given.given("strength_unit")
     residual = recipe.of(RESIDUAL).get("arm")
     little = None
-    if unit is None and residual and own is None and s.get("strength_unit") == "unit":
+    if unit is None and residual and s.get("strength_unit") == "unit":
         most = max((strongest(arm) for arm in read_arms(s, s.get("arm")) if in_units(arm, "unit")), default=0.0)
         little = Little(most, norm) if 0 < most < LITTLE * norm else None
-    if residual and own is None and (little or unit == "residual"):
+    if residual and (little or unit == "residual"):
         s = s.with_values(arm=residual, strength_unit="residual")
     if little:
         warn(f"{little.words}, which would change little: strengths are shares of that norm instead, {', '.join(residual)}; "
@@ -272,7 +272,7 @@ def at_strength(word: str, s: Settings) -> str:
     from interventions.steering.arms import NEXT
 
     strength, (arm,) = s.given("strength"), read_arms(s, [word])
-    if not in_units(arm, s.get("strength_unit")) or not arm.strength:
+    if not in_units(arm, s.given("strength_unit") or UNIT.default) or not arm.strength:
         return word
     kind, _, rest = word.partition(":")
     kept = [

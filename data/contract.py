@@ -166,10 +166,10 @@ SCORERS = {
 }
 SCORED = sorted(SCORERS, key=lambda name: SCORERS[name].row)  # in the order of their rows
 METHODS = {
-    "mean": "mean of a category's rows minus mean of all benign rows",
+    "mean": "mean of a category's prompts minus mean of all benign ones",
     "contrastive": "the same prompt followed by its category's token minus followed by [respond], averaged",
     "pca": "first principal component of the differences that mean or, given pairs, contrastive averages",
-    "logistic": "normal of a logistic regression between a category's rows and benign rows",
+    "logistic": "normal of a logistic regression between a category's prompts and benign ones",
     "lda": "linear discriminant analysis with Ledoit-Wolf shrinkage",
     "random": "a random direction as long as the mean's: a control",
     "shuffled": "mean under permuted labels: a control",

@@ -144,9 +144,8 @@ POSITION = Declared("--position", "last prompt token, mean over the user's token
 SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
 SHOW_PROMPT = Declared("--show-prompt", "First show how the first prompt is put to the model, and each of its tokens, on stderr (with --json in the object); then go on.", bool, False, shown="")
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
-METHOD = Declared("--method", "mean: difference in means of harmful and benign prompts; contrastive: of the same prompts followed by "
-                  "[category] and by [respond]; pca: first principal component of these pairs, or of prompts where the model has no such tokens; logistic: "
-                  "logistic regression; lda: linear discriminant analysis with shrinkage; random, shuffled: controls. For arms of these names: " + "; ".join(f"{name}, {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
+METHOD = Declared("--method", "How a vector is fitted.  " + "; ".join(f"{name}: {what}" for name, what in c.METHODS.items()) + ".  "
+                  "For arms of these names: " + "; ".join(f"{name}: {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
 TAU = Declared("--tau", "Set entries of a vector that are smaller than this to zero.", types.Numbers(min=0), shown="none; published: 1e-3")
 TOP_K = Declared("--top-k", "Keep the K largest entries.", COUNT, shown="all; published: 200")
 NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
