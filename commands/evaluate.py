@@ -51,6 +51,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
         for artefact, table in ((SCORES, scores), (SUMMARY, summary)):
             write_table(artefact.path(s.run), table)
             note(s, artefact, key, record, start)
+        warn_of_none(summary)
     if summary.filter(pl.col("n") > 0).is_empty():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
@@ -58,6 +59,16 @@ def evaluate(session: Session, s: Settings) -> Summary:
         *("delta_low", "delta_high"),
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
+
+
+def warn_of_none(summary: "pl.DataFrame") -> None:
+    """Say that there is no refusal that an arm could take away: rates of nothing look like a result."""
+    import polars as pl
+
+    unsteered = summary.filter(pl.col("arm") == "baseline", pl.col("n") > 0)
+    if unsteered.height and not unsteered["refused"].sum():
+        warn("the unsteered model declined none of these prompts: steering away from refusal has nothing to take away here; try "
+             "prompts that it declines, another --scorer, or a model that refuses")  # fmt: skip
 
 
 def own_themes(s: Settings, themes: "pl.DataFrame") -> str:

@@ -35,7 +35,7 @@ LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself 
 STRENGTHS = (
     STRENGTH.but(help="Of the arms that add a vector, in place of the file's; a gated arm's strength for harmful prompts keeps its "
                  "ratio to it. Negative is away from refusal.", default=None, shown="the file's: -6, and 4 where the gate sees harm"),
-    UNIT.but(default=None, shown=f"the file's, unit; residual, with the file's strengths for it, where those are under {LITTLE:.0%} "
+    UNIT.but(default=None, shown=f"the file's: unit, or residual with the strengths that it has for that, where those in unit vectors are under {LITTLE:.0%} "
              "of the mean residual norm"),
 )  # fmt: skip
 

@@ -215,6 +215,10 @@ def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
                 )
     if not any(pooled.row(label, "baseline") for label in say.LABELS):
         found.append("There is no baseline: run it too, or no difference can be told from chance.")
+    unsteered = [before for label in say.LABELS if (before := pooled.row(label, "baseline"))]
+    if unsteered and not any(before["rate"] for before in unsteered):
+        found.append("The unsteered model declined none of these prompts: there is no refusal to take away, and these rates say "
+                     "nothing of steering away from it.")  # fmt: skip
     return found
 
 
