@@ -4,7 +4,7 @@ from commands.framework.app import Session, command
 from commands.framework.arms import single_arm
 from commands.framework.artefacts import VECTORS, need
 from commands.framework.options import OPERATION, OUT, STEERING
-from commands.framework.output import Summary
+from commands.framework.output import Summary, direction
 from commands.framework.settings import Settings
 from commands.framework.types import FOLDER
 from data.errors import UserError
@@ -31,4 +31,7 @@ def bake(session: Session, s: Settings) -> Summary:
         bake_add(model, out, arm.layer, delta, noted)
     else:
         bake_ablate(model, out, steering.delta(arm.layer, arm.category, 1.0, "unit"), noted)
-    return {"model": model.name, "operation": s.get("operation"), "layer": arm.layer, "wrote": str(out)}
+    told = {"model": model.name, "operation": s.get("operation"), "layer": arm.layer}
+    if s.get("operation") == "add":
+        told |= {"strength": arm.strength, "unit": arm.unit, "direction": direction(arm.strength)}
+    return told | {"wrote": str(out)}

@@ -4,7 +4,7 @@ from commands.framework.activations import nearest_default
 from commands.framework.app import Session, command
 from commands.framework.artefacts import VECTORS, need
 from commands.framework.options import CATEGORY, DEPTH, FORMAT, LAYERS, OUT, STRENGTH, UNIT
-from commands.framework.output import Summary
+from commands.framework.output import Summary, direction
 from commands.framework.settings import Settings
 from data.contract import FORMATS, ONE_VECTOR
 
@@ -31,4 +31,5 @@ def export(session: Session, s: Settings) -> Summary:
     write(steering, kind, path, layers=layers, category=s.get("category"), strength=s.get("strength"),
           unit=s.get("strength_unit"))  # fmt: skip
     named = {"layer": layers[0]} if len(layers) == 1 else {}
-    return {"model": record["model"], "format": kind, "layers": len(layers), **named, "wrote": str(path)}
+    return {"model": record["model"], "format": kind, "layers": len(layers), **named, "strength": s.get("strength"),
+            "unit": s.get("strength_unit"), "direction": direction(s.get("strength")), "wrote": str(path)}  # fmt: skip
