@@ -31,7 +31,7 @@ def bake(session: Session, s: Settings) -> Summary:
         bake_add(model, out, arm.layer, delta, noted)
     else:
         bake_ablate(model, out, steering.delta(arm.layer, arm.category, 1.0, "unit"), noted)
-    told = {"model": model.name, "operation": s.get("operation"), "layer": arm.layer}
+    told: Summary = {"model": model.name, "operation": s.get("operation"), "layer": arm.layer}
     if s.get("operation") == "add":
         told |= {"strength": arm.strength, "unit": arm.unit, "direction": direction(arm.strength)}
     return told | {"wrote": str(out)}

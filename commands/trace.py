@@ -56,7 +56,8 @@ def trace(session: Session, s: Settings) -> Summary:
     ready = Ready(model, tools, arms, rests_on, tokens, s.get("seed"))
     fits = pl.lit(True) if not tokens else pl.col("max_new_tokens") == tokens
     table = Adding(s, TRACES, ready, prompts, s.get("data") or (), fits).run(make)
-    shown, told = trace_table(table), {}
+    shown = trace_table(table)
+    told: Summary = {}
     if (
         not s.get("as_json") and "rendered" in shown.columns
     ):  # a format puts the same around all of them: one is enough to see
