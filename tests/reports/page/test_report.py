@@ -813,19 +813,19 @@ def test_series_differ_in_more_than_colour():
 def test_a_prompt_that_was_traced_in_several_arms_counts_once_and_each_arm_is_named(run):
     from reports.page.sections.traces import projections, side_by_side
 
-    traces = run.table("traces").with_columns(
+    traces = there(run.table("traces")).with_columns(
         arm=pl.lit("fixed:strength=-0.2"), rendered=pl.lit("<|user|> hello <|end|>")
     )
     twice = pl.concat([traces, traces.with_columns(arm=pl.lit("fixed:strength=-0.4"))])
-    (one,), (two,) = projections(traces), projections(twice)
+    (one,), (two,) = map(there, (projections(traces), projections(twice)))
     assert [chart.caption for chart in one.charts] == [
         chart.caption for chart in two.charts
     ] and one.caption == two.caption
-    blocks = side_by_side(twice)
+    blocks: list[Any] = [*side_by_side(twice)]
     assert any(isinstance(block, Code) and block.text == "<|user|> hello <|end|>" for block in blocks)
     (table,) = (block for block in blocks if isinstance(block, Table))
     assert set(there(table.shown)["arm"]) == {"fixed\u00a0−0.2", "fixed\u00a0−0.4"}
-    assert "arm" not in there(side_by_side(traces)[-1].shown).columns
+    assert "arm" not in there(there(side_by_side(traces)[-1]).shown).columns
 
 
 @pytest.mark.parametrize(
