@@ -8,6 +8,7 @@ from commands.framework.app import Session, command
 from commands.framework.artefacts import GENERATIONS, SCORES, SUMMARY, VECTORS, need
 from commands.framework.options import SCORING
 from commands.framework.output import Summary, warn
+from commands.framework.prompts import sources_of
 from commands.framework.records import Key, identity, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Record, Settings
@@ -38,6 +39,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
         key["answers"] = identity({"rows": generations.select("dataset", "id", "arm").rows()})
     themes, lost = clusters(s, record, generations)
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
+    if own := own_themes(s, themes):
+        key["themes"] = own
     path = SUMMARY.path(s.run)
     if not failed(s) and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
         summary = SUMMARY.read(s.run)
@@ -53,6 +56,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
         for artefact, table in ((SCORES, scores), (SUMMARY, summary)):
             write_table(artefact.path(s.run), table)
             note(s, artefact, key, record, start)
+        warn_of_none(summary)
     if summary.filter(pl.col("n") > 0).is_empty() and not summary["n_failed"].sum():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
@@ -60,6 +64,25 @@ def evaluate(session: Session, s: Settings) -> Summary:
         *("delta_low", "delta_high"),
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
+
+
+def warn_of_none(summary: "pl.DataFrame") -> None:
+    """Say that there is no refusal that an arm could take away: rates of nothing look like a result."""
+    import polars as pl
+
+    unsteered = summary.filter(pl.col("arm") == "baseline", pl.col("n") > 0)
+    if unsteered.height and not unsteered["refused"].sum():
+        warn("the unsteered model declined none of these prompts: steering away from refusal has nothing to take away here; try "
+             "prompts that it declines, another --scorer, or a model that refuses")  # fmt: skip
+
+
+def own_themes(s: Settings, themes: "pl.DataFrame") -> str:
+    """What tells the themes apart that files of the run give their rows; empty where none does."""
+    from data.prompts.reading import is_file
+
+    if themes["theme"].is_null().all() or not any(is_file(source) for source in sources_of(s)):
+        return ""
+    return identity({"rows": themes.rows()})
 
 
 def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], Key]:
@@ -104,14 +127,15 @@ def failed(s: Settings) -> bool:
 def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
     """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
-    Read again only if the last evaluation of these answers did not find out.
+    Those of data sets that don't change are read again only if the last evaluation of these answers did not find out.
     """
-
+    from data.prompts.reading import is_file
     from data.store.rundir import records
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
     path, before = SCORES.path(s.run), records(s.run).get(SCORES.name, {}).get("key", {})
-    if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
+    own = any(is_file(source) for source in sources_of(s))  # whose themes may have changed
+    if not own and before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
         known = SCORES.read(s.run).select("dataset", "id", "theme").unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []

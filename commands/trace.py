@@ -54,7 +54,14 @@ def trace(session: Session, s: Settings) -> Summary:
     ready = Ready(model, tools, arms, rests_on, tokens, s.get("seed"))
     fits = pl.lit(True) if not tokens else pl.col("max_new_tokens") == tokens
     table = Adding(s, TRACES, ready, prompts, s.get("data") or (), fits).run(make)
-    return {"prompts": prompts.height, "table": trace_table(table), "wrote": str(path)}
+    shown = trace_table(table)
+    told: Summary = {}
+    if (
+        not s.get("as_json") and "rendered" in shown.columns
+    ):  # a format puts the same around all of them: one is enough to see
+        told = {"the model reads the first as": repr(shown["rendered"][0])}
+        shown = shown.drop("rendered")
+    return {"prompts": prompts.height, **told, "table": shown, "wrote": str(path)}
 
 
 def traced_arms(s: Settings, default: "Arm") -> "list[Arm]":
@@ -71,7 +78,7 @@ def traced_arms(s: Settings, default: "Arm") -> "list[Arm]":
 
 
 def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
-    """One line a prompt and arm: divergence and most probable next token, without and with steering."""
+    """One line a prompt and arm: divergence, most probable next token without and with steering, and the prompt as it is read."""
     import polars as pl
 
     def best(column: str) -> list[str]:
@@ -84,6 +91,8 @@ def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
     shown |= {"KL": table["kl"].round(4), "next": best("top_unsteered"), "next, steered": best("top_steered")}
     if table["text_unsteered"].drop_nulls().len():
         shown |= {"text": table["text_unsteered"], "text, steered": table["text_steered"]}
+    if "rendered" in table.columns:
+        shown["rendered"] = table["rendered"]
     number = {prompt: at for at, prompt in enumerate(table["prompt"].unique(maintain_order=True))}
     return pl.DataFrame(shown).sort(pl.col("prompt").replace_strict(number, return_dtype=pl.Int64), maintain_order=True)
 

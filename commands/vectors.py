@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @command(METHOD, TAU, TOP_K, NORMALIZE, BENIGN, TRAIN)
 def vectors(session: Session, s: Settings) -> Summary:
-    """Compute one steering vector a category, and the tokens it writes; or what arms of an own kind draw on."""
+    """Compute a steering vector for each category, and the tokens it writes.
+
+    The methods affine, alphasteer, angular and false-refusal fit instead what the arms of these names draw on.
+    """
     if s.get("method") in FITTED_METHODS:
         return fit_own(session, s)
     from data.store.rundir import now

@@ -143,21 +143,21 @@ TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.S
 LAYERS = Declared("--layers", "Blocks to read, such as 5, 0-9 or 3,5.", types.LAYERS, shown="all")
 POSITION = Declared("--position", "last prompt token, mean over the user's tokens, or a suffix's last token.", c.POSITIONS, shown="last")
 SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
+SHOW_PROMPT = Declared("--show-prompt", "First show how the first prompt is put to the model, and each of its tokens, on stderr (with --json in the object); then go on.", bool, False, shown="")
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
-METHOD = Declared("--method", "Difference in means of harmful and benign prompts; or contrastive: of the same prompts followed by "
-                  "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls. "
-                  "For arms of these names: " + "; ".join(f"{name}, {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
-TAU = Declared("--tau", "Zero entries below this.", types.Numbers(min=0), shown="none; published: 1e-3")
+METHOD = Declared("--method", "How a vector is fitted.  " + "; ".join(f"{name}: {what}" for name, what in c.METHODS.items()) + ".  "
+                  "For arms of these names: " + "; ".join(f"{name}: {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
+TAU = Declared("--tau", "Set entries of a vector that are smaller than this to zero.", types.Numbers(min=0), shown="none; published: 1e-3")
 TOP_K = Declared("--top-k", "Keep the K largest entries.", COUNT, shown="all; published: 200")
 NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
-FIT = Declared("--fit", "Logistic regression, its penalty cross-validated; the difference in means over each dimension's variance, "
-               "which carries over better to other data; or as published: AdamW, 15 epochs.", c.FITS, "logistic")
+FIT = Declared("--fit", "logistic: logistic regression, its penalty cross-validated; mass-mean: the difference in means over each dimension's variance, "
+               "which carries over better to other data; published: as published, AdamW, 15 epochs.", c.FITS, "logistic")
 PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest AUC on --threshold-split.", types.LAYER_OR_AUTO, shown=DEPTH)
 GATE = Declared("--gate", "probe: of this run's activations; the others are fitted on --data of their own.  " + "; ".join(
                 f"{name}: {what}" for name, what in c.GATES.items() if name != c.LABELLED_GATE) + f".  Several joined by {', '.join(c.JOINS)}: ridge+control.", types.GATE, "probe")
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
                         "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
-FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="Youden's J")
+FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="where the shares of harmful and of benign rows above the threshold differ most (Youden's J)")
 THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", c.SPLITS, "validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
 BASIS = Declared("--basis", "Where U and V start: whitened with a shrunk covariance and mapped back; or as published, flaws included.", c.BASES, "shrunk")
@@ -168,11 +168,9 @@ RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.",
 LAYER = Declared("--layer", "Block to steer.", types.LAYER, shown=DEPTH)
 CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown="the mean of all categories'")
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
-UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
+UNIT = Declared("--strength-unit", "What a strength of 1 is: raw, the vector as it is; unit, at length 1; residual, as long as the model's residual stream is on average at that layer.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, repeatable, or {c.CHOSEN}, the setting that sweep chose; negative strengths are away from refusal.  Kinds: "
-               f"{'; '.join(f'{name}: {kind.help}' for name, kind in c.KINDS.items())}.  Keys: {'; '.join(f'{name}: {words}' for name, words in c.ARM_WORDS.items())}.",
-               multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)
@@ -197,7 +195,7 @@ SCORING = (
     Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
     Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
     Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
-    Declared("--difference", "Points: how many prompts would such a difference need?", types.Numbers(0, 100, min_open=True), c.DIFFERENCE),
+    Declared("--difference", "Percentage points: the summary says how many prompts it would take to show such a difference.", types.Numbers(0, 100, min_open=True), c.DIFFERENCE),
 )
 OUT = Declared("--out", "The file.", FILE)
 ASSETS = Declared("--assets", "Also each chart as PNG and SVG, each table as CSV and parquet, into this folder.", FOLDER)

@@ -21,6 +21,7 @@ TABLES = {
     "generate": ("data", "split"),
     "evaluate": (),
 }
+RESIDUAL = "residual"  # a table that is no command: what arms become where those of [generate] would change too little
 LAYER = ("layer", "layers")  # one for all, at the top
 NOT_HERE = ("position", "suffix")  # a probe gates, and contrasts are read, at positions of their own
 
@@ -31,7 +32,7 @@ class Recipe:
 
     Attributes:
         layer: The block to read and to steer; None for the default.
-        tables: Command -> its options, as click names and types them.
+        tables: Command -> its options, as click names and types them; `residual`: arms in units of the mean residual norm.
     """
 
     layer: int | None
@@ -58,11 +59,15 @@ def read_recipe(path: Path) -> Recipe:
     if layer is not None and (type(layer) is not int or layer < 0):
         raise UserError(f"{path}: layer is a block's number, such as 18")
     for name, table in content.items():
-        if name not in TABLES or not isinstance(table, dict):
-            raise UserError(
-                f"{path}: no [{name}] is known; there are layer, {', '.join(f'[{name}]' for name in TABLES)}"
-            )
-    recipe = Recipe(layer, {name: _options(path, name, table) for name, table in content.items()})
+        if name not in (*TABLES, RESIDUAL) or not isinstance(table, dict):
+            there = ", ".join(f"[{name}]" for name in (*TABLES, RESIDUAL))
+            raise UserError(f"{path}: no [{name}] is known; there are layer, {there}")
+        if name == RESIDUAL and table.keys() != {"arm"}:
+            raise UserError(f"{path}: [{RESIDUAL}] has one key, arm")
+    recipe = Recipe(
+        layer,
+        {name: _options(path, "generate" if name == RESIDUAL else name, table) for name, table in content.items()},
+    )
     for needed in ("data", "arm"):
         if not recipe.of("generate").get(needed):
             raise UserError(f"{path}: [generate] names no {needed}")

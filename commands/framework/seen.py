@@ -14,6 +14,7 @@ from commands.framework.artefacts import (
     gate_artefact,
 )
 from commands.framework.output import warn
+from commands.framework.prompts import sources_of
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
@@ -25,7 +26,7 @@ def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, l
     """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
     from data import known_themes
 
-    found = known_themes(prompts, s.get("data_mirror"))
+    found = known_themes(prompts, s.get("data_mirror"), sources_of(s))
     if found.lost:
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from commands.framework.options import Option
-from data.contract import WHERES
+from data.contract import ARM_WORDS, KINDS, WHERES
 
 LISTS = {"data": os.pathsep}
 Record = dict[str, Any]  # an artefact's, as `run.json` holds it
@@ -31,6 +31,17 @@ class Command(click.Command):
         """As click's, with `many`."""
         super().__init__(*args, **options)
         self.many = many
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Where arms are asked for, a line for each kind and each key."""
+        if any(param.name == "arm" for param in self.params):
+            for title, words in (
+                ("Kinds of arms", {name: kind.help for name, kind in KINDS.items()}),
+                ("Keys of arms", ARM_WORDS),
+            ):
+                with formatter.section(title):
+                    formatter.write_dl([*words.items()])
+        super().format_epilog(ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, then fill in."""

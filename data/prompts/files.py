@@ -20,6 +20,7 @@ from data.store.tables import PROMPTS, read_parquet
 log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = tuple(PROMPTS)
+THEME = "theme"  # of a user's file: which of its prompts resemble one another
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -127,7 +128,7 @@ def renamed(columns: Iterable[str], name: str) -> dict[str, str]:
     told: dict[str, str] = {}
     for column in there:
         plain = column.strip().lower()
-        if column == plain or plain not in PROMPT_COLUMNS:
+        if column == plain or plain not in (*PROMPT_COLUMNS, THEME):
             continue
         if plain in there or plain in told.values():
             say(f"{name}: column {column!r} is not read, as there is {plain!r} already")

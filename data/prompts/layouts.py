@@ -10,7 +10,7 @@ from data.errors import UserError
 
 ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet")
 MAPPED = re.compile(rf"(?P<file>.+\.(?:{'|'.join(ENDINGS)})(?:\.gz)?):(?P<columns>\w+=.*)", re.IGNORECASE | re.DOTALL)
-OURS = ("prompt", "label", "category", "id", "split", "dataset")
+OURS = ("prompt", "label", "category", "id", "split", "dataset", "theme")
 
 
 class Layout(NamedTuple):

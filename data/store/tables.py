@@ -20,7 +20,7 @@ TRACES = {
     "kl": pl.Float64, "top_unsteered": TOKENS, "top_steered": TOKENS,
     "text_unsteered": pl.String, "text_steered": pl.String,
     "projections": pl.List(pl.Struct({"category": pl.String, "layer": pl.Int64, "value": pl.Float64})),
-    "arm": pl.String, "kind": pl.String, "gate": pl.Float64, "max_new_tokens": pl.Int64,
+    "arm": pl.String, "kind": pl.String, "gate": pl.Float64, "max_new_tokens": pl.Int64, "rendered": pl.String,
 }  # fmt: skip
 GENERATIONS = {
     "dataset": pl.String, "id": pl.String, "category": pl.String, "label": pl.String, "prompt": pl.String,
@@ -107,7 +107,7 @@ TABLES: dict[str, Schema] = {
 }  # fmt: skip
 # Columns beyond the contract, which the file of another version may lack.
 BEYOND = {
-    "traces": ("prompt_category", "label", "arm", "kind", "gate", "max_new_tokens"),
+    "traces": ("prompt_category", "label", "arm", "kind", "gate", "max_new_tokens", "rendered"),
     "summary": ("n_clusters", "cluster_low", "cluster_high", "delta_cluster_low", "delta_cluster_high", "n_needed",
                 "interval"),
     "sweep": ("kind", "category", "scope", "harmful"),

@@ -83,6 +83,11 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = (),
     return Encoded(ids, user)
 
 
+def shown(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as text with every control token: what a model reads."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
 def _check_row(tokenizer: Any, row: list[int], prompt: str, number: int, room: int) -> None:
     """Has the model a place for each token, and an embedding?"""
     most, rows = tokenizer.model_max_length, getattr(tokenizer, "table_rows", None)

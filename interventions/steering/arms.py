@@ -241,6 +241,8 @@ def _told_apart(arm: Arm, alike: Sequence[Arm]) -> Arm:
     """An arm with all in its name that tells it from others of the same name."""
     own = arm.setting
     differing = [key for key in own if _reads(arm, key) and any(other.setting[key] != own[key] for other in alike)]
+    if "strength" in differing and all(other.harmful == other.strength * TOWARDS for other in alike):
+        differing = [key for key in differing if key != "harmful"]  # it follows from the strength
     values = {key: repr(round(own[key], 10)) if isinstance(own[key], float) else str(own[key]) for key in differing}
     pairs = _pairs(arm.kind, arm.said, arm.name) | {key.replace("_", "-"): value for key, value in values.items()}
     return replace(arm, name=_named(arm.kind, _canonical(pairs)))
