@@ -224,4 +224,5 @@ OPERATION = (
     Declared("--add", "A bias that adds the vector at every position.", name="operation", value="add", default="add"),
     Declared("--ablate", "Weights that can't write the vector's direction.", name="operation", value="ablate", default="add"),
 )
+FOR = Declared("--for", "Only what this command rests on; repeatable.", c.CHECKED, multiple=True, shown="all commands", name="wanted")
 # fmt: on
