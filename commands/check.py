@@ -9,7 +9,7 @@ from commands.framework.settings import Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
-    from interventions.reading.checks import Check
+    pass
 
 
 @command(FOR, writes=False)

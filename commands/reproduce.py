@@ -77,6 +77,7 @@ def reproduce(session: Session, s: Settings) -> Summary:
     from interventions.steering.arms import Arm, parse_arms
 
     recipe = read_recipe(s.get("config"))
+    s = s.with_defaults(**recipe.for_model(s.given("model")))
     wanted = s.with_defaults(**recipe.of("generate"))
     arms = parse_arms(wanted.given("arm"), Arm("fixed", "fixed", 0))  # says at once if one can't be read
     there, missing = load_sets(wanted)

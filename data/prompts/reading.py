@@ -16,7 +16,7 @@ from data.contract import LABELS, SPLITS
 from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
-from data.prompts.files import PROMPT_COLUMNS, READERS, renamed, say
+from data.prompts.files import PROMPT_COLUMNS, inner, is_file_name, read_file, renamed, say
 from data.prompts.hub import fetch
 from data.prompts.layouts import laid_out, mapped
 
@@ -58,8 +58,8 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
     Args:
         source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`,
             `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
-            a .jsonl, .json, .csv, .tsv or .parquet file, with `:prompt=COL,label=COL,harmful=VALUE` behind it or not, or a
-            .txt of one prompt a line.
+            a .jsonl, .json, .csv, .tsv, .parquet or .xlsx file, or a .txt of one prompt a line, with
+            `:prompt=COL,label=COL,harmful=VALUE,encoding=cp1252` behind it or not; all but the last two also .gz or .zst.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
         benign: Only its benign rows, and those without a label are: a category does not make them harmful.
 
@@ -83,15 +83,13 @@ def _load(source: str, mirror: Path | None, unlabelled: str) -> pl.DataFrame:
     own, split = embedded.named(source)
     if own:
         return _load_embedded(own, split)
-    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    reader = READERS.get(inner.suffix.lower())
-    if reader is not None:
+    if is_file_name(path):
         if not path.is_file():
             raise UserError(f"{source}: no such file")
-        frame, told = laid_out(reader(path, source), source, columns)
+        frame, told = laid_out(read_file(path, source, columns.pop("encoding", None)), source, columns)
         if told:
             say(told)
-        return _checked(frame, source, _name_of(inner), unlabelled)
+        return _checked(frame, source, _name_of(inner(path)), unlabelled)
     found = catalogue.find(source)
     if found is not None:
         known, part = found
@@ -110,7 +108,7 @@ def _name_of(path: Path) -> str:
 
 
 def _load_embedded(name: str, split: str) -> pl.DataFrame:
-    frame = _checked(READERS[".jsonl"](embedded.FILES[name], name), name, name)
+    frame = _checked(read_file(embedded.FILES[name], name), name, name)
     chosen = frame.filter(pl.col("split") == split) if split else frame
     if chosen.is_empty():
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(_splits(frame))}")

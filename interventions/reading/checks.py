@@ -24,7 +24,6 @@ from interventions.model.embedded import cache_folder
 from interventions.model.formats.choice import render_all
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded, encode
-from interventions.reading.batches import plan_batches
 from interventions.reading.residual import Source
 from interventions.traced.blocks import hidden
 

@@ -70,7 +70,7 @@ def test_a_prompt_that_is_not_told_from_its_template_is_found(tiny_tuned, monkey
 
 def test_what_held_is_kept_and_what_did_not_is_tried_again(tiny_tuned_folder, cache, monkeypatch):
     model = open_model(str(tiny_tuned_folder))
-    with given(model, without("past_key_values")), pytest.raises(UserError, match="cache: .*`check` says"):
+    with given(model, without("past_key_values")), pytest.raises(UserError, match=r"cache: .*`check` says"):
         checks.check_once(model)
     assert not cache.exists()
     checks.check_once(model)
