@@ -120,10 +120,11 @@ def prompted(model: Model, encoded: Encoded) -> Iterator[Check]:
     gone = [*lost, *bare]
     yield Check("user's text", not gone, f"not told from the template: {gone[0]!r}" if gone else said)
     bos = tokenizer.bos_token_id
-    many = {sum(token == bos for token in ids[:2]) for ids in encoded.ids}
-    held = bos is None or many == {1}
-    told = "the tokenizer has none" if bos is None else f"{tokenizer.bos_token!r} at the beginning"
-    yield Check("BOS once", held, told if held else f"{tokenizer.bos_token!r} {sorted(many)} times")
+    puts = bos is not None and bos in tokenizer("")["input_ids"]
+    wanted = [int(bos is not None and (puts or whole.startswith(tokenizer.bos_token))) for whole in texts]
+    many = [ids[:2].count(bos) for ids in encoded.ids]
+    told = f"{tokenizer.bos_token!r} at the beginning" if wanted[0] else "neither tokenizer nor template writes one"
+    yield Check("BOS once", many == wanted, told if many == wanted else f"{tokenizer.bos_token!r} {many[0]} times")
     known = control_tokens(tokenizer)
     split = [name for name, number in known.items()
              if tokenizer(f"[{name}]", add_special_tokens=False)["input_ids"] != [number]]  # fmt: skip
