@@ -65,7 +65,7 @@ def _unpacked(path: Path, name: str) -> bytes:
 
             with pa.input_stream(pa.BufferReader(raw), compression="zstd") as stream:
                 return stream.read()
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{name}: not readable as {PACKED[kind]} ({error})") from None
     return raw
 

@@ -63,11 +63,12 @@ def test_a_token_beyond_the_table_is_named(copied):
 
 
 def test_answers_beyond_the_positions_are_refused_with_the_most_that_fits(tiny_tuned_folder, tmp_path, run):
-    folder = make_family("gpt2", tiny_tuned_folder, tmp_path / "model", n_positions=16)
+    folder = make_family("gpt2", tiny_tuned_folder, tmp_path / "model", n_positions=16, max_position_embeddings=16)
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": text, "label": "benign"}) + "\n" for text in TEXTS))
+    labels = zip(TEXTS, ("harmful", "benign", "benign"), strict=True)
+    data.write_text("".join(json.dumps({"prompt": text, "label": label}) + "\n" for text, label in labels))
     for many, told in ((7, 0), (8, 1)):  # the longest has ten tokens, and the last new one is not read
-        code, _, err = run("--run", tmp_path / "run", "--model", folder, "--data", data, "generate", "--arm", "baseline",
+        code, _, err = run("--run", tmp_path / "run", "--model", folder, "--data", data, "--holdout", "none", "generate", "--arm", "baseline",
                            "--max-new-tokens", many)  # fmt: skip
         assert code == told, err
     assert "--max-new-tokens 7 is the most" in err.splitlines()[-1]
