@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import polars as pl
@@ -61,9 +62,8 @@ def _unpacked(path: Path, name: str) -> bytes:
         if kind == ".gz":
             return gzip.decompress(raw)
         if kind == ".zst":
-            import pyarrow as pa
-
-            with pa.input_stream(pa.BufferReader(raw), compression="zstd") as stream:
+            pyarrow = import_module("pyarrow")
+            with pyarrow.input_stream(pyarrow.BufferReader(raw), compression="zstd") as stream:
                 return stream.read()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{name}: not readable as {PACKED[kind]} ({error})") from None

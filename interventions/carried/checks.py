@@ -107,7 +107,7 @@ def _compared(model: Model, name: str, encoded: Encoded, found: Answers, arm: in
         shares = logits[0].double().softmax(-1)
         ids_of, shares_of = (part[row, arm + 1].cpu() for part in found.top)
         worst = max(worst, float((shares[ids_of] - shares_of.double()).abs().max()))
-        behind = logits.max(-1).values - logits[range(end), tokens[:end]]
+        behind = logits.max(-1).values - logits[torch.arange(end), torch.tensor(tokens[:end])]
         odd, compared = odd + int((behind > TIE * more).sum()), compared + end
     held = not odd and worst <= SAME * more
     told = (

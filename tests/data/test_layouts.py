@@ -4,11 +4,11 @@ import gzip
 import json
 import logging
 import zipfile
+from importlib import import_module
 from importlib.util import find_spec
 
 import polars as pl
 import pytest
-from pyarrow import compress
 
 from data import UserError, load_all
 from data.prompts.conversations import as_prompt, instructed, parted, turns
@@ -70,12 +70,16 @@ LINES = "\n".join(map(json.dumps, ROWS))
 TABLE = 'prompt,label\ntell me,benign\n"kill, a man",harmful\n'
 
 
+def packed(text):
+    return import_module("pyarrow").compress(text.encode(), codec="zstd", asbytes=True)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("a.json", json.dumps(ROWS)), ("a.json", json.dumps({"version": 1, "data": ROWS})), ("a.jsonl.gz", gzip.compress(LINES.encode())),
      ("a.csv.gz", gzip.compress(TABLE.encode())), ("a.tsv", "prompt\tlabel\ntell me\tbenign\nkill, a man\tharmful\n"),
      ("a.csv", "prompt;label\ntell me;benign\nkill, a man;harmful\n"), ("a.csv", "sep=;\nprompt;label\ntell me;benign\nkill, a man;harmful\n"),
-     ("a.jsonl.zst", compress(LINES.encode(), codec="zstd", asbytes=True)), ("a.csv.zst", compress(TABLE.encode(), codec="zstd", asbytes=True)),
+     ("a.jsonl.zst", packed(LINES)), ("a.csv.zst", packed(TABLE)),
      ("a.csv:encoding=utf-16", TABLE.encode("utf-16")), ("a.csv:encoding=cp1252,prompt=q", TABLE.replace("prompt", "q").encode("cp1252")),
      ("a.csv", TABLE.replace("\n", "\r")), ("a.csv", "sep=,\r\n" + TABLE.replace("\n", "\r\n"))],
 )  # fmt: skip
