@@ -28,8 +28,14 @@ def export(session: Session, s: Settings) -> Summary:
     one = nearest_default(steering.layers, record["n_layers"])
     layers = s.get("layers") or ([one] if kind in ONE_VECTOR else steering.layers)
     path = s.get("out") or s.run / "export" / f"{kind}{FORMATS[kind]}"
+    blocks = "layers"
+    if kind == "lm-eval":  # which finds them by their names in the model
+        from interventions.model.blocks import blocks_below_base
+        from interventions.model.opening import skeleton
+
+        blocks = blocks_below_base(skeleton(record["model"]), record["model"])
     write(steering, kind, path, layers=layers, category=s.get("category"), strength=s.get("strength"),
-          unit=s.get("strength_unit"))  # fmt: skip
+          unit=s.get("strength_unit"), blocks=blocks)  # fmt: skip
     named = {"layer": layers[0]} if len(layers) == 1 else {}
     return {"model": record["model"], "format": kind, "layers": len(layers), **named, "strength": s.get("strength"),
             "unit": s.get("strength_unit"), "direction": direction(s.get("strength")), "wrote": str(path)}  # fmt: skip

@@ -82,6 +82,7 @@ def reproduce(session: Session, s: Settings) -> Summary:
     again to go on. A set that can't be had leaves an empty row, and a line that says how to get it.
     """
     recipe = read_recipe(s.get("config"))
+    s = s.with_defaults(**recipe.for_model(s.given("model")))
     wanted = s.with_defaults(**recipe.of("generate"))
     arms = read_arms(wanted, wanted.given("arm"))  # says at once if one can't be read
     there, missing = load_sets(wanted)

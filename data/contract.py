@@ -231,6 +231,11 @@ TEXTS = {"tagged": "read at a control token behind the prompt", "untagged": "rea
 MAPS = ("pca", "tsne")
 FORMATS = {"gguf": ".gguf", "lm-eval": ".pt", "pt": ".pt", "safetensors": ".safetensors"}  # and their files' endings
 ONE_VECTOR = ("gguf", "lm-eval")  # formats of one vector a layer
+# Commands by what they ask of a model: to be read, to be answered with, to be baked.
+READING = ("extract", "vectors", "probe", "diff")
+ANSWERING = ("trace", "generate", "sweep", "effects", "lowrank", "category", "capability")
+BAKING = ("bake --add", "bake --ablate")
+CHECKED = (*READING, *ANSWERING, "bake")
 WHERES = ("local", "simulate", "remote")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"

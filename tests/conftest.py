@@ -22,6 +22,13 @@ settings.register_profile("anywhere", deadline=None)  # a busy machine is no fai
 settings.load_profile("anywhere")
 
 
+def pytest_report_header() -> str:
+    """Which families this run takes."""
+    from tests.made.models_page import third
+
+    return third()[0]
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model without refusal tokens."""

@@ -129,7 +129,7 @@ CONTROL = Declared("--control-tokens/--no-control-tokens", "Whether a control to
 FORMATTING = (PROMPT_FORMAT, SYSTEM, JINJA, THINKING, DATE, CONTROL)
 SEED = Declared("--seed", "Seed of everything random.", types.SEED, 0)
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
-DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .json, .csv, .tsv or .parquet file, with :prompt=COL,label=COL,harmful=VALUE where its columns are called otherwise; or a .txt, one prompt a line; repeatable.", default=("embedded",), multiple=True)
+DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .json, .csv, .tsv, .parquet or .xlsx file, or a .txt, one prompt a line, .gz and .zst too, with :prompt=COL,label=COL,harmful=VALUE where its columns are called otherwise and encoding=cp1252 where it is no UTF-8; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
 HOLDOUT = Declared("--holdout", "Share of rows without a split that nothing is fitted on, to choose on and to answer; none: every row serves all.", types.HOLDOUT, c.HOLDOUT)
 SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, test for generate and trace")
@@ -224,4 +224,5 @@ OPERATION = (
     Declared("--add", "A bias that adds the vector at every position.", name="operation", value="add", default="add"),
     Declared("--ablate", "Weights that can't write the vector's direction.", name="operation", value="ablate", default="add"),
 )
+FOR = Declared("--for", "Only what this command rests on; repeatable.", c.CHECKED, multiple=True, shown="all commands", name="wanted")
 # fmt: on

@@ -16,7 +16,7 @@ from data.contract import LABELS, SPLITS
 from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
-from data.prompts.files import PROMPT_COLUMNS, READERS, THEME, renamed, say
+from data.prompts.files import PROMPT_COLUMNS, THEME, inner, is_file_name, read_file, renamed, say
 from data.prompts.hub import fetch
 from data.prompts.layouts import laid_out, mapped
 
@@ -58,8 +58,8 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
     Args:
         source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`,
             `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
-            a .jsonl, .json, .csv, .tsv or .parquet file, with `:prompt=COL,label=COL,harmful=VALUE` behind it or not, or a
-            .txt of one prompt a line.
+            a .jsonl, .json, .csv, .tsv, .parquet or .xlsx file, or a .txt of one prompt a line, with
+            `:prompt=COL,label=COL,harmful=VALUE,encoding=cp1252` behind it or not; all but the last two also .gz or .zst.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
         benign: Only its benign rows, and those without a label are: a category does not make them harmful.
 
@@ -79,12 +79,12 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
 
 def is_file(source: str) -> bool:
     """Whether a source is a file of prompts by its ending, there or not."""
-    return not embedded.named(source)[0] and _file(source)[1].suffix.lower() in READERS
+    return not embedded.named(source)[0] and is_file_name(_path(source))
 
 
 def name_of(source: str) -> str:
     """What the data set of a file is called, where its rows don't say."""
-    return _file(source)[1].stem
+    return inner(_path(source)).stem
 
 
 def own_themes(source: str) -> pl.DataFrame:
@@ -97,21 +97,18 @@ def own_themes(source: str) -> pl.DataFrame:
     return frame.filter(pl.col(THEME).is_not_null()).select("dataset", "id", "prompt", THEME)
 
 
-def _file(source: str) -> tuple[Path, Path]:
-    """A file's path, and the same without the ending of compression."""
-    path = Path(mapped(source)[0]).expanduser()
-    return path, path.with_suffix("") if path.suffix.lower() == ".gz" else path
+def _path(source: str) -> Path:
+    return Path(mapped(source)[0]).expanduser()
 
 
 def _load_file(source: str, unlabelled: str, wanted: tuple[str, ...] = PROMPT_COLUMNS) -> pl.DataFrame:
-    name, columns = mapped(source)
-    path, inner = _file(source)
+    (name, columns), path = mapped(source), _path(source)
     if not path.is_file():
         raise UserError(f"{name}: no such file")
-    frame, told = laid_out(READERS[inner.suffix.lower()](path, name), name, columns)
+    frame, told = laid_out(read_file(path, name, columns.pop("encoding", None)), name, columns)
     if told:
         say(told)
-    return _checked(frame, name, _name_of(inner), unlabelled, wanted)
+    return _checked(frame, name, _name_of(inner(path)), unlabelled, wanted)
 
 
 def _load(source: str, mirror: Path | None, unlabelled: str) -> pl.DataFrame:
@@ -140,7 +137,7 @@ def _name_of(path: Path) -> str:
 
 
 def _load_embedded(name: str, split: str) -> pl.DataFrame:
-    frame = _checked(READERS[".jsonl"](embedded.FILES[name], name), name, name)
+    frame = _checked(read_file(embedded.FILES[name], name), name, name)
     chosen = frame.filter(pl.col("split") == split) if split else frame
     if chosen.is_empty():
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(_splits(frame))}")

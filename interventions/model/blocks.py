@@ -41,6 +41,17 @@ def decoder_path(module: Any, name: str) -> str:
     return paths[0]
 
 
+def blocks_below_base(module: Any, name: str) -> str:
+    """Path of the list of decoder blocks below transformers' `base_model`: `layers`, `h`, `decoder.layers`.
+
+    Args:
+        module: transformers' model; its weights may be elsewhere.
+        name: As the user named it.
+    """
+    blocks = module.get_submodule(decoder_path(module, name))
+    return next(path for path, part in module.base_model.named_modules() if part is blocks)
+
+
 def check_blocks(module: Any, blocks: Any, name: str) -> None:
     """One tiny forward: does each block put out the residual stream, (rows, tokens, d_model)?"""
     width = module.config.get_text_config().hidden_size

@@ -415,6 +415,23 @@ def test_the_word_is_the_papers(args, run, tmp_path):
     assert run("--run", tmp_path / "run", *args)[0] == 2 and not (tmp_path / "run").exists()
 
 
+def test_a_model_is_put_as_the_file_says_of_its_name(tmp_path, tiny_tuned_folder, prompts_file, mirror):
+    path, name = tmp_path / "mine.toml", str(tiny_tuned_folder)
+    text = f'[extract]\ndata = [{json.dumps(str(prompts_file))}]\n[generate]\narm = ["baseline"]\ndata = ["advbench"]\nmax-new-tokens = 2\n'
+    path.write_text(f'{text}[models."{name}"]\nprompt-format = "Q: {{prompt}} A:"\n')
+    words = ["--model", name, "--data-mirror", str(mirror), "reproduce", "paper", "--config", str(path), "--limit", "2"]
+    call("--run", tmp_path / "run", *words)
+    made = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]
+    assert {entry["prompt_format"]["name"] for entry in made.values() if entry.get("model")} == {"Q: {prompt} A:"}
+    assert "Q: {prompt} A:" in (tmp_path / "run" / "report.html").read_text()
+    call("--run", tmp_path / "other", "--prompt-format", "plain", *words)
+    made = json.loads((tmp_path / "other" / "run.json").read_text())["artefacts"]
+    assert {entry["prompt_format"]["name"] for entry in made.values() if entry.get("model")} == {"plain"}
+    path.write_text(f'{text}[models."{name}"]\nrun = "elsewhere"\n')
+    with pytest.raises(click.UsageError, match="has no option 'run'; there are"):
+        call("--run", tmp_path / "none", *words)
+
+
 def test_what_is_shipped_is_what_was_published():
     shipped = read_recipe(PAPER)
     sources = shipped.of("generate")["data"]
@@ -430,6 +447,12 @@ def test_what_is_shipped_is_what_was_published():
     gated, *_ = (arm for arm in shipped.of("residual")["arm"] if arm.startswith("gated"))
     benign, harmful = (float(value) for value in re.findall(r"=(-?[\d.]+)", gated))
     assert benign == DEFAULT_STRENGTH and harmful / benign == pytest.approx(ratio)
+    theirs = "tomg-group-umd/zephyr-llama3-8b-sft-refusal-n-contrast-multiple-tokens"
+    assert shipped.for_model(theirs) == {"prompt_format": "refusal-llama3", "dtype": "bfloat16"}
+    assert (
+        shipped.of("generate")["max_new_tokens"] == 128
+        and shipped.for_model("another") == shipped.for_model(None) == {}
+    )
     for data in (shipped.of("extract")["data"], sources):
         assert isinstance(data, tuple)
     text = PAPER.read_text("utf-8")
