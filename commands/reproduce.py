@@ -229,7 +229,7 @@ def at_strengths(session: Session, given: Settings, s: Settings, recipe: Recipe)
     vectors, _ = need(session, s.for_command("generate"), VECTORS)
     norm = json.loads(vectors.metadata["residual_norms"])[vectors.layers.index(s.get("layer"))]
     unit = given.given("strength_unit")
-    residual = recipe.of(RESIDUAL).get("arm")
+    residual: tuple[str, ...] = recipe.of(RESIDUAL).get("arm") or ()
     little = None
     if unit is None and residual and s.get("strength_unit") == "unit":
         most = max((strongest(arm) for arm in read_arms(s, s.get("arm")) if in_units(arm, "unit")), default=0.0)

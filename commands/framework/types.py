@@ -1,5 +1,6 @@
 """How option values are read: layers, numbers, rows a batch."""
 
+import os
 from collections.abc import Callable
 from datetime import date
 from math import isfinite
@@ -21,8 +22,8 @@ class File(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check, or fail as a usage error."""
-        path = super().convert(value, param, ctx)
-        if Path(path).is_char_device() or Path(path).is_block_device():
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.is_char_device() or path.is_block_device():
             self.fail(f"{str(path)!r} is a device and no file", param, ctx)
         return path
 

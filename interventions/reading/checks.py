@@ -122,7 +122,7 @@ def prompted(model: Model, encoded: Encoded) -> Iterator[Check]:
     bos = tokenizer.bos_token_id
     puts = bos is not None and bos in tokenizer("")["input_ids"]
     wanted = [int(bos is not None and (puts or whole.startswith(tokenizer.bos_token))) for whole in texts]
-    many = [ids[:2].count(bos) for ids in encoded.ids]
+    many = [sum(number == bos for number in ids[:2]) for ids in encoded.ids]
     told = f"{tokenizer.bos_token!r} at the beginning" if wanted[0] else "neither tokenizer nor template writes one"
     yield Check("BOS once", many == wanted, told if many == wanted else f"{tokenizer.bos_token!r} {many[0]} times")
     known = control_tokens(tokenizer)

@@ -79,8 +79,8 @@ class Zygote:
         status = self._answer()["status"]
         seconds = time.monotonic() - start
         code = None if seconds >= HANGS else os.waitstatus_to_exitcode(status)
-        texts = [path.read_bytes().decode("utf-8", "replace") for path in (out, err)]
-        return Outcome(list(map(str, words)), code, *texts, seconds)
+        said, complained = (path.read_bytes().decode("utf-8", "replace") for path in (out, err))
+        return Outcome(list(map(str, words)), code, said, complained, seconds)
 
     def close(self) -> None:
         """Let it end."""

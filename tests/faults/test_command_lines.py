@@ -68,7 +68,11 @@ def test_command_lines(place: Place, note: Note) -> None:
     others, ran = place.others, []
 
     @settings(
-        max_examples=LINES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=LINES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     @given(lines())
     def any_line(words: list[str]) -> None:
