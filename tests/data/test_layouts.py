@@ -76,8 +76,8 @@ def packed(text):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.json", json.dumps(ROWS)), ("a.json", json.dumps({"version": 1, "data": ROWS})), ("a.jsonl.gz", gzip.compress(LINES.encode())),
-     ("a.csv.gz", gzip.compress(TABLE.encode())), ("a.tsv", "prompt\tlabel\ntell me\tbenign\nkill, a man\tharmful\n"),
+    [("a.json", json.dumps(ROWS)), ("a.json", json.dumps({"version": 1, "data": ROWS})), ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+     ("a.csv.gz", gzip.compress(TABLE.encode(), mtime=0)), ("a.tsv", "prompt\tlabel\ntell me\tbenign\nkill, a man\tharmful\n"),
      ("a.csv", "prompt;label\ntell me;benign\nkill, a man;harmful\n"), ("a.csv", "sep=;\nprompt;label\ntell me;benign\nkill, a man;harmful\n"),
      ("a.jsonl.zst", packed(LINES)), ("a.csv.zst", packed(TABLE)),
      ("a.csv:encoding=utf-16", TABLE.encode("utf-16")), ("a.csv:encoding=cp1252,prompt=q", TABLE.replace("prompt", "q").encode("cp1252")),

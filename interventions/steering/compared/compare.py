@@ -88,7 +88,8 @@ def compare(
         if best and best["gate"] and one.candidate.reversible and one.is_of(best):
             [towards] = answers([one.candidate.reversed()])
             both = both_ways(one, best, tried[best["gate"]], harmful, before, after, towards, share)
-            rows, best = (rows, best) if both is None else ([*rows, both], both)
+            rows += [] if both is None else [both]
+            best = _best(rows)
             break
     table = pl.DataFrame([row | {"chosen": row is best} for row in rows], COMPARED).fill_nan(None)
     write_table(path, table)
