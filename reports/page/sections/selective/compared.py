@@ -10,13 +10,14 @@ from reports.page.run import Run
 
 LINES = 6  # methods drawn, the best first; beside them the chosen one under a gate of words and under labels
 NO_GATE = "none"
+MAY_LACK = ("why_not", "harmful_threshold")  # columns in which a whole row may have nothing
 
 
 def section(run: Run) -> Section | None:
     """What was compared, or None where nothing was."""
     table_of_run = run.table("compared")
     compared = (
-        None if table_of_run is None else table_of_run.drop_nulls([name for name in COMPARED if name != "why_not"])
+        None if table_of_run is None else table_of_run.drop_nulls([name for name in COMPARED if name not in MAY_LACK])
     )
     if compared is None or compared.is_empty() or compared.filter(gate="").is_empty():
         return None
