@@ -1,6 +1,7 @@
 """`evaluate`: answers to scores and rates."""
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from commands.framework.answers import asked_rows
@@ -37,16 +38,19 @@ def evaluate(session: Session, s: Settings) -> Summary:
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS.name, {}).get("id"), "seed": s.get("seed")}
     if generations.height < whole.height:
         key["answers"] = identity({"rows": generations.select("dataset", "id", "arm").rows()})
-    themes, lost = clusters(s, record, generations)
+    own = own_themes(s, generations)
+    themes, lost = clusters(s, record, generations, again=bool(own))
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
-    if own := own_themes(s, themes):
-        key["themes"] = own
+    key |= {"themes": own} if own else {}
     path = SUMMARY.path(s.run)
     if not failed(s) and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
         summary = SUMMARY.read(s.run)
     else:
         scores = score(generations, fitted_texts(s, record["key"]), scorers)
-        if list(scorers) == ["judge"] and generations.height and scores["verdict"].is_null().all():
+        asked_of = scores.filter(pl.col("verdict").fill_null("") != "broken")[
+            "verdict"
+        ]  # a broken answer needs no judge
+        if list(scorers) == ["judge"] and len(asked_of) and asked_of.is_null().all():
             raise UserError("the judge gave no verdict at all: nothing is evaluated; what it said stands above")
         scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
         twice = repeated(generations)
@@ -76,13 +80,21 @@ def warn_of_none(summary: "pl.DataFrame") -> None:
              "prompts that it declines, another --scorer, or a model that refuses")  # fmt: skip
 
 
-def own_themes(s: Settings, themes: "pl.DataFrame") -> str:
-    """What tells the themes apart that files of the run give their rows; empty where none does."""
-    from data.prompts.reading import is_file
+def own_themes(s: Settings, generations: "pl.DataFrame") -> str:
+    """What tells the themes apart that files of the run give these answers' prompts; empty where none does."""
+    import polars as pl
 
-    if themes["theme"].is_null().all() or not any(is_file(source) for source in sources_of(s)):
+    from data.prompts import reading
+
+    key, found = ["dataset", "id", "prompt"], []
+    for source in filter(reading.is_file, sources_of(s)):
+        with suppress(UserError):  # a file that is gone is asked for where themes are drawn
+            found.append(reading.own_themes(source))
+    if not found:
         return ""
-    return identity({"rows": themes.rows()})
+    rows = generations.select(key).unique(maintain_order=True)
+    mine = rows.join(pl.concat(found).unique(key, keep="first"), on=key, maintain_order="left")
+    return "" if mine.is_empty() else identity({"rows": mine.rows()})
 
 
 def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], Key]:
@@ -124,18 +136,18 @@ def failed(s: Settings) -> bool:
     return SCORES.read(s.run).filter(scorer="judge")["verdict"].has_nulls()
 
 
-def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+def clusters(
+    s: Settings, record: Record, generations: "pl.DataFrame", *, again: bool
+) -> "tuple[pl.DataFrame, list[str]]":
     """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
-    Those of data sets that don't change are read again only if the last evaluation of these answers did not find out.
+    Those of data sets that don't change are read again only if the last evaluation of these answers did not find out, or `again`.
     """
-    from data.prompts.reading import is_file
     from data.store.rundir import records
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
     path, before = SCORES.path(s.run), records(s.run).get(SCORES.name, {}).get("key", {})
-    own = any(is_file(source) for source in sources_of(s))  # whose themes may have changed
-    if not own and before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
+    if not again and before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
         known = SCORES.read(s.run).select("dataset", "id", "theme").unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []

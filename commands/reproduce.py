@@ -192,11 +192,11 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]", li
     if needs_pairs(session, directions):
         paired = pairing(model, prompts, directions.get("split"))
         read_activations(session, directions.for_command("extract"), *paired)
-    perform(session, directions, "vectors")
+    perform(session, directions.of_what_was_read(), "vectors")
     if any(arm.is_gated for arm in arms):
-        perform(session, below.with_defaults(**recipe.of("probe")), "probe")
+        perform(session, below.with_defaults(**recipe.of("probe")).of_what_was_read(), "probe")
     if any(arm.maps for arm in arms):
-        perform(session, below.with_defaults(**recipe.of("lowrank")), "lowrank")
+        perform(session, below.with_defaults(**recipe.of("lowrank")).of_what_was_read(), "lowrank")
     return layer
 
 

@@ -143,7 +143,7 @@ TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.S
 LAYERS = Declared("--layers", "Blocks to read, such as 5, 0-9 or 3,5.", types.LAYERS, shown="all")
 POSITION = Declared("--position", "last prompt token, mean over the user's tokens, or a suffix's last token.", c.POSITIONS, shown="last")
 SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
-SHOW_PROMPT = Declared("--show-prompt", "First show how the first prompt is put to the model, and each of its tokens, on stderr (with --json in the object); then go on.", bool, False, shown="")
+SHOW_PROMPT = Declared("--show-prompt", "First show how the first prompt is put to the model, and each of its tokens, on stderr (with --json in the object); then go on.", bool, False)
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
 METHOD = Declared("--method", "How a vector is fitted.  " + "; ".join(f"{name}: {what}" for name, what in c.METHODS.items()) + ".  "
                   "For arms of these names: " + "; ".join(f"{name}: {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")

@@ -139,6 +139,12 @@ class Settings:
         made.own_data = False
         return made
 
+    def of_what_was_read(self) -> "Settings":
+        """The same, but the activations that are there are taken as they are, whatever --data and --limit say."""
+        made = self.with_values()
+        made.own_data = False
+        return made
+
     def with_defaults(self, **values: Any) -> "Settings":
         """The same with values for what was not given."""
         return self.with_values(**{name: value for name, value in values.items() if self.given(name) is None})

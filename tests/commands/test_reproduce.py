@@ -310,7 +310,7 @@ def test_where_strengths_are_next_to_nothing_those_in_shares_of_the_stream_take_
     assert steered()[0] <= {-0.45, 0.3} and steered()[1] == {"residual"}
     _, err = call(*args, "--strength-unit", "unit")
     assert steered()[0] <= {-0.006, 0.004} and steered()[1] == {"unit"} and "it may change little" in err
-    assert "instead" not in (folder / "report.html").read_text()
+    assert "of that norm instead" not in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("where", ["option", "environment", "file"])

@@ -445,15 +445,15 @@ def test_what_a_killed_client_paid_for_is_kept(serve, tmp_path, how):
 
 
 def test_torn_and_foreign_lines_are_passed_over(serve, tmp_path):
-    key = content_key("m", "question 0", "No.")
+    server = serve()
+    key = content_key("m", "question 0", "No.", server.url)
     cache = tmp_path / "judge.jsonl"
     lines = ['{"key": 1, "verdict": "refuse"}', "[]", "null", "\x00", '{"key": "x", "verdict": "evil"}',
              json.dumps({"key": key, "verdict": "refuse"}), '{"key": "torn", "ver']  # fmt: skip
     cache.write_text("\n".join(lines))
     assert read_cache(cache) == {key: "refuse"}
-    server = serve()
     assert ask(server, ["No.", "Yes."], tmp_path) == ["refuse", "comply"] and len(server.bodies) == 1
-    assert read_cache(cache)[content_key("m", "question 1", "Yes.")] == "comply"
+    assert read_cache(cache)[content_key("m", "question 1", "Yes.", server.url)] == "comply"
 
 
 HOSTILE = [
