@@ -12,7 +12,7 @@ from tests.oracles import same_tables
 KEY = "0f5c1d3e-4b7a-4e21-9c5a-ca4a57ca4a57"
 
 
-@pytest.fixture(params=["ndif", "ndif_sandbox"])
+@pytest.fixture(params=["ndif", pytest.param("ndif_sandbox", marks=pytest.mark.slow)])
 def server(request, monkeypatch):
     """Both servers, one after the other."""
     monkeypatch.setenv("NDIF_API_KEY", KEY)
