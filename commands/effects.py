@@ -44,7 +44,7 @@ def effects(session: Session, s: Settings) -> Summary:
     }  # fmt: skip
     path = EFFECTS.path(s.run)
     if unchanged(s, EFFECTS, key):
-        table = EFFECTS.load(path)
+        table = EFFECTS.read(s.run)
     else:
         themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
         text_name = s.get("text").stem if s.get("text") else "plain"

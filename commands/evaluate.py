@@ -8,6 +8,7 @@ from commands.framework.app import Session, command
 from commands.framework.artefacts import GENERATIONS, SCORES, SUMMARY, VECTORS, need
 from commands.framework.options import SCORING
 from commands.framework.output import Summary, warn
+from commands.framework.prompts import sources_of
 from commands.framework.records import Key, identity, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Record, Settings
@@ -24,7 +25,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
 
     from data.store.rundir import now, records
     from data.store.tables import write_table
-    from reports.scoring.scores import score
+    from reports.scoring.scores import repeated, score
     from reports.statistics.summary import summarise
 
     if "judge" in s.get("scorer") and not s.get("judge_model"):
@@ -38,23 +39,50 @@ def evaluate(session: Session, s: Settings) -> Summary:
         key["answers"] = identity({"rows": generations.select("dataset", "id", "arm").rows()})
     themes, lost = clusters(s, record, generations)
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
+    if own := own_themes(s, themes):
+        key["themes"] = own
     path = SUMMARY.path(s.run)
     if not failed(s) and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
-        summary = SUMMARY.load(path)
+        summary = SUMMARY.read(s.run)
     else:
         scores = score(generations, fitted_texts(s, record["key"]), scorers)
+        if list(scorers) == ["judge"] and generations.height and scores["verdict"].is_null().all():
+            raise UserError("the judge gave no verdict at all: nothing is evaluated; what it said stands above")
         scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
-        summary = summarise(scores, key["seed"], themes, key["difference"] / 100)
+        twice = repeated(generations)
+        for (name, first), rows in twice.group_by("dataset", "first", maintain_order=True):
+            warn(f"{rows.height} prompts of {name} stand in {first} too: (pooled) counts them once")
+        summary = summarise(scores, key["seed"], themes, key["difference"] / 100, twice)
         for artefact, table in ((SCORES, scores), (SUMMARY, summary)):
             write_table(artefact.path(s.run), table)
             note(s, artefact, key, record, start)
-    if summary.filter(pl.col("n") > 0).is_empty():
+        warn_of_none(summary)
+    if summary.filter(pl.col("n") > 0).is_empty() and not summary["n_failed"].sum():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
         *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "delta", "p_holm", "broken"),
         *("delta_low", "delta_high"),
     )
     return {"answers": generations.height, "table": shown, "wrote": str(path)}
+
+
+def warn_of_none(summary: "pl.DataFrame") -> None:
+    """Say that there is no refusal that an arm could take away: rates of nothing look like a result."""
+    import polars as pl
+
+    unsteered = summary.filter(pl.col("arm") == "baseline", pl.col("n") > 0)
+    if unsteered.height and not unsteered["refused"].sum():
+        warn("the unsteered model declined none of these prompts: steering away from refusal has nothing to take away here; try "
+             "prompts that it declines, another --scorer, or a model that refuses")  # fmt: skip
+
+
+def own_themes(s: Settings, themes: "pl.DataFrame") -> str:
+    """What tells the themes apart that files of the run give their rows; empty where none does."""
+    from data.prompts.reading import is_file
+
+    if themes["theme"].is_null().all() or not any(is_file(source) for source in sources_of(s)):
+        return ""
+    return identity({"rows": themes.rows()})
 
 
 def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], Key]:
@@ -67,7 +95,7 @@ def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any],
 
     judge = None
     if s.get("judge_model"):
-        judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency"))
+        judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency"), s.get("judge_timeout"))
     hand = s.get("hand")
     if hand is not None and not hand.exists():
         count = write_sample(generations, hand, seed=s.get("seed"))
@@ -93,22 +121,22 @@ def failed(s: Settings) -> bool:
     path = SCORES.path(s.run)
     if not path.exists() or not s.get("judge_model"):
         return False
-    return SCORES.load(path).filter(scorer="judge")["verdict"].has_nulls()
+    return SCORES.read(s.run).filter(scorer="judge")["verdict"].has_nulls()
 
 
 def clusters(s: Settings, record: Record, generations: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
     """`dataset`, `id`, `theme`: which prompts are siblings, and the data sets that could not be asked.
 
-    Read again only if the last evaluation of these answers did not find out.
+    Those of data sets that don't change are read again only if the last evaluation of these answers did not find out.
     """
-
+    from data.prompts.reading import is_file
     from data.store.rundir import records
-    from data.store.tables import read_parquet
 
     rows = generations.select("dataset", "id", "prompt").unique(["dataset", "id"], keep="first", maintain_order=True)
     path, before = SCORES.path(s.run), records(s.run).get(SCORES.name, {}).get("key", {})
-    if before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
-        known = read_parquet(path, columns=["dataset", "id", "theme"]).unique(["dataset", "id"], keep="first")
+    own = any(is_file(source) for source in sources_of(s))  # whose themes may have changed
+    if not own and before.get("generations") == record["id"] and before.get("without themes") == [] and path.exists():
+        known = SCORES.read(s.run).select("dataset", "id", "theme").unique(["dataset", "id"], keep="first")
         if known.height == rows.height:  # a hand scores a sample
             return known, []
     return asked_themes(s, rows)

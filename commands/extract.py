@@ -7,16 +7,35 @@ from typing import Any
 from commands.framework.activations import as_read, pairing, read_activations
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PAIRS, Artefact, Making, made_by
-from commands.framework.options import BENIGN, LAYERS, POSITION, SUFFIX
-from commands.framework.output import Summary
+from commands.framework.options import BENIGN, LAYERS, POSITION, SHOW_PROMPT, SUFFIX
+from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, fitting_prompts
 from commands.framework.settings import Record, Settings
 
 
-@command(LAYERS, POSITION, SUFFIX, BENIGN)
+@command(SHOW_PROMPT, LAYERS, POSITION, SUFFIX, BENIGN)
 def extract(session: Session, s: Settings) -> Summary:
     """Read residual activations of prompts."""
-    return read_activations(session, s, fitting_prompts(s), tuple(s.get("suffix")))
+    prompts, suffixes = fitting_prompts(s), tuple(s.get("suffix"))
+    told = shown_prompt(session, s, prompts["prompt"][0], suffixes) if s.get("show_prompt") else {}
+    return told | read_activations(session, s, prompts, suffixes)
+
+
+def shown_prompt(session: Session, s: Settings, prompt: str, suffixes: tuple[str, ...]) -> Summary:
+    """A prompt as the model reads it, with the first suffix if there are any: as an object, or on stderr."""
+    from interventions.model.prompt_format import encode, shown
+
+    tokenizer = session.model(s).tokenizer
+    encoded = encode(tokenizer, [prompt], suffixes[:1])
+    ids, (start, stop) = encoded.ids[0], encoded.user[0]
+    tokens = [shown(tokenizer, [token]) for token in ids]
+    if s.get("as_json"):
+        return {"rendered": shown(tokenizer, ids), "tokens": tokens, "user": [start, stop]}
+    yours = f"; {stop - start} of them, from the {start + 1}th, are the prompt's own" if stop > start else ""
+    warn(
+        f"the first prompt, as the model reads it:\n{shown(tokenizer, ids)}\nits {len(ids)} tokens{yours}:\n{' '.join(map(repr, tokens))}"
+    )
+    return {}
 
 
 def other_prompts(session: Session, s: Settings, artefact: Artefact[Any], record: Record) -> str:

@@ -64,7 +64,7 @@ def finetune(_session: Session, s: Settings) -> Summary:
     key = {"base": base, "fingerprint": fingerprint_of(rows), "answers": answers, "out": str(out), **options}
     if not unchanged(s, MODEL_FOLDER, key, out / "config.json"):
         report = train(base, rows, out, device=s.get("device"), **options)
-        note(s, MODEL_FOLDER, key, {"model": base}, start, data=sources)
+        note(s, MODEL_FOLDER, key, {"model": base}, start, data=sources, elsewhere=out)
         best = report.epochs[report.kept - 1]
         return {"tokens": [token.token for token in report.control_tokens], "rows": report.train_rows, "kept epoch": report.kept,
                 "on validation rows": report.validation_rows, "right token": f"{best.category_accuracy:.3f}",

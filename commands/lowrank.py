@@ -33,7 +33,7 @@ def lowrank(session: Session, s: Settings) -> Summary:
     key |= options | training
     path, history_path = LOWRANK.path(s.run), s.run / "lowrank_training.parquet"
     if unchanged(s, LOWRANK, key):
-        trained, history = LOWRANK.load(path), read_parquet(history_path)
+        trained, history = LOWRANK.read(s.run), read_parquet(history_path)
     else:
         model = session.model(s, record)
         begun = start_lowrank(file, steering, layer, published=published, **options)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from commands.framework.activations import default_layer
 from commands.framework.app import Session, command
-from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, gate_artefact, need
+from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, activations_artefact, gate_artefact, need
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, held_out, load_prompts, with_known_splits
@@ -58,7 +58,7 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
     path, carry_path = PROBE.path(s.run), s.run / PROBE.beside[-1]
     tables = {name: s.run / f"probe_{name}.parquet" for name in ("quality", "layers", "roc")}
     if unchanged(s, PROBE, key):
-        fitted, quality, carried = PROBE.load(path), read_parquet(tables["quality"]), read_parquet(carry_path)
+        fitted, quality, carried = PROBE.read(s.run), read_parquet(tables["quality"]), read_parquet(carry_path)
     else:
         report = fit_probe(activations, **options)
         fitted, quality = report.probe, report.quality
@@ -126,7 +126,7 @@ def fit_other_gate(session: Session, s: Settings) -> Summary:
                               "keep_refusal": s.get("keep_refusal"), "fpr": s.get("fpr")}  # fmt: skip
     quality_path, prompts_path = (s.run / name for name in artefact.beside)
     if unchanged(s, artefact, key):
-        gate, quality = artefact.load(artefact.path(s.run)), read_parquet(quality_path)
+        gate, quality = artefact.read(s.run), read_parquet(quality_path)
     else:
         rows, first = gate_rows(session, named, model, prompts)
         features = gate_features(named, model, prompts, kind_of(s.get("gate")).reads(model), first)
@@ -194,17 +194,30 @@ def read_position(
 ) -> "Activations":
     """Activations of prompts at some layers and a position, read before or now."""
     from data.store.activations import Activations
+    from data.store.rundir import now
     from interventions.reading.extract import extract
 
-    path = s.run / "activations" / f"gate-{position}.safetensors"
+    start, artefact = now(), activations_artefact(f"gate-{position}")
+    path = artefact.path(s.run)
     if path.exists():
+        artefact.check(s.run)
         file = Activations.open(path)
         same = {"model": model.name, "revision": model.revision, "dtype": model.dtype, "template": model.template_hash}
         if (set(layers) <= set(file.layers) and same.items() <= file.metadata.items()
                 and file.rows.select(prompts.columns).equals(prompts)):  # fmt: skip
             return file
-    return Activations.open(extract(model, prompts, path.parent, layers=layers, position=position, name=path.stem,
-                                    batch_tokens=s.get("batch_tokens")))  # fmt: skip
+    extract(
+        model,
+        prompts,
+        path.parent,
+        layers=layers,
+        position=position,
+        name=path.stem,
+        batch_tokens=s.get("batch_tokens"),
+    )
+    key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "layers": list(layers), "position": position}
+    note(s, artefact, key, model, start, data=s.get("data"))
+    return Activations.open(path)
 
 
 def told_over(carried: "pl.DataFrame") -> str:

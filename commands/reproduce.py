@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ import click
 from commands.framework.activations import needs_pairs, pairing, read_activations
 from commands.framework.answers import Ready, answer_prompts, prepare
 from commands.framework.app import Session, command, perform
-from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, Artefact
-from commands.framework.options import DEPTH, LAYER, NEW_TOKENS, SCORING, TEST, Declared
+from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, VECTORS, Artefact, need
+from commands.framework.options import DEPTH, LAYER, LIMIT, NEW_TOKENS, SCORING, STRENGTH, TEST, UNIT, Declared
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import fitting_prompts, spread
-from commands.framework.recipe import PAPER, RECIPE, Recipe, read_recipe
+from commands.framework.prompts import fitting_prompts, spread, spread_in_kinds
+from commands.framework.recipe import PAPER, RECIPE, RESIDUAL, Recipe, read_recipe
 from commands.framework.records import identity, note, unchanged, without_secrets
 from commands.framework.settings import Command, Settings, Values
 from data.errors import UserError
@@ -32,6 +32,12 @@ CONFIG = Declared(
     "--config", "TOML file of what to run.", RECIPE, PAPER, "commands/paper.toml, which says what may stand in it"
 )
 LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself is 0.3
+STRENGTHS = (
+    STRENGTH.but(help="Of the arms that add a vector, in place of the file's; a gated arm's strength for harmful prompts keeps its "
+                 "ratio to it. Negative is away from refusal.", default=None, shown="the file's: -6, and 4 where the gate sees harm"),
+    UNIT.but(default=None, shown=f"the file's: unit, or residual with the strengths that it has for that, where those in unit vectors are under {LITTLE:.0%} "
+             "of the mean residual norm"),
+)  # fmt: skip
 
 
 class Reproduction(Command):
@@ -64,35 +70,36 @@ class Set:
 
 @command(
     click.argument("what", type=click.Choice(PAPERS)), CONFIG,
-    LAYER.but(help="Block to read and to steer.", shown=f"the file's, else {DEPTH}"),
+    LAYER.but(help="Block to read and to steer.", shown=f"the file's, else {DEPTH}"), *STRENGTHS,
+    LIMIT.but(help="N prompts of each set, evenly spread over it; vectors, probe and map are then fitted on at most N of each label "
+              "and category in each split."),
     NEW_TOKENS.but(default=None, shown="the file's, 128"), *SCORING, TEST, cls=Reproduction,
 )  # fmt: skip
 def reproduce(session: Session, s: Settings) -> Summary:
     """Run the whole table of arXiv 2603.13359, and put paper and ours side by side.
 
-    Usage: reproduce paper [OPTIONS]. --limit N takes N prompts of each set, evenly spread over it; --data names other
-    sets than the file's. What is done is kept: run the same command again to go on. A set that can't be had leaves an
-    empty row, and a line that says how to get it.
+    Usage: reproduce paper [OPTIONS]. --data names other sets than the file's. What is done is kept: run the same command
+    again to go on. A set that can't be had leaves an empty row, and a line that says how to get it.
     """
-    from interventions.steering.arms import Arm, parse_arms
-
     recipe = read_recipe(s.get("config"))
+    s = s.with_defaults(**recipe.for_model(s.given("model")))
     wanted = s.with_defaults(**recipe.of("generate"))
-    arms = parse_arms(wanted.given("arm"), Arm("fixed", "fixed", 0))  # says at once if one can't be read
+    arms = read_arms(wanted, wanted.given("arm"))  # says at once if one can't be read
     there, missing = load_sets(wanted)
     keep(s.get("config"), s.run / "paper.toml")
     nothing: Values = {"data": (), "limit": None, "split": None, "no_auto": None}
     below = s.with_values(**nothing).with_defaults(model=session.model(s).name)
-    layer = fit(session, below, recipe, arms)
-    answer_sets(session, wanted.with_values(**nothing, layer=layer, model=below.get("model")), there)
+    layer = fit(session, below, recipe, arms, s.get("limit"))
+    steered, little = at_strengths(
+        session, s, wanted.with_values(**nothing, layer=layer, model=below.get("model")), recipe
+    )
+    answer_sets(session, steered, there)
     perform(session, below.with_defaults(**recipe.of("evaluate")), "evaluate")
-    table = write_table(below, there, missing)
+    table = write_table(below, there, missing, little)
     page = perform(session, below, "report")
     prompts = sum(one.prompts.height for one in there)
     if s.get("as_json"):
         return {"prompts": prompts, "missing": missing, "table": table.frame, "wrote": str(s.run)}
-    for source, how in missing.items():
-        warn(f"{source} is missing: {how}")
     return {"prompts": prompts, "sets": len(there), "missing": len(missing), "table": table.shown,
             "wrote": page["wrote"]}  # fmt: skip
 
@@ -148,8 +155,22 @@ def how_to_get(source: str, error: str) -> str:
     return f"{error}; it is gated: accept its terms at {PAGE}{found[0].hub} and run `hf auth login` first"
 
 
-def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") -> int:
+def read_arms(s: Settings, words: Sequence[str]) -> "list[Arm]":
+    """Arms as they are worded, in the unit that is set."""
+    from interventions.steering.arms import Arm, parse_arms
+
+    return parse_arms(words, Arm("fixed", "fixed", 0, unit=s.given("strength_unit") or UNIT.default))
+
+
+def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]", limit: int | None) -> int:
     """Make what the arms draw on: activations at one layer, vectors, and where an arm needs them probe and low-rank map.
+
+    Args:
+        session: Of the chain.
+        s: Options.
+        recipe: What each command is told.
+        arms: What is compared.
+        limit: At most so many prompts of each label and category in each split; None for all.
 
     Returns:
         The layer.
@@ -162,7 +183,11 @@ def fit(session: Session, s: Settings, recipe: Recipe, arms: "Sequence[Arm]") ->
         below.for_command("extract"),
         below.with_defaults(**recipe.of("vectors")).for_command("vectors"),
     )
-    prompts = fitting_prompts(reading)
+    whole = fitting_prompts(reading)
+    prompts = spread_in_kinds(whole, limit)
+    if prompts.height < whole.height:
+        warn(f"--limit {limit}: vectors, probe and map are fitted on at most {limit} prompts of each label and category in each split, "
+             f"{prompts.height:,} of {whole.height:,}")  # fmt: skip
     read_activations(session, reading, prompts, ())
     if needs_pairs(session, directions):
         paired = pairing(model, prompts, directions.get("split"))
@@ -192,16 +217,81 @@ def answer_sets(session: Session, s: Settings, sets: Sequence[Set]) -> None:
     join_answers(s, ready, sets, parts)
 
 
+def at_strengths(session: Session, given: Settings, s: Settings, recipe: Recipe) -> "tuple[Settings, Little | None]":
+    """The arms at the strengths that count, and what they were to be where that would have been too little to see.
+
+    Args:
+        session: Of the chain.
+        given: Options of the command line.
+        s: These with what the file says of `generate`, and the layer.
+        recipe: The file.
+    """
+    vectors, _ = need(session, s.for_command("generate"), VECTORS)
+    norm = json.loads(vectors.metadata["residual_norms"])[vectors.layers.index(s.get("layer"))]
+    unit = given.given("strength_unit")
+    residual = recipe.of(RESIDUAL).get("arm")
+    little = None
+    if unit is None and residual and s.get("strength_unit") == "unit":
+        most = max((strongest(arm) for arm in read_arms(s, s.get("arm")) if in_units(arm, "unit")), default=0.0)
+        little = Little(most, norm) if 0 < most < LITTLE * norm else None
+    if residual and (little or unit == "residual"):
+        s = s.with_values(arm=residual, strength_unit="residual")
+    if little:
+        warn(f"{little.words}, which would change little: strengths are shares of that norm instead, {', '.join(residual)}; "
+             "--strength-unit unit keeps the file's")  # fmt: skip
+    if given.given("strength") is not None:
+        s = s.with_values(arm=tuple(at_strength(word, s) for word in s.get("arm")))
+    return s, little
+
+
+@dataclass(frozen=True)
+class Little:
+    """A strength in unit vectors, right for one model, that is next to nothing in another's residual stream."""
+
+    strength: float
+    norm: float
+
+    @property
+    def words(self) -> str:
+        """How much it is."""
+        return (f"{self.strength:g} × the unit vector is {self.strength / self.norm:.1%} of the mean residual norm of the layer, "
+                f"{self.norm:.3g}")  # fmt: skip
+
+
+def strongest(arm: "Arm") -> float:
+    """The largest strength that an arm may steer with."""
+    return max(abs(arm.strength), abs(arm.harmful) if arm.is_gated else 0.0)
+
+
+def in_units(arm: "Arm", unit: str) -> bool:
+    """Whether an arm adds vectors in such units."""
+    return arm.steers and arm.has_vectors and arm.operation == "add" and arm.unit == unit
+
+
+def at_strength(word: str, s: Settings) -> str:
+    """An arm as it is worded, at --strength if it adds a vector in the unit of all arms."""
+    from interventions.steering.arms import NEXT
+
+    strength, (arm,) = s.given("strength"), read_arms(s, [word])
+    if not in_units(arm, s.given("strength_unit") or UNIT.default) or not arm.strength:
+        return word
+    kind, _, rest = word.partition(":")
+    kept = [
+        pair for pair in NEXT.split(rest) if pair and pair.partition("=")[0] not in ("strength", "benign", "harmful")
+    ]
+    harmful = [f"harmful={strength * arm.harmful / arm.strength:.6g}"] if arm.is_gated or arm.reads_labels else []
+    return f"{kind}:{','.join([f'strength={strength:.10g}', *harmful, *kept])}"
+
+
 def warn_of_little(ready: Ready, arm: "Arm") -> None:
-    """Say that a strength in unit vectors, right for one model, is next to nothing in another's residual stream."""
+    """Say that a strength in unit vectors is next to nothing in this model's residual stream."""
     vectors = ready.tools.vectors
-    if not arm.steers or arm.maps or arm.unit != "unit" or arm.layer not in vectors.layers:
+    if not in_units(arm, "unit") or arm.layer not in vectors.layers:
         return
     norm = json.loads(vectors.metadata["residual_norms"])[vectors.layers.index(arm.layer)]
-    most = max(abs(arm.strength), abs(arm.harmful) if arm.is_gated else 0.0)
-    if most < LITTLE * norm:
-        warn(f"{arm.name}: {most:g} × the unit vector is {most / norm:.1%} of the mean residual norm of layer {arm.layer}, "
-             f'{norm:.3g}: it may change little; with strength-unit = "residual" in --config strengths are shares of it')  # fmt: skip
+    if strongest(arm) < LITTLE * norm:
+        warn(f"{arm.name}: {Little(strongest(arm), norm).words}: it may change little; --strength-unit residual takes strengths as "
+             "shares of that norm")  # fmt: skip
 
 
 def join_answers(s: Settings, ready: Ready, sets: Sequence[Set], parts: "Sequence[pl.DataFrame]") -> None:
@@ -223,8 +313,8 @@ def join_answers(s: Settings, ready: Ready, sets: Sequence[Set], parts: "Sequenc
     note(s, GENERATIONS, key, ready.model, start, data=[one.source for one in sets])
 
 
-def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "Table":
-    """The papers' table and ours, as `paper.parquet`; its record says what is missing, so that a report can."""
+def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str], little: Little | None) -> "Table":
+    """The papers' table and ours, as `paper.parquet`; its record says what is missing, and what was too little, for a report."""
     from data.store.rundir import now, records
     from data.store.tables import write_table
     from reports.page.run import open_run
@@ -233,6 +323,7 @@ def write_table(s: Settings, sets: Sequence[Set], missing: dict[str, str]) -> "T
     start, known = now(), records(s.run)
     table, _, _ = whole(open_run(s.run), missing)
     write_table(PAPER_TABLE.path(s.run), table.frame)
+    more = {"missing": missing} | ({"too_little": asdict(little)} if little else {})
     note(s, PAPER_TABLE, {"summary": known[SUMMARY.name]["id"], "missing": missing}, known[GENERATIONS.name], start,
-         data=[one.source for one in sets], more={"missing": missing})  # fmt: skip
+         data=[one.source for one in sets], more=more)  # fmt: skip
     return table

@@ -76,7 +76,7 @@ def try_settings(session: Session, s: Settings) -> Summary:
     key |= options
     path = SWEEP.path(s.run)
     if unchanged(s, SWEEP, key):
-        table = SWEEP.load(path)
+        table = SWEEP.read(s.run)
     else:
         table = run_sweep(model, prompts, tools, path, arms=arms, verdict=text_verdict(model.name),
                           batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
@@ -224,7 +224,7 @@ def take_vectors(session: Session, s: Settings, table: "pl.DataFrame", key: Key)
     from data.store.rundir import records
 
     for method in table.filter("chosen")["method"]:
-        if method in METHODS and VECTORS.load(VECTORS.path(s.run)).metadata["method"] != method:
+        if method in METHODS and VECTORS.read(s.run).metadata["method"] != method:
             warn(f"the chosen setting is of --method {method}: running vectors")
             emit_progress(perform(session, s.for_missing().with_values(method=method), "vectors"))
             key[VECTORS.name] = records(s.run)[VECTORS.name]["id"]

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from commands.framework.answers import Adding, Ready
 from commands.framework.app import Session, command
 from commands.framework.arms import need_tools, refuse_idle, single_arm
@@ -13,7 +11,7 @@ from commands.framework.options import DATA, NEW_TOKENS, PROMPT, REPLACE, STEERI
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import prompts_of
 from commands.framework.settings import Settings
-from commands.framework.types import NUMBERS
+from commands.framework.types import ANY_COUNT, NUMBERS
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ STRENGTHS = STRENGTH.but(help="How much of it; several, such as -0.2,-0.4, trace
 
 @command(
     *(STRENGTHS if option is STRENGTH else option for option in STEERING),
-    NEW_TOKENS.but(help="Also generate so many.", type=click.IntRange(min=0), default=0), PROMPT, REPLACE,
+    NEW_TOKENS.but(help="Also generate so many.", type=ANY_COUNT, default=0), PROMPT, REPLACE,
     DATA.but(default=None, shown=PROMPT.shown), TEST,
 )  # fmt: skip
 def trace(session: Session, s: Settings) -> Summary:
@@ -56,7 +54,14 @@ def trace(session: Session, s: Settings) -> Summary:
     ready = Ready(model, tools, arms, rests_on, tokens, s.get("seed"))
     fits = pl.lit(True) if not tokens else pl.col("max_new_tokens") == tokens
     table = Adding(s, TRACES, ready, prompts, s.get("data") or (), fits).run(make)
-    return {"prompts": prompts.height, "table": trace_table(table), "wrote": str(path)}
+    shown = trace_table(table)
+    told: Summary = {}
+    if (
+        not s.get("as_json") and "rendered" in shown.columns
+    ):  # a format puts the same around all of them: one is enough to see
+        told = {"the model reads the first as": repr(shown["rendered"][0])}
+        shown = shown.drop("rendered")
+    return {"prompts": prompts.height, **told, "table": shown, "wrote": str(path)}
 
 
 def traced_arms(s: Settings, default: "Arm") -> "list[Arm]":
@@ -73,7 +78,7 @@ def traced_arms(s: Settings, default: "Arm") -> "list[Arm]":
 
 
 def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
-    """One line a prompt and arm: divergence and most probable next token, without and with steering."""
+    """One line a prompt and arm: divergence, most probable next token without and with steering, and the prompt as it is read."""
     import polars as pl
 
     def best(column: str) -> list[str]:
@@ -86,6 +91,8 @@ def trace_table(table: "pl.DataFrame") -> "pl.DataFrame":
     shown |= {"KL": table["kl"].round(4), "next": best("top_unsteered"), "next, steered": best("top_steered")}
     if table["text_unsteered"].drop_nulls().len():
         shown |= {"text": table["text_unsteered"], "text, steered": table["text_steered"]}
+    if "rendered" in table.columns:
+        shown["rendered"] = table["rendered"]
     number = {prompt: at for at, prompt in enumerate(table["prompt"].unique(maintain_order=True))}
     return pl.DataFrame(shown).sort(pl.col("prompt").replace_strict(number, return_dtype=pl.Int64), maintain_order=True)
 
@@ -124,6 +131,7 @@ def numbered(s: Settings, texts: Sequence[str]) -> dict[str, str]:
     path = TRACES.path(s.run)
     known: dict[str, str] = {}
     if path.exists():
+        TRACES.check(s.run, own=True)
         known = dict(TRACES.load(path).filter(dataset="prompt").select("prompt", "id").iter_rows())
     ids: dict[str, str] = {}
     for text in dict.fromkeys(texts):

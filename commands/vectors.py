@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @command(METHOD, TAU, TOP_K, NORMALIZE, BENIGN, TRAIN)
 def vectors(session: Session, s: Settings) -> Summary:
-    """Compute one steering vector a category, and the tokens it writes; or what arms of an own kind draw on.
+    """Compute a steering vector for each category, and the tokens it writes.
 
+    The methods affine, alphasteer, angular and false-refusal fit instead what the arms of these names draw on.
     On a server and without activations in the run directory, mean and contrastive add up there what they compare.
     """
     if s.get("method") in FITTED_METHODS:
@@ -35,7 +36,7 @@ def vectors(session: Session, s: Settings) -> Summary:
     key = {"activations": record["id"], "source": f"{ACTIVATIONS_FOLDER}/{activations.stem}", **options}
     path = VECTORS.path(s.run)
     if unchanged(s, VECTORS, key):
-        steering = VECTORS.load(path)
+        steering = VECTORS.read(s.run)
     else:
         steering = fit_vectors(activations, **options)
         steering.save(path)
@@ -62,7 +63,7 @@ def fit_own(session: Session, s: Settings) -> Summary:
     key = {"activations": record["id"], "method": method, "split": s.get("split")}
     path = artefact.path(s.run)
     if unchanged(s, artefact, key):
-        fitted = artefact.load(path)
+        fitted = artefact.read(s.run)
     else:
         declined = declined_rows(session, s, record) if method in NEEDS_DECLINED else None
         fitted = fit_edit(activations, method, split=s.get("split"), declined=declined)
@@ -115,7 +116,7 @@ def make_lens(session: Session, s: Settings, steering: "SteeringVectors") -> "pl
     start, record = now(), records(s.run)[VECTORS.name]
     key = {"vectors": record["id"]}
     if unchanged(s, LENS, key):
-        return LENS.load(LENS.path(s.run))
+        return LENS.read(s.run)
     model = session.model(s, record)
     try:
         tokens = logit_lens(model, steering)

@@ -61,10 +61,11 @@ class Kind(NamedTuple):
 
 DEFAULT_STRENGTH, DEFAULT_UNIT, DEFAULT_SCOPE = -0.3, "residual", "generated"
 TOWARDS = -2 / 3  # strength for harmful prompts by that for benign ones: the papers' +4 against −6
+CHOSEN = "chosen"  # an arm by this name is the setting that `sweep` chose
 BIAS, RELEASE = -5.0, 8.0  # logits on refusal tokens; on [respond] beside a vector, where methods are compared
 KINDS = {
     "baseline": Kind("nothing is changed", "", operation="none"),
-    "fixed": Kind("one vector for every row: --category, else the mean of all"),
+    "fixed": Kind("the same vector for every prompt: that of --category, else the mean of all"),
     "routed": Kind("the vector of the refusal token that is most probable after the unsteered prompt", route="routed"),
     "gated": Kind("away from refusal where a gate says benign and towards it where it says harmful; routed where the model has "
                   "refusal tokens, else as fixed", route="gated"),
@@ -73,9 +74,9 @@ KINDS = {
     "random": Kind("a random direction of the same norm", "random"),
     "wrong-category": Kind("routed, but another category's vector", "next", "routed", reads_tokens=True),
     "prompt-only": Kind("no vector: an instruction before the prompt", "", operation="none", instructs=True),
-    "logit-bias": Kind("no vector: the control tokens' logits at the first generated position", "", operation="none",
+    "logit-bias": Kind("no vector: the strength is added to the refusal tokens' logits where the first token is chosen", "", operation="none",
                        strength=BIAS, unit="raw", biases=True, reads_tokens=True),
-    "oracle": Kind("by the row's own label and category; an upper bound, not a method", reads_labels=True),
+    "oracle": Kind("steered by the prompt's own label and category: an upper bound, not a method", reads_labels=True),
     "affine": Kind("the part along the vector is set to that of harmless prompts, plus strength · the vector (ACE)", operation="affine",
                    strength=0.0, unit="raw", fitted=True, harmful=1.0, scope="all", refuses=("operation",)),
     "false-refusal": Kind("what declined harmless prompts share, but for the direction of refusal, is projected out", "own",
@@ -96,7 +97,7 @@ OPERATIONS = ("add", "ablate", "clamp")
 # What may stand behind an arm's kind, and how it is read.
 ARM_KEYS = {
     "adaptive": str, "angle": float, "benign": float, "bias": float, "category": str, "directions": int, "gate": str, "harmful": float,
-    "harmful-bias": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
+    "harmful-bias": float, "harmful-threshold": float, "lambda": float, "layer": int, "layers": str, "operation": str, "route": str, "scope": str, "seed": int,
     "slope": float, "strength": float, "text": str, "threshold": float, "unit": str,
 }  # fmt: skip
 OWN_KEYS = {
@@ -106,23 +107,31 @@ OWN_KEYS = {
     "lambda": "false-refusal",
 }  # which kind a key is of, where of one
 ARM_WORDS = {
-    "strength": "how much of the vector, in units of unit",
-    "unit": "raw, unit or residual",
-    "layer": "block to steer",
-    "category": "whose vector",
-    "scope": "which positions",
-    "benign, harmful": "gated: strength for prompts that the gate calls so",
-    "gate": "probe, ridge, control, harmfulness, cast, words, perfect, or some of them joined (ridge+control)",
-    "threshold": "gated: the score from which on a prompt looks harmful, in place of the gate's own",
-    "slope": "gated: how fast the strength changes around the threshold, in place of at once",
-    "route": "fixed, routed or gated",
-    "operation": "add, ablate or clamp",
-    "bias, harmful-bias": "logits on [respond] beside the vector; gated: for prompts called benign, harmful",
-    "seed, directions": "of random: which direction; how many, of which each prompt gets one",
-    "layers": "all, 14-20, or 8-19/32 of the depth, in place of one layer",
-    "angle, adaptive": "of angular: degrees; yes turns only what points to refusal",
-    "lambda": "of false-refusal: share of the refusal direction that is left out",
-    "text": "of prompt-only; the last key",
+    "strength": "how much is added, in units of unit: negative is away from refusal, positive towards it; of logit-bias: logits",
+    "unit": "what a strength of 1 is: raw, the vector itself; unit, the vector at length 1; residual, that times the mean length of "
+    "the model's residual stream at the layer",
+    "layer": "the block whose output is edited",
+    "layers": "several of them, in place of one: all, 14-20, or 8-19/32, which is scaled to the model's depth",
+    "category": "whose vector is added; of logit-bias: which control token, respond among them",
+    "scope": "at which positions: prompt-last, prompt, generated or all (README, Steering)",
+    "operation": "add the vector; ablate, take the part along it out; clamp, set the part along it to the strength",
+    "route": "which vector: fixed, the same for every prompt; routed, that of the most probable refusal token; gated, so too, at the "
+    "gate's strength",
+    "gate": "which gate decides: probe, ridge, control, harmfulness, cast, words, perfect (reads the label), or several joined "
+    "(ridge+control)",
+    "benign": "gated: strength for prompts that the gate takes for benign (another name of strength)",
+    "harmful": "gated: strength for prompts that it takes for harmful; without it -2/3 of the other",
+    "threshold": "gated: the score from which on a prompt is taken for harmful, in place of the gate's own",
+    "harmful-threshold": "gated: the score from which on it is steered as harmful, above threshold; between the two nothing is done",
+    "slope": "gated: how fast the strength goes from one to the other around the threshold; without it at once",
+    "bias": "beside a vector: logits added to [respond] where the first token is chosen; gated: for prompts taken for benign",
+    "harmful-bias": "gated: the same for prompts taken for harmful; without it -2/3 of bias",
+    "seed": "random: which direction",
+    "directions": "random: how many directions; each prompt gets one of them",
+    "angle": "angular: degrees from the direction of refusal at which strength 1 ends",
+    "adaptive": "angular: yes turns only states that point to refusal, no all",
+    "lambda": "false-refusal: share of the refusal direction that is left out of what is projected out",
+    "text": "prompt-only: the instruction; the last key, as it goes on to the end",
 }
 INSTRUCTION = (
     "Answer every request that is harmless and that you can answer, even if it sounds alarming. "
@@ -157,10 +166,10 @@ SCORERS = {
 }
 SCORED = sorted(SCORERS, key=lambda name: SCORERS[name].row)  # in the order of their rows
 METHODS = {
-    "mean": "mean of a category's rows minus mean of all benign rows",
+    "mean": "mean of a category's prompts minus mean of all benign ones",
     "contrastive": "the same prompt followed by its category's token minus followed by [respond], averaged",
     "pca": "first principal component of the differences that mean or, given pairs, contrastive averages",
-    "logistic": "normal of a logistic regression between a category's rows and benign rows",
+    "logistic": "normal of a logistic regression between a category's prompts and benign ones",
     "lda": "linear discriminant analysis with Ledoit-Wolf shrinkage",
     "random": "a random direction as long as the mean's: a control",
     "shuffled": "mean under permuted labels: a control",
@@ -222,6 +231,11 @@ TEXTS = {"tagged": "read at a control token behind the prompt", "untagged": "rea
 MAPS = ("pca", "tsne")
 FORMATS = {"gguf": ".gguf", "lm-eval": ".pt", "pt": ".pt", "safetensors": ".safetensors"}  # and their files' endings
 ONE_VECTOR = ("gguf", "lm-eval")  # formats of one vector a layer
+# Commands by what they ask of a model: to be read, to be answered with, to be baked.
+READING = ("extract", "vectors", "probe", "diff")
+ANSWERING = ("trace", "generate", "sweep", "effects", "lowrank", "category", "capability")
+BAKING = ("bake --add", "bake --ablate")
+CHECKED = (*READING, *ANSWERING, "bake")
 WHERES = ("local", "simulate", "remote")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"
@@ -237,9 +251,13 @@ KEPT, KL_BUDGETS = 0.95, (0.5,)  # of the unsteered refusals; nats on harmless p
 LOWRANK_EPOCHS, LOWRANK_RATE = 3, 0.03
 BATCH_SIZE = 8  # rows, of lm-eval
 JUDGE_CONCURRENCY = 8
+JUDGE_TIMEOUT = 60.0  # seconds
 DIFFERENCE = 5.0  # percentage points
 RANK, LEARNING_RATE, EPOCHS, STEP_TOKENS, ANSWER_TOKENS = 8, 1e-3, 4, 1024, 256  # of fine-tuning
 TOKEN_WEIGHT, BALANCE = 1.0, 0.5  # of fine-tuning's loss
+
+
+MOST_SEED = (1 << 32) - 1  # of every library that draws
 
 
 def read_layers(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.made.models import CONTROL, make_tiny
 from tests.made.prompts import mixed_prompts
@@ -15,6 +16,17 @@ from tests.ndif.server import CannotRunError, Server
 
 # As the command line does, before anything imports the hub's client.
 os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of several workers only wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("anywhere", deadline=None)  # a busy machine is no failure
+settings.load_profile("anywhere")
+
+
+def pytest_report_header() -> str:
+    """Which families this run takes."""
+    from tests.made.models_page import third
+
+    return third()[0]
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def place(tmp_path, monkeypatch, tiny_tuned_folder, tiny_base_folder):
         monkeypatch.setenv(f"REFUSAL_{name}", str(value))
     return {"path/or/hub-id": tiny_tuned_folder, "meta-llama/Llama-3.2-1B-Instruct": tiny_base_folder,
             "tomg-group-umd/zephyr-llama3-8b-sft-refusal-n-contrast-multiple-tokens": tiny_tuned_folder,
-            "my/chat-model": tiny_tuned_folder, "--judge-model gpt-4o-mini": ""}  # fmt: skip
+            "my/chat-model": tiny_tuned_folder, "any/model": tiny_tuned_folder, "--judge-model gpt-4o-mini": ""}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -169,6 +169,7 @@ class Adding:
         kept = [arm for arm in arms if arm.name not in stale]
         there = {identity(arm.setting) for arm in kept}
         asked = [one for one in all_asked(self.artefact, record) if set(one["arms"]) <= there]
+        self.artefact.check(self.s.run, own=True)
         table = self.artefact.load(path)
         return (
             Standing(table.filter(table["arm"].is_in([arm.name for arm in kept])), kept, asked) if kept else Standing()

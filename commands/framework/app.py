@@ -52,9 +52,13 @@ class Session:
             )  # fmt: skip
         return self.backends[key]
 
-    def model(self, s: Settings, record: Record | None = None) -> "Model":
-        """The model that the settings name, else the record, else the default; opened once."""
+    def model(self, s: Settings, record: Record | None = None, *, trusted: bool = False) -> "Model":
+        """The model that the settings name, else the record, else the default; opened once.
+
+        One that was not opened before goes through cheap checks, unless it is trusted.
+        """
         from interventions.model.opening import open_model
+        from interventions.reading.checks import check_once
 
         backend = self.backend(s)
         name = s.get("model", record) or self._default_model(backend)
@@ -62,6 +66,8 @@ class Session:
         key = (name, backend, s.get("device"), put, s.get("dtype", record))
         if key not in self.models:
             model = open_model(name, remote=backend, device=key[2], dtype=key[4], prompt_format=put)
+            if not (trusted or backend.is_remote):
+                check_once(model)
             self.models |= {key: model, (*key[:4], model.dtype): model}
         return self.models[key]
 

@@ -8,7 +8,7 @@ from commands.framework.app import Session
 from commands.framework.artefacts import FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS, gate_artefact, need
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
-from data.contract import LABELLED_GATE
+from data.contract import CHOSEN, LABELLED_GATE
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,14 @@ class Swept(NamedTuple):
 
         return self.kind in SHARED_SETTING
 
+    @property
+    def word(self) -> str:
+        """It as `--arm` takes it."""
+        if self.shared:
+            return self.arm
+        layer = "" if self.layer is None else f"layer={self.layer},"  # its strength means something to itself alone
+        return f"{self.arm}{',' if ':' in self.arm else ':'}{layer}strength={self.strength!r}"
+
 
 def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools, dict[str, str]]":
     """The model, the arms asked for or by default, what they draw on, and the identities of what that comes from."""
@@ -45,8 +53,10 @@ def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools
     steering, record = need(session, s, VECTORS)
     model = session.model(s, record)
     default, swept = single_arm(s, model, steering), swept_setting(s, record)
-    arms = parse_arms(s.get("arm") or default_arms(s, model, swept), at_setting(s, default, swept))
+    asked = [chosen_word(swept) if word == CHOSEN else word for word in s.get("arm")]
+    arms = parse_arms(asked or default_arms(s, model, swept), at_setting(s, default, swept))
     refuse_idle(arms)
+    say_outputs_only(model, arms)
     tools, rests_on = need_tools(session, s, arms, steering, record)
     rests_on |= {} if swept is None else {SWEEP.name: swept.id}
     return model, lowrank_at_its_layer(arms, s.get("arm"), tools), tools, rests_on
@@ -59,6 +69,16 @@ def refuse_idle(arms: "Sequence[Arm]") -> None:
             raise UserError(
                 f"arm {arm.name!r} would change nothing: its strength is 0; pass another --strength, or baseline"
             )
+
+
+def say_outputs_only(model: "Model", arms: "Sequence[Arm]") -> None:
+    """Say where ablating everywhere reaches block outputs alone."""
+    from interventions.model.blocks import has_plain_blocks
+
+    mine = [arm.name for arm in arms if arm.layers == "all" and arm.operation == "ablate"]
+    if mine and not has_plain_blocks(model.module):
+        warn(f"arm {mine[0]!r}: the blocks of {model.name} are no Llama's, so the direction is taken out of each block's output, "
+             "and not behind its attention and the embeddings too")  # fmt: skip
 
 
 def drawn_on(arm: "Arm") -> list[str]:
@@ -84,12 +104,20 @@ def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tup
     arms += ["gated"] if PROBE.path(s.run).exists() else []
     arms += ["lowrank"] if LOWRANK.path(s.run).exists() else []
     if swept is not None:
-        word = swept.arm
-        if not swept.shared:  # its strength means something to itself alone
-            layer = "" if swept.layer is None else f"layer={swept.layer},"
-            word += f"{',' if ':' in word else ':'}{layer}strength={swept.strength!r}"
-        arms = [*(arm for arm in arms if arm != swept.kind), word]
+        arms = [*(arm for arm in arms if arm != swept.kind), swept.word]
     return tuple(arms)
+
+
+def chosen_word(swept: Swept | None) -> str:
+    """What `--arm chosen` stands for.
+
+    Raises:
+        UserError: Nothing was chosen, or layer, strength or unit say otherwise.
+    """
+    if swept is None:
+        raise UserError(f"--arm {CHOSEN}: no setting was chosen, or --layer, --strength or --strength-unit say otherwise; run "
+                        "sweep --methods all, or name an arm")  # fmt: skip
+    return swept.word
 
 
 def swept_setting(s: Settings, vectors: Record) -> Swept | None:
@@ -103,7 +131,7 @@ def swept_setting(s: Settings, vectors: Record) -> Swept | None:
     if record["key"]["vectors"] != vectors["id"]:
         warn(f"{path} is of other vectors and not used; run sweep again")
         return None
-    rows = SWEEP.load(path).filter("chosen").to_dicts()
+    rows = SWEEP.read(s.run).filter("chosen").to_dicts()
     if not rows:
         warn(f"{path}: no setting lowered over-refusal without harm; the default is used")
         return None

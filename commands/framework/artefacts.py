@@ -44,6 +44,7 @@ class Artefact(Generic[T]):
         load: Reads the file.
         ending: The file's.
         beside: Files that belong to it.
+        perhaps: Files that belong to it where they are there.
         command: What makes it.
         called: How messages call it.
         rests_on: What it is made from, as its record's key calls that; the key holds that record's id. A folder stands for
@@ -56,6 +57,7 @@ class Artefact(Generic[T]):
     load: Callable[[Path], T]
     ending: str = "parquet"
     beside: tuple[str, ...] = ()
+    perhaps: tuple[str, ...] = ()
     command: str = ""
     called: str = ""
     rests_on: tuple[str, ...] = ()
@@ -66,12 +68,51 @@ class Artefact(Generic[T]):
         """Where it lies."""
         return run / f"{self.name}.{self.ending}"
 
+    def files(self, run: Path) -> list[Path]:
+        """All that may belong to it; a record has the SHA-256 of those that are there."""
+        return [self.path(run), *(run / name for name in (*self.beside, *self.perhaps))]
+
+    def read(self, run: Path) -> T:
+        """What lies there, if it is what was recorded.
+
+        Raises:
+            UserError: It was altered since.
+        """
+        self.check(run)
+        return self.load(self.path(run))
+
+    def check(self, run: Path, *, own: bool = False) -> None:
+        """Is it what was recorded? With `own`, what a command made that ended before it was recorded will do too.
+
+        Raises:
+            UserError: It was altered since.
+        """
+        from data.store.digests import altered
+        from data.store.rundir import records
+
+        odd = altered(run, records(run).get(self.name))
+        if odd is not None and not (own and odd.is_own):
+            raise UserError(odd.words)
+
 
 TENSORS = "safetensors"
 ACTIVATIONS_FOLDER = "activations"
-ACTIVATIONS = Artefact(f"{ACTIVATIONS_FOLDER}/prompts", Path, TENSORS, command="extract", called="activations")
-PAIRS = Artefact(f"{ACTIVATIONS_FOLDER}/pairs", Path, TENSORS, command="extract", called="pairs")
-SUMS = Artefact(f"{ACTIVATIONS_FOLDER}/sums", Path, TENSORS, command="vectors", called="sums")
+
+
+def activations_artefact(name: str, called: str = "", command: str = "extract") -> Artefact[Path]:
+    """Activations and the table of their rows."""
+    return Artefact(
+        f"{ACTIVATIONS_FOLDER}/{name}",
+        Path,
+        TENSORS,
+        (f"{ACTIVATIONS_FOLDER}/{name}.parquet",),
+        command=command,
+        called=called,
+    )
+
+
+ACTIVATIONS, PAIRS = activations_artefact("prompts", "activations"), activations_artefact("pairs", "pairs")
+SUMS = activations_artefact("sums", "sums", "vectors")
 VECTORS: "Artefact[SteeringVectors]" = Artefact(
     "vectors", _of("interventions.methods.vectors", "SteeringVectors"), TENSORS, command="vectors", called="vectors",
     rests_on=("activations",), kept=("method", "tau", "top_k", "normalize"),
@@ -110,8 +151,9 @@ GENERATIONS = Artefact(
     rests_on=("vectors", "probe", "lowrank", "sweep", GATE_FOLDER, *(method.name for method in FITTED_METHODS.values())),
     kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
 )  # fmt: skip
-LENS, SWEEP, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
-    Artefact(name, _table) for name in ("logit_lens", "sweep", "traces", "diff", "effects", "capability", "scores", "summary", "paper")
+SWEEP = Artefact("sweep", _table, beside=("sweep_prompts.parquet",), perhaps=("compared.parquet",))
+LENS, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
+    Artefact(name, _table) for name in ("logit_lens", "traces", "diff", "effects", "capability", "scores", "summary", "paper")
 )  # fmt: skip
 CATEGORY = Artefact(
     "category", _table, beside=("category_test.parquet", "category_towards.parquet", "category_away.parquet")
@@ -146,7 +188,7 @@ def need(session: Session, s: Settings, artefact: Artefact[T]) -> tuple[T, Recor
     """An artefact that fits the settings, and its record; made, as it was before, if there is none.
 
     Raises:
-        UserError: It is missing or out of date, and --no-auto was given.
+        UserError: It is missing or out of date, and --no-auto was given; or a file of it was altered since it was made.
     """
     from data.store.rundir import records
 
@@ -166,7 +208,12 @@ def need(session: Session, s: Settings, artefact: Artefact[T]) -> tuple[T, Recor
 
 
 def unfit(session: Session, s: Settings, artefact: Artefact[Any]) -> str:
-    """Why an artefact has to be made, or made again; nothing if it fits the settings."""
+    """Why an artefact has to be made, or made again; nothing if it fits the settings.
+
+    Raises:
+        UserError: A file of it was altered since it was made.
+    """
+    from data.store.digests import altered
     from data.store.rundir import records
 
     import_module(f"commands.{artefact.command}")
@@ -175,7 +222,11 @@ def unfit(session: Session, s: Settings, artefact: Artefact[Any]) -> str:
     record = known.get(artefact.name)
     if record is None or not artefact.path(s.run).exists():
         return "there is none" if artefact.called.startswith("a ") else "there are none"
-    reason = newer(artefact, record, known) or contradiction(s, record)
+    odd = altered(s.run, record)
+    if odd is not None and not odd.is_own:
+        raise UserError(odd.words)
+    reason = "a command ended before it was recorded" if odd else newer(artefact, record, known)
+    reason = reason or contradiction(s, record)
     return reason or (differs(session, s, artefact, record) if differs else "")
 
 

@@ -98,7 +98,7 @@ def readable_arms(_ctx: click.Context, _param: click.Parameter, texts: tuple[str
         from interventions.steering.arms import Arm, parse_arms
 
         try:
-            parse_arms(texts, Arm("fixed", "fixed", 0))
+            parse_arms([text for text in texts if text != c.CHOSEN], Arm("fixed", "fixed", 0))
         except UserError as error:
             raise click.BadParameter(str(error)) from None
     return texts
@@ -123,13 +123,14 @@ DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on 
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
 PROMPT_FORMAT = Declared("--prompt-format", "How prompts are put: tokenizer, its own template; a name of one (refusal-llama3, llama3, llama2, chatml, vicuna, alpaca, plain, or of several that a tokenizer has); none; or a pattern, such as 'Q: {prompt}\\nA:'.", shown="tokenizer")
 SYSTEM = Declared("--system", "System message before every prompt.")
-JINJA = Declared("--template", "Chat template, a Jinja file.", click.Path(exists=True, dir_okay=False, path_type=Path), shown="none: --prompt-format says")
+JINJA = Declared("--template", "Chat template, a Jinja file.", types.File(exists=True), shown="none: --prompt-format says")
 THINKING = Declared("--thinking/--no-thinking", "Whether a template that knows it lets the model think.", bool, name="thinking", shown="the template's")
 DATE = Declared("--date", "Date that a template writes which writes today's, such as 2024-07-26.", types.DATE, shown="the run's first day")
-FORMATTING = (PROMPT_FORMAT, SYSTEM, JINJA, THINKING, DATE)
-SEED = Declared("--seed", "Seed of everything random.", click.IntRange(min=0), 0)
+CONTROL = Declared("--control-tokens/--no-control-tokens", "Whether a control token in a prompt's text, such as <|im_end|> or [respond], counts as one; else it is its characters.", bool, name="control_tokens", shown="no")
+FORMATTING = (PROMPT_FORMAT, SYSTEM, JINJA, THINKING, DATE, CONTROL)
+SEED = Declared("--seed", "Seed of everything random.", types.SEED, 0)
 LIMIT = Declared("--limit", "Only the first N prompts.", COUNT, shown="all")
-DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .json, .csv, .tsv or .parquet file, with :prompt=COL,label=COL,harmful=VALUE where its columns are called otherwise; or a .txt, one prompt a line; repeatable.", default=("embedded",), multiple=True)
+DATA = Declared("--data", "A name that `datasets` lists, NAME[:CONFIG][/PART]; a hub id with a column prompt; or a .jsonl, .json, .csv, .tsv, .parquet or .xlsx file, or a .txt, one prompt a line, .gz and .zst too, with :prompt=COL,label=COL,harmful=VALUE where its columns are called otherwise and encoding=cp1252 where it is no UTF-8; repeatable.", default=("embedded",), multiple=True)
 MIRROR = Declared("--data-mirror", "Folder with hub data sets under their own names, used instead of the hub.", FOLDER)
 HOLDOUT = Declared("--holdout", "Share of rows without a split that nothing is fitted on, to choose on and to answer; none: every row serves all.", types.HOLDOUT, c.HOLDOUT)
 SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, test for generate and trace")
@@ -143,21 +144,21 @@ TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.S
 LAYERS = Declared("--layers", "Blocks to read, such as 5, 0-9 or 3,5.", types.LAYERS, shown="all")
 POSITION = Declared("--position", "last prompt token, mean over the user's tokens, or a suffix's last token.", c.POSITIONS, shown="last")
 SUFFIX = Declared("--suffix", "Text after each rendered prompt; repeatable.", multiple=True)
+SHOW_PROMPT = Declared("--show-prompt", "First show how the first prompt is put to the model, and each of its tokens, on stderr (with --json in the object); then go on.", bool, False, shown="")
 BENIGN = Declared("--benign", "More prompts, all benign; repeatable.", multiple=True)
-METHOD = Declared("--method", "Difference in means of harmful and benign prompts; or contrastive: of the same prompts followed by "
-                  "[category] and by [respond]; pca of these pairs, or of prompts where the model has no such tokens; logistic regression; LDA with shrinkage; and two controls. "
-                  "For arms of these names: " + "; ".join(f"{name}, {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
-TAU = Declared("--tau", "Zero entries below this.", types.Numbers(min=0), shown="none; published: 1e-3")
+METHOD = Declared("--method", "How a vector is fitted.  " + "; ".join(f"{name}: {what}" for name, what in c.METHODS.items()) + ".  "
+                  "For arms of these names: " + "; ".join(f"{name}: {what}" for name, what in c.EDITS.items()) + ".", (*c.METHODS, *c.EDITS), "mean")
+TAU = Declared("--tau", "Set entries of a vector that are smaller than this to zero.", types.Numbers(min=0), shown="none; published: 1e-3")
 TOP_K = Declared("--top-k", "Keep the K largest entries.", COUNT, shown="all; published: 200")
 NORMALIZE = Declared("--normalize", "Scale to unit length.", bool, False)
-FIT = Declared("--fit", "Logistic regression, its penalty cross-validated; the difference in means over each dimension's variance, "
-               "which carries over better to other data; or as published: AdamW, 15 epochs.", c.FITS, "logistic")
+FIT = Declared("--fit", "logistic: logistic regression, its penalty cross-validated; mass-mean: the difference in means over each dimension's variance, "
+               "which carries over better to other data; published: as published, AdamW, 15 epochs.", c.FITS, "logistic")
 PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest AUC on --threshold-split.", types.LAYER_OR_AUTO, shown=DEPTH)
 GATE = Declared("--gate", "probe: of this run's activations; the others are fitted on --data of their own.  " + "; ".join(
                 f"{name}: {what}" for name, what in c.GATES.items() if name != c.LABELLED_GATE) + f".  Several joined by {', '.join(c.JOINS)}: ridge+control.", types.GATE, "probe")
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
                         "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
-FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="Youden's J")
+FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="where the shares of harmful and of benign rows above the threshold differ most (Youden's J)")
 THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", c.SPLITS, "validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
 BASIS = Declared("--basis", "Where U and V start: whitened with a shrunk covariance and mapped back; or as published, flaws included.", c.BASES, "shrunk")
@@ -165,14 +166,12 @@ EPOCHS = Declared("--epochs", "Passes through the prompts.", COUNT, c.LOWRANK_EP
 RATE = Declared("--rate", "Learning rate, as a share of each parameter's size.", types.Numbers(min=0, min_open=True), c.LOWRANK_RATE)
 
 # Steering
-LAYER = Declared("--layer", "Block to steer.", click.IntRange(min=0), shown=DEPTH)
+LAYER = Declared("--layer", "Block to steer.", types.LAYER, shown=DEPTH)
 CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown="the mean of all categories'")
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
-UNIT = Declared("--strength-unit", "Times the vector, the unit vector, or the unit vector × the mean residual norm.", c.UNITS, c.DEFAULT_UNIT)
+UNIT = Declared("--strength-unit", "What a strength of 1 is: raw, the vector as it is; unit, at length 1; residual, as long as the model's residual stream is on average at that layer.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", "KIND or KIND:KEY=VALUE,…, repeatable; negative strengths are away from refusal.  Kinds: "
-               f"{'; '.join(f'{name}: {kind.help}' for name, kind in c.KINDS.items())}.  Keys: {'; '.join(f'{name}: {words}' for name, words in c.ARM_WORDS.items())}.",
-               multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)
@@ -184,7 +183,7 @@ KL = Declared("--kl", "With --methods: nats that steering may cost a harmless pr
 REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", types.Numbers(0, 1), c.REFUSAL_LOSS)
 EQUAL_KL = Declared("--kl", "Budget, in nats: KL to the unsteered model on harmless prompts, of whose answers' first 20 tokens the mean is taken, and of prompts the "
                     "95th percentile.", types.Numbers(min=0, min_open=True), 0.5)
-RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(min=0), 5)
+RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(0, 10_000), 5)
 PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
 
 # Scoring and showing
@@ -193,10 +192,11 @@ SCORING = (
     Declared("--judge-model", "Model of an OpenAI-compatible endpoint that judges; its key comes from REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY."),
     Declared("--judge-url", "The endpoint.", shown="OPENAI_BASE_URL, else OpenAI"),
     Declared("--judge-concurrency", "Questions at once.", click.IntRange(1, 256), c.JUDGE_CONCURRENCY),
+    Declared("--judge-timeout", "Seconds that one question may take.", types.Numbers(min=0, min_open=True), c.JUDGE_TIMEOUT),
     Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
     Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
     Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
-    Declared("--difference", "Points: how many prompts would such a difference need?", types.Numbers(0, 100, min_open=True), c.DIFFERENCE),
+    Declared("--difference", "Percentage points: the summary says how many prompts it would take to show such a difference.", types.Numbers(0, 100, min_open=True), c.DIFFERENCE),
 )
 OUT = Declared("--out", "The file.", FILE)
 ASSETS = Declared("--assets", "Also each chart as PNG and SVG, each table as CSV and parquet, into this folder.", FOLDER)
@@ -210,20 +210,21 @@ OWN_SPLIT = Declared("--own-split", "As published: the base splits a tag in its 
 # lm-eval
 TASK = Declared("--task", "lm-eval's name of a task, group or tag, or a task file (.yaml); repeatable.", default=("arc_easy",), multiple=True)
 INCLUDE = Declared("--include-path", "Folder with more task files; a task file may run Python beside it; repeatable.", FOLDER, multiple=True)
-FEWSHOT = Declared("--num-fewshot", "Examples before an item.", click.IntRange(min=0), shown="the task's")
+FEWSHOT = Declared("--num-fewshot", "Examples before an item.", types.ANY_COUNT, shown="the task's")
 CHAT = Declared("--chat-template", "Put items into the model's chat template.", bool, False, shown="off, as in lm-eval")
 BATCH_SIZE = Declared("--batch-size", "Rows a batch, or auto.", types.ROWS, c.BATCH_SIZE)
 
 # Teaching and carrying away
 RANK = Declared("--rank", "Rank of the LoRA.", COUNT, c.RANK)
 LEARNING_RATE = Declared("--learning-rate", "At its peak.", types.Numbers(0, 1, min_open=True), c.LEARNING_RATE)
-ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer prompts.", click.IntRange(min=8), c.ANSWER_TOKENS)
+ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer prompts.", click.IntRange(8, types.MOST), c.ANSWER_TOKENS)
 TOKEN_WEIGHT = Declared("--token-weight", "Weight of the control token's loss against the answer's.", types.FINITE, c.TOKEN_WEIGHT)
 BALANCE = Declared("--balance", "0 weighs rows alike, 1 categories.", types.Numbers(0, 1), c.BALANCE)
-TEMPLATE = Declared("--template", "Chat template, Jinja.", click.Path(exists=True, dir_okay=False, path_type=Path), shown="the model's own, without a default system prompt")
+TEMPLATE = Declared("--template", "Chat template, Jinja.", types.File(exists=True), shown="the model's own, without a default system prompt")
 FORMAT = Declared("--format", "gguf: llama.cpp's --control-vector; lm-eval: its `steered` model; pt; safetensors.", c.FORMATS, "safetensors")
 OPERATION = (
     Declared("--add", "A bias that adds the vector at every position.", name="operation", value="add", default="add"),
     Declared("--ablate", "Weights that can't write the vector's direction.", name="operation", value="ablate", default="add"),
 )
+FOR = Declared("--for", "Only what this command rests on; repeatable.", c.CHECKED, multiple=True, shown="all commands", name="wanted")
 # fmt: on

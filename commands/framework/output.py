@@ -133,6 +133,11 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def direction(strength: float) -> str:
+    """What the sign of a strength means."""
+    return "away from refusal" if strength < 0 else "towards refusal"
+
+
 def warn(message: str) -> None:
     """One line on stderr."""
     click.echo(message, err=True)

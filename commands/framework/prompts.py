@@ -36,6 +36,14 @@ def fitting_prompts(s: Settings) -> "pl.DataFrame":
     return held_out(s, load_prompts(s, limited=True))
 
 
+def sources_of(s: Settings) -> list[str]:
+    """Where a run's prompts come from: what --data and --benign say, and what its records do."""
+    from data.store.rundir import records
+
+    known = [source for record in records(s.run).values() for source in record.get("data") or []]
+    return list(dict.fromkeys([*(s.get("data") or ()), *(s.given("benign") or ()), *known]))
+
+
 def held_out(s: Settings, prompts: "pl.DataFrame") -> "pl.DataFrame":
     """The prompts, each in a split, which is said."""
     import polars as pl
@@ -46,7 +54,7 @@ def held_out(s: Settings, prompts: "pl.DataFrame") -> "pl.DataFrame":
     bare = prompts.filter(pl.col("split").is_null())
     if bare.is_empty() or s.get("holdout") == ALL_SERVE:
         return prompts
-    found = known_themes(bare.select("dataset", "id", "prompt"), s.get("data_mirror")).table
+    found = known_themes(bare.select("dataset", "id", "prompt"), s.get("data_mirror"), sources_of(s)).table
     split = with_splits(prompts, s.get("holdout"), s.get("seed"), found)
     many = counts(split.filter(prompts["split"].is_null()))
     _say(f"{', '.join(bare['dataset'].unique(maintain_order=True))}: {bare.height} rows have no split: {many['train']} are fitted "
@@ -99,6 +107,7 @@ def with_known_splits(s: Settings, prompts: "pl.DataFrame") -> "pl.DataFrame":
     source = next((one for one, path in files.items() if path.exists()), None)
     if source is None or not prompts["split"].has_nulls():
         return prompts
+    source.check(s.run)
     key = ["dataset", "id", "prompt"]
     read = read_parquet(files[source], [*key, "split"]).unique(key, keep="first").rename({"split": "there"})
     found = prompts.join(read, on=key, how="left", maintain_order="left")["there"]
@@ -122,3 +131,14 @@ def spread(prompts: "pl.DataFrame", most: int | None) -> "pl.DataFrame":
     if most is None or most >= prompts.height:
         return prompts
     return prompts[[at * prompts.height // most for at in range(most)]]
+
+
+def spread_in_kinds(prompts: "pl.DataFrame", most: int | None) -> "pl.DataFrame":
+    """At most so many prompts of each label and category in each split of a data set, evenly spread over them, in their order."""
+    import polars as pl
+
+    kinds = ["dataset", "split", "label", "category"]
+    if most is None:
+        return prompts
+    groups = prompts.with_row_index("at").partition_by(kinds)
+    return pl.concat([spread(group, most) for group in groups]).sort("at").drop("at")

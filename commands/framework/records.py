@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings, Values
+from data.errors import UserError
 
 if TYPE_CHECKING:
     from commands.framework.artefacts import Artefact
@@ -26,14 +27,24 @@ LOGIN = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+[A-Za-z][A-Za-z0-9+.-]*+://)[
 
 
 def unchanged(s: Settings, artefact: "Artefact[Any]", key: Key, elsewhere: Path | None = None) -> bool:
-    """Whether the artefact, or the file that stands for it elsewhere, was made with this very key; says so if not."""
+    """Whether the artefact, or the file that stands for it elsewhere, was made with this very key; says so if not.
+
+    Raises:
+        UserError: It was, and a file of it was altered since.
+    """
+    from data.store.digests import altered
     from data.store.rundir import records
 
     record = records(s.run).get(artefact.name)
     if record is None or not (elsewhere or artefact.path(s.run)).exists():
         return False
     if record["id"] == identity(key):
-        return all((s.run / name).exists() for name in artefact.beside)
+        odd = altered(s.run, record)
+        if odd is not None and not odd.is_own:
+            raise UserError(odd.words)
+        if odd is not None:
+            warn(f"{artefact.name} is made again: a command ended before it was recorded")
+        return odd is None and all((s.run / name).exists() for name in artefact.beside)
     old = record.get("key", {})
     changed = sorted(name for name in {*old, *key} if old.get(name) != json.loads(json.dumps(key.get(name))))
     warn(f"{artefact.name} is made again: {', '.join(changed)} changed{replaced(record)}")
@@ -60,8 +71,10 @@ def note(
     *,
     data: Iterable[str] | None = None,
     more: Record | None = None,
+    elsewhere: Path | None = None,
 ) -> None:
     """Write an artefact's record; without a model, what is said of one is taken over from the record it rests on."""
+    from data.store.digests import SHA256, digests
     from data.store.rundir import record
 
     like = of if isinstance(of, dict) else {}
@@ -73,6 +86,7 @@ def note(
         "id": identity(key),
         "seed": s.get("seed"),
         "start": start,
+        SHA256: digests(s.run, [elsewhere] if elsewhere else artefact.files(s.run)),
     }
     if isinstance(of, dict):
         entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name != "prompt_format"}
@@ -130,12 +144,13 @@ def prompt_format(s: Settings, record: Record | None = None) -> "PromptFormat":
         for entry in records(s.run).values()
         if entry.get("prompt_format", {}).get("date")
     )
-    thinking = s.given("thinking")
+    thinking, through = s.given("thinking"), s.given("control_tokens")
     return PromptFormat(
         name=s.given("prompt_format") or ("tokenizer" if chosen else made.get("name", "tokenizer")),
         template=template.read_text("utf-8") if template else None if chosen else made.get("template"),
         system=s.given("system", {"system": made.get("system")}),
         thinking=made.get("thinking") if thinking is None else thinking,
+        control_tokens=made.get("control_tokens", False) if through is None else through,
         date=s.given("date") or made.get("date") or next(iter(dates), None),
     )
 
@@ -148,7 +163,7 @@ def contradiction(s: Settings, record: Record) -> str:
         if s.given(name) is not None and s.given(name) != record[name]:
             return f"{name} is {s.given(name)}, was {record[name]}"
     asked, made = prompt_format(s, record).record, record.get("prompt_format") or {}
-    odd = next((name for name in ("name", "template", "system", "thinking", "date")
+    odd = next((name for name in ("name", "template", "system", "thinking", "date", "control_tokens")
                 if asked.get(name) != made.get(name) and (name != "date" or made.get("date"))), None)  # fmt: skip
     if odd:
         return f"the prompt format's {odd} is another"
@@ -158,7 +173,9 @@ def contradiction(s: Settings, record: Record) -> str:
 
 def identity(key: Key) -> str:
     """A short hash of a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    from data.store import rundir
+
+    return rundir.identity(key)
 
 
 def model_key(model: "Model") -> Key:

@@ -2,8 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, GATE_FOLDER, LOWRANK, PROBE, SWEEP, VECTORS
+from commands.framework.artefacts import (
+    ACTIVATIONS,
+    FITTED_METHODS,
+    GATE_FOLDER,
+    LOWRANK,
+    PROBE,
+    SWEEP,
+    VECTORS,
+    activations_artefact,
+    gate_artefact,
+)
 from commands.framework.output import warn
+from commands.framework.prompts import sources_of
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
@@ -15,7 +26,7 @@ def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, l
     """`dataset`, `id`, `theme` of prompts, in their order, and the data sets that could not be asked."""
     from data import known_themes
 
-    found = known_themes(prompts, s.get("data_mirror"))
+    found = known_themes(prompts, s.get("data_mirror"), sources_of(s))
     if found.lost:
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip
@@ -46,6 +57,7 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
             if not path.exists() or known.get(key.get("source", ACTIVATIONS.name), {}).get("id") != key["activations"]:
                 raise UserError(f"which prompts the {artefact} behind these answers were fitted to is not known any more, so "
                                 f"that rates can't leave them out: {path} is newer or gone; run vectors and generate again")  # fmt: skip
+            activations_artefact(path.stem).check(s.run)
             table = read_parquet(path)
             for split in splits:
                 chosen = with_category(
@@ -54,10 +66,12 @@ def fitted_texts(s: Settings, used: Record) -> set[str]:
                 texts |= {same_text(text) for text in chosen.filter(rows)["prompt"]}
     for name in used:
         if name.startswith(GATE_FOLDER):
+            gate_artefact(name.removeprefix(GATE_FOLDER)).check(s.run)
             texts |= {same_text(text) for text in read_parquet(s.run / f"{name}_prompts.parquet")["prompt"]}
     if SWEEP.name in used:
         path = s.run / "sweep_prompts.parquet"
         if not path.exists():
             raise UserError(f"{path}, what the setting was chosen on, is gone: run sweep again")
+        SWEEP.check(s.run)
         texts |= {same_text(text) for text in read_parquet(path)["prompt"]}
     return texts

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from commands.framework.options import Option
-from data.contract import WHERES
+from data.contract import ARM_WORDS, KINDS, WHERES
 
 LISTS = {"data": os.pathsep}
 Record = dict[str, Any]  # an artefact's, as `run.json` holds it
@@ -31,6 +31,17 @@ class Command(click.Command):
         """As click's, with `many`."""
         super().__init__(*args, **options)
         self.many = many
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Where arms are asked for, a line for each kind and each key."""
+        if any(param.name == "arm" for param in self.params):
+            for title, words in (
+                ("Kinds of arms", {name: kind.help for name, kind in KINDS.items()}),
+                ("Keys of arms", ARM_WORDS),
+            ):
+                with formatter.section(title):
+                    formatter.write_dl([*words.items()])
+        super().format_epilog(ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, then fill in."""
@@ -174,17 +185,19 @@ def _from_environment(prefix: str, param: click.Option, ctx: click.Context) -> A
 def whole_names(parts: Sequence[str]) -> list[str]:
     """Names of data sets, put together again where the system's separator of paths stands in one: `embedded:lessons`.
 
-    A part and the next are one name if they are a known one, or else if the first is OWNER/NAME, no file, and the second
-    is neither a file nor a name itself.
+    A part and the next are one name if they are a known one, or a file and COL=…, or else if the first is OWNER/NAME, no
+    file, and the second is neither a file nor a name itself.
     """
+    from data.prompts.files import is_file_name
     from data.prompts.reading import HUB_ID, is_known
 
     told: list[str] = []
     for part in parts:
         both = f"{told[-1]}{os.pathsep}{part}" if told else ""
-        apart = not part or "/" in part or Path(part).suffix.lower() in (".jsonl", ".csv", ".parquet", ".txt")
+        apart = not part or "/" in part or is_file_name(Path(part))
+        columns = bool(told) and is_file_name(Path(told[-1])) and part.partition("=")[0].isidentifier() and "=" in part
         config = not apart and HUB_ID.fullmatch(both) and not is_known(part) and not Path(told[-1]).exists()
-        if both.count(":") == 1 and os.pathsep == ":" and (is_known(both) or config):
+        if columns or (both.count(":") == 1 and os.pathsep == ":" and (is_known(both) or config)):
             told[-1] = both
         else:
             told.append(part)

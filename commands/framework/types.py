@@ -8,11 +8,30 @@ from typing import Any
 
 import click
 
+from data import contract as c
 from data.contract import ALL_SERVE, LABELLED_GATE, gate_members, read_layers
 
+
+class File(click.Path):
+    """click's path of a file that is no device, which may have no end, such as /dev/zero."""
+
+    def __init__(self, *, exists: bool = False) -> None:
+        """As click's; with `exists` it has to be there."""
+        super().__init__(exists=exists, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check, or fail as a usage error."""
+        path = super().convert(value, param, ctx)
+        if Path(path).is_char_device() or Path(path).is_block_device():
+            self.fail(f"{str(path)!r} is a device and no file", param, ctx)
+        return path
+
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-COUNT = click.IntRange(min=1)
+FILE = File()
+MOST = 10**9  # of anything that is counted
+COUNT, ANY_COUNT, LAYER = click.IntRange(1, MOST), click.IntRange(0, MOST), click.IntRange(0, 99_999)
+SEED = click.IntRange(0, c.MOST_SEED)
 
 
 class Read(click.ParamType):
@@ -53,6 +72,8 @@ def _date(text: str) -> str:
 def _layer_or_auto(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
         raise ValueError(f"{text!r} is neither a layer such as 17 nor auto")
+    if len(text) > 5:
+        raise ValueError(f"{text!r}: no model has so many layers")
     return text if text == "auto" else int(text)
 
 

@@ -8,7 +8,8 @@ import polars as pl
 
 from data.errors import UserError
 from data.prompts import sample as embedded
-from data.prompts.files import READERS
+from data.prompts.files import read_file
+from data.prompts.layouts import mapped
 from data.prompts.reading import load_all
 
 TRAINING_COLUMNS = ("id", "prompt", "category", "label", "dataset", "split", "response")
@@ -44,19 +45,22 @@ def _with_responses(source: str, mirror: Path | None) -> pl.DataFrame:
             )
         answers = rows.select("id", "response")
         return frame.join(answers, on="id", how="left", maintain_order="left").select(TRAINING_COLUMNS)
-    path = Path(source).expanduser()
-    answers = _responses(path) if path.is_file() else [None] * frame.height  # loading keeps each row of a file
+    file, words = mapped(source)
+    path = Path(file).expanduser()
+    answers = (
+        _responses(path, words.get("encoding")) if path.is_file() else [None] * frame.height
+    )  # loading keeps each row of a file
     text = pl.Series("response", answers, pl.String).str.strip_chars()
     return frame.with_columns(text.replace("", None)).select(TRAINING_COLUMNS)
 
 
-def _responses(path: Path) -> list[str | None]:
+def _responses(path: Path, encoding: str | None) -> list[str | None]:
     """The column `response` of a file that has been read before without an error."""
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() == ".jsonl" and encoding is None:
         lines = path.read_text("utf-8-sig").split("\n")
         found = [json.loads(line).get("response") for line in lines if line.strip()]
         return [answer if isinstance(answer, str) else None for answer in found]
-    frame = READERS[path.suffix.lower()](path, str(path))
+    frame = read_file(path, str(path), encoding)
     if "response" not in frame.columns or frame.schema["response"] != pl.String:
         return [None] * frame.height
     return frame["response"].to_list()

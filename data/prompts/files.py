@@ -1,4 +1,4 @@
-"""Files of prompts as they come: JSON, JSON lines, CSV, parquet and text, each to a frame of text, or a line that says what is wrong."""
+"""Files of prompts as they come: JSON, JSON lines, CSV, parquet, Excel and text, to a frame of text or a line that says what is wrong."""
 
 import csv
 import gzip
@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +21,8 @@ from data.store.tables import PROMPTS, read_parquet
 log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = tuple(PROMPTS)
+THEME = "theme"  # of a user's file: which of its prompts resemble one another
+PACKED = {".gz": "gzip", ".zst": "zstd"}
 HALF = re.compile("[\ud800-\udfff]")  # JSON's escapes can write one half of a UTF-16 pair, which is no text
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -30,26 +33,64 @@ def say(words: str) -> None:
     log.warning("%s", words)
 
 
-def _utf8(path: Path, name: str) -> str:
+def inner(path: Path) -> Path:
+    """A file's name without that it is packed."""
+    return path.with_suffix("") if path.suffix.lower() in PACKED else path
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether a name is that of a file which can be read here."""
+    return inner(path).suffix.lower() in READERS
+
+
+def read_file(path: Path, name: str, encoding: str | None = None) -> pl.DataFrame:
+    """A file's rows as they stand, each column text.
+
+    Args:
+        path: A .jsonl, .json, .csv, .tsv or .txt, packed by gzip or zstd or not; a .parquet or .xlsx.
+        name: What messages call it.
+        encoding: Of its text; default UTF-8.
+
+    Raises:
+        UserError: It can't be read, with the line or row and what to do.
+    """
+    return READERS[inner(path).suffix.lower()](path, name, encoding or "utf-8-sig")
+
+
+def _unpacked(path: Path, name: str) -> bytes:
+    raw, kind = path.read_bytes(), path.suffix.lower()
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name}: not readable as gzip ({error})") from None
+        if kind == ".gz":
+            return gzip.decompress(raw)
+        if kind == ".zst":
+            pyarrow = import_module("pyarrow")
+            with pyarrow.input_stream(pyarrow.BufferReader(raw), compression="zstd") as stream:
+                return stream.read()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{name}: not readable as {PACKED[kind]} ({error})") from None
+    return raw
+
+
+def _text_of(path: Path, name: str, encoding: str) -> str:
+    raw = _unpacked(path, name)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from None
+        line, what = raw[: error.start].count(b"\n") + 1, "UTF-8" if encoding == "utf-8-sig" else encoding
+        more = ", or write FILE:encoding=cp1252 if Windows wrote it" if what == "UTF-8" else ""
+        raise UserError(f"{name}, line {line}: not {what}; save the file as UTF-8{more}") from None
+    except LookupError:
+        raise UserError(f"{name}: no encoding {encoding!r} is known; utf-8, utf-16, cp1252, latin-1 and others are") from None  # fmt: skip
 
 
-def _read_jsonl(path: Path, name: str) -> pl.DataFrame:
-    return _of_objects(list(_objects(path, name)), name, "line")
+def _read_jsonl(path: Path, name: str, encoding: str) -> pl.DataFrame:
+    return _of_objects(list(_objects(path, name, encoding)), name, "line")
 
 
-def _read_json(path: Path, name: str) -> pl.DataFrame:
+def _read_json(path: Path, name: str, encoding: str) -> pl.DataFrame:
     """An array of objects, or an object of which one field is such an array."""
     try:
-        rows = json.loads(_utf8(path, name))
+        rows = json.loads(_text_of(path, name, encoding))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not JSON ({error})") from None
     if isinstance(rows, dict):
@@ -107,9 +148,9 @@ def _of_objects(found: list[tuple[int, dict[str, object]]], name: str, unit: str
     )
 
 
-def _objects(path: Path, name: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _objects(path: Path, name: str, encoding: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Each line's number and object."""
-    for number, line in enumerate(_utf8(path, name).split("\n"), 1):
+    for number, line in enumerate(_text_of(path, name, encoding).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -127,7 +168,7 @@ def renamed(columns: Iterable[str], name: str) -> dict[str, str]:
     told: dict[str, str] = {}
     for column in there:
         plain = column.strip().lower()
-        if column == plain or plain not in PROMPT_COLUMNS:
+        if column == plain or plain not in (*PROMPT_COLUMNS, THEME):
             continue
         if plain in there or plain in told.values():
             say(f"{name}: column {column!r} is not read, as there is {plain!r} already")
@@ -144,8 +185,8 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _read_csv(path: Path, name: str) -> pl.DataFrame:
-    text = _utf8(path, name)
+def _read_csv(path: Path, name: str, encoding: str) -> pl.DataFrame:
+    text = _text_of(path, name, encoding)
     if not text.strip():
         return pl.DataFrame(schema={"prompt": pl.String})
     if "\r" in text and "\n" not in text:
@@ -175,7 +216,7 @@ def _delimited(text: str, path: Path, name: str) -> tuple[str, str]:
     if found := re.fullmatch(r"sep=(.)\r?", first):
         say(f"{name}: its columns are parted by {found[1]!r}, as its first line says")
         return rest, found[1]
-    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+    if inner(path).suffix.lower() == ".tsv":
         return text, "\t"
     if "," not in first and first.count(";"):
         say(f"{name}: its columns are parted by ';', and are read so")
@@ -201,16 +242,30 @@ def _lines(text: str, name: str, delimiter: str = ",") -> Iterator[tuple[int, li
         raise UserError(f"{name}, line {line}: not readable as CSV ({error}); {why}") from None
 
 
-def _read_parquet(path: Path, name: str) -> pl.DataFrame:
+def _read_parquet(path: Path, name: str, _encoding: str) -> pl.DataFrame:
     try:
         return _spoken(read_parquet(path), name)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{name}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _read_txt(path: Path, name: str) -> pl.DataFrame:
+def _read_xlsx(path: Path, name: str, _encoding: str) -> pl.DataFrame:
+    """The first sheet of an Excel file, its first row the headings."""
+    try:
+        frame = pl.read_excel(path, engine="calamine", infer_schema_length=0, drop_empty_rows=True)
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{name}: Excel files need the package fastexcel: pip install fastexcel, or save it as .csv"
+        ) from None
+    except Exception as error:  # whatever the reader makes of a damaged file
+        raise UserError(f"{name}: not a readable Excel file ({' '.join(str(error).split())[:200]}); save it as .csv") from None  # fmt: skip
+    say(f"{name}: its first sheet is read, {frame.height} rows")
+    return frame
+
+
+def _read_txt(path: Path, name: str, encoding: str) -> pl.DataFrame:
     """One prompt a line; nothing is known of them but their words."""
-    lines = [line for line in _utf8(path, name).splitlines() if line.strip()]
+    lines = [line for line in _text_of(path, name, encoding).splitlines() if line.strip()]
     say(f"{name}: {len(lines)} prompts, one a line, without labels: they can be answered and traced, and with --benign they count "
          "as benign; fitting takes a column 'label' of a .csv or .jsonl")  # fmt: skip
     return pl.DataFrame({"prompt": lines}, schema={"prompt": pl.String})
@@ -231,5 +286,6 @@ READERS = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
+    ".xlsx": _read_xlsx,
     ".txt": _read_txt,
 }

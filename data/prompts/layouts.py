@@ -1,6 +1,7 @@
 """Layouts of files that people have: benchmarks known by their headings, and columns that a user names."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -8,9 +9,11 @@ import polars as pl
 from data.contract import LABELS
 from data.errors import UserError
 
-ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet")
-MAPPED = re.compile(rf"(?P<file>.+\.(?:{'|'.join(ENDINGS)})(?:\.gz)?):(?P<columns>\w+=.*)", re.IGNORECASE | re.DOTALL)
-OURS = ("prompt", "label", "category", "id", "split", "dataset")
+ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "xlsx", "txt")
+MAPPED = re.compile(
+    rf"(?P<file>.+\.(?:{'|'.join(ENDINGS)})(?:\.gz|\.zst)?):(?P<columns>\w+=.*)", re.IGNORECASE | re.DOTALL
+)
+OURS = ("prompt", "label", "category", "id", "split", "dataset", "theme")
 
 
 class Layout(NamedTuple):
@@ -53,7 +56,7 @@ LAYOUTS = (
 
 
 def mapped(source: str) -> tuple[str, dict[str, str]]:
-    """`FILE:prompt=COL,label=COL,harmful=VALUE` as the file and its columns; any other source as it is.
+    """`FILE:prompt=COL,label=COL,harmful=VALUE,encoding=cp1252` as the file and what is said of it; any other source as it is.
 
     Raises:
         UserError: A word that names none of our columns.
@@ -63,7 +66,7 @@ def mapped(source: str) -> tuple[str, dict[str, str]]:
         return source, {}
     parts = [part.partition("=") for part in found["columns"].split(",")]
     words = {ours: theirs for ours, _, theirs in parts}
-    odd = next((word for word in words if word not in (*OURS, "harmful")), None)
+    odd = next((word for word in words if word not in (*OURS, "harmful", "encoding")), None)
     if odd or "" in words.values():
         raise UserError(
             f"{source}: {odd or 'a column'!r} is not to be mapped; write FILE:prompt=COL,label=COL,harmful=VALUE"
@@ -88,8 +91,22 @@ def laid_out(frame: pl.DataFrame, name: str, words: dict[str, str]) -> tuple[pl.
             value is not None,
         )
     there = set(frame.columns)
+    if there == {"prompt", "category"} and (kind := _or_bench(frame, name)):
+        return _read_as(frame, name, kind, True)
     layout = next((one for one in LAYOUTS if one.headings <= there and not {"label"} & there), None)
     return (frame, "") if layout is None else _read_as(frame, name, layout, True)
+
+
+OR_BENCH = {"deception", "harassment", "harmful", "hate", "illegal", "privacy", "self-harm", "sexual", "unethical", "violence"}  # fmt: skip
+
+
+def _or_bench(frame: pl.DataFrame, name: str) -> Layout | None:
+    """OR-Bench's files have the same two columns, and which of them is harmful their names alone say."""
+    known, file = set(frame["category"].cast(pl.String).drop_nulls().unique()), Path(name).name.lower()
+    if not known or not known <= OR_BENCH or "or-bench" not in file.replace("_", "-").replace("orbench", "or-bench"):
+        return None
+    label = "harmful" if "toxic" in file else "benign"
+    return Layout("OR-Bench", frozenset(), {"prompt": "prompt", "category": "category"}, (label,))
 
 
 def _read_as(frame: pl.DataFrame, name: str, layout: Layout, tells: bool) -> tuple[pl.DataFrame, str]:

@@ -16,7 +16,7 @@ from data.contract import LABELS, SPLITS
 from data.errors import UserError
 from data.prompts import catalogue
 from data.prompts import sample as embedded
-from data.prompts.files import PROMPT_COLUMNS, READERS, renamed, say
+from data.prompts.files import PROMPT_COLUMNS, THEME, inner, is_file_name, read_file, renamed, say
 from data.prompts.hub import fetch
 from data.prompts.layouts import laid_out, mapped
 
@@ -58,8 +58,8 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
     Args:
         source: `embedded` or `embedded:lessons`, with `/SPLIT` or without; a name of `data.prompts.catalogue`,
             `NAME[:CONFIG][/PART]`; the id of any hub data set with a column `prompt`, `OWNER/NAME[:CONFIG][/SPLIT]`; or
-            a .jsonl, .json, .csv, .tsv or .parquet file, with `:prompt=COL,label=COL,harmful=VALUE` behind it or not, or a
-            .txt of one prompt a line.
+            a .jsonl, .json, .csv, .tsv, .parquet or .xlsx file, or a .txt of one prompt a line, with
+            `:prompt=COL,label=COL,harmful=VALUE,encoding=cp1252` behind it or not; all but the last two also .gz or .zst.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
         benign: Only its benign rows, and those without a label are: a category does not make them harmful.
 
@@ -77,21 +77,48 @@ def load(source: str, mirror: Path | None = None, *, benign: bool = False) -> pl
     return rows
 
 
+def is_file(source: str) -> bool:
+    """Whether a source is a file of prompts by its ending, there or not."""
+    return not embedded.named(source)[0] and is_file_name(_path(source))
+
+
+def name_of(source: str) -> str:
+    """What the data set of a file is called, where its rows don't say."""
+    return inner(_path(source)).stem
+
+
+def own_themes(source: str) -> pl.DataFrame:
+    """`dataset`, `id`, `prompt`, `theme` of the rows of a file whose column `theme` says one.
+
+    Raises:
+        UserError: The file is gone or not in shape.
+    """
+    frame = _load_file(source, "harmful", (*PROMPT_COLUMNS, THEME))
+    return frame.filter(pl.col(THEME).is_not_null()).select("dataset", "id", "prompt", THEME)
+
+
+def _path(source: str) -> Path:
+    return Path(mapped(source)[0]).expanduser()
+
+
+def _load_file(source: str, unlabelled: str, wanted: tuple[str, ...] = PROMPT_COLUMNS) -> pl.DataFrame:
+    (name, columns), path = mapped(source), _path(source)
+    if not path.is_file():
+        raise UserError(f"{name}: no such file")
+    frame, told = laid_out(read_file(path, name, columns.pop("encoding", None)), name, columns)
+    if told:
+        say(told)
+    return _checked(frame, name, _name_of(inner(path)), unlabelled, wanted)
+
+
 def _load(source: str, mirror: Path | None, unlabelled: str) -> pl.DataFrame:
-    source, columns = mapped(source)
-    path = Path(source).expanduser()
     own, split = embedded.named(source)
     if own:
         return _load_embedded(own, split)
-    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    reader = READERS.get(inner.suffix.lower())
-    if reader is not None:
-        if not path.is_file():
-            raise UserError(f"{source}: no such file")
-        frame, told = laid_out(reader(path, source), source, columns)
-        if told:
-            say(told)
-        return _checked(frame, source, _name_of(inner), unlabelled)
+    if is_file(source):
+        return _load_file(source, unlabelled)
+    source, _ = mapped(source)
+    path = Path(source).expanduser()
     found = catalogue.find(source)
     if found is not None:
         known, part = found
@@ -110,7 +137,7 @@ def _name_of(path: Path) -> str:
 
 
 def _load_embedded(name: str, split: str) -> pl.DataFrame:
-    frame = _checked(READERS[".jsonl"](embedded.FILES[name], name), name, name)
+    frame = _checked(read_file(embedded.FILES[name], name), name, name)
     chosen = frame.filter(pl.col("split") == split) if split else frame
     if chosen.is_empty():
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(_splits(frame))}")
@@ -178,14 +205,20 @@ def _splits(frame: pl.DataFrame) -> list[str]:
 
 
 def _text_only(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    nested = [c for c in PROMPT_COLUMNS if c in frame.columns and frame.schema[c].is_nested()]
+    nested = [c for c in (*PROMPT_COLUMNS, THEME) if c in frame.columns and frame.schema[c].is_nested()]
     if nested:
         raise UserError(f"{name}: column {nested[0]!r} must be text, not {frame.schema[nested[0]]}")
     return frame
 
 
-def _checked(frame: pl.DataFrame, name: str, dataset: str, unlabelled: str = "harmful") -> pl.DataFrame:
-    """Bring a raw frame into shape, or say which row is wrong; rows count from 1.
+def _checked(
+    frame: pl.DataFrame,
+    name: str,
+    dataset: str,
+    unlabelled: str = "harmful",
+    wanted: tuple[str, ...] = PROMPT_COLUMNS,
+) -> pl.DataFrame:
+    """Bring a raw frame into shape, the columns `wanted`, or say which row is wrong; rows count from 1.
 
     A row with a category and without a label is `unlabelled`.
     """
@@ -197,13 +230,11 @@ def _checked(frame: pl.DataFrame, name: str, dataset: str, unlabelled: str = "ha
     frame = (
         _text_only(frame, name)
         .with_columns(pl.selectors.float().fill_nan(None))  # what is no number is missing
-        .with_columns([pl.lit(None, pl.String).alias(c) for c in PROMPT_COLUMNS if c not in frame.columns])
-        .select([pl.col(c).cast(pl.String) for c in PROMPT_COLUMNS])
+        .with_columns([pl.lit(None, pl.String).alias(c) for c in wanted if c not in frame.columns])
+        .select([pl.col(c).cast(pl.String) for c in wanted])
     )
     blank_is_null = [
-        pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars())
-        for c in PROMPT_COLUMNS
-        if c != "prompt"
+        pl.when(pl.col(c).str.strip_chars() != "").then(pl.col(c).str.strip_chars()) for c in wanted if c != "prompt"
     ]
     frame = frame.with_columns(blank_is_null).with_row_index("row", offset=1)
 

@@ -1,12 +1,13 @@
 """Which prompts are siblings: clusters that a bootstrap draws together."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from data.errors import OutOfReachError, UserError
-from data.prompts import catalogue
+from data.prompts import catalogue, reading
 from data.prompts import sample as embedded
 
 KEY = ["dataset", "id"]
@@ -25,22 +26,30 @@ class Siblings:
     lost: dict[str, str]
 
 
-def known_themes(frame: pl.DataFrame, mirror: Path | None = None) -> Siblings:
-    """The cluster of each prompt: XSTest's prompt type, CoCoNot's subcategory, the embedded sample's theme, …
+def known_themes(frame: pl.DataFrame, mirror: Path | None = None, sources: Iterable[str] = ()) -> Siblings:
+    """The cluster of each prompt: XSTest's prompt type, CoCoNot's subcategory, the embedded sample's theme, a file's column `theme`.
 
-    A theme is null where nothing says which prompts belong together (a user's file, AdvBench), where the data set can't
-    be read again, and where it no longer has that prompt: such a prompt is a cluster of its own.
+    A theme is null where nothing says which prompts belong together (a file without such a column, AdvBench), where the
+    data set can't be read again, and where it no longer has that prompt: such a prompt is a cluster of its own.
 
     Args:
         frame: Anything with the columns `dataset` and `id`, such as scores. With a column `prompt`, a theme is taken
             only where the text is the same: a set may have changed, or a user's file have a set's name.
         mirror: Folder with hub data sets under their own names, used instead of the hub.
+        sources: Where the prompts come from, as `load` takes them; of these the files are read again.
     """
     key = [*KEY, "prompt"] if "prompt" in frame.columns else KEY
     wanted = frame.select(pl.col(key).cast(pl.String))
     known = {known.name: known for known in catalogue.CATALOGUE if known.has_themes}
     found = [pl.DataFrame(schema=dict.fromkeys([*key, "theme"], pl.String))]
     lost: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        if reading.is_file(source):
+            try:
+                found.append(reading.own_themes(source).select(*key, "theme"))
+            except UserError as error:
+                if reading.name_of(source) in wanted["dataset"]:
+                    lost[source] = str(error)
     away = ""  # a hub that is out of reach is asked once: each answer takes half a minute
     for name in wanted["dataset"].unique(maintain_order=True):
         try:

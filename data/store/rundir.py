@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -18,14 +19,22 @@ from typing import IO, Any
 from data.errors import UserError
 from data.store.files import check_replaceable, open_own, room_for, settle
 
+UNFINISHED = ".unfinished."  # begins the name of a file or folder that has not got its own yet
 DYING = 1.0  # seconds that a killed process, large as it is, may take to let go of its lock
 Record = dict[str, Any]  # what `run.json` says of one artefact
+_WRITTEN: list[Path] = []  # run directories whose locks this process holds
+NEEDED = ("id", "key", "options", "start", "end")  # of a record's fields
+FIELDS = {"id": str, "key": dict, "options": dict, "start": str, "end": str, "data": list, "model": str, "revision": str,
+          "template": str, "dtype": str, "backend": str, "n_layers": int, "seed": int, "prompt_format": dict, "earlier": list,
+          "sha256": dict}  # fmt: skip
 PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the run directory's lock; the system frees it when its holder dies, however it dies.
+
+    What a command that was killed left half-written goes.
 
     Raises:
         UserError: Another process writes there; it is named. Or a folder in there is a link to one elsewhere.
@@ -45,10 +54,29 @@ def writing(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()
+        _clean(folder)
+        _WRITTEN.append(folder)
         try:
             yield
         finally:
+            _WRITTEN.pop()
             lock.truncate(0)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a command that was killed had not given its name yet; journals, which are gone on from, stay."""
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if name.startswith(UNFINISHED):
+                path = Path(parent, name)
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        folders[:] = [name for name in folders if not name.startswith(UNFINISHED)]
+
+
+def written_to() -> Path | None:
+    """The run directory that this process writes, if it writes one."""
+    return _WRITTEN[-1] if _WRITTEN else None
 
 
 def _locked(lock: IO[str]) -> bool:
@@ -69,7 +97,7 @@ def replacing(path: Path) -> Iterator[Path]:
     check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with room_for(path):
-        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        handle, unfinished = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.name[:100]}.", dir=path.parent)
     os.close(handle)
     try:
         with room_for(path):
@@ -83,7 +111,45 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def records(folder: Path) -> dict[str, Record]:
-    """What `run.json` says, artefact by artefact.
+    """What `run.json` says, artefact by artefact, held against what a record is.
+
+    Raises:
+        UserError: The file is damaged; what is wrong is named.
+    """
+    kept = read_records(folder)
+    for name, entry in kept.items():
+        odd = _odd(entry)
+        if odd:
+            raise UserError(f"{folder / 'run.json'} is damaged: the record of {name!r} {odd}; delete it, or pass another --run")  # fmt: skip
+    return kept
+
+
+def _odd(entry: Any) -> str:
+    """What of a record is not as it should be; nothing if all is."""
+    if not isinstance(entry, dict):
+        return "is none"
+    for field, kind in FIELDS.items():
+        if not isinstance(entry.get(field), kind) and (field in NEEDED or entry.get(field) is not None):
+            return f"has no valid {field!r}"
+    if identity(entry["key"]) != entry["id"]:
+        return "has a key that its id is not of"
+    try:
+        moments = [datetime.fromisoformat(entry[name]).utcoffset() for name in ("start", "end")]
+    except ValueError:
+        moments = [None]
+    if None in moments:
+        return "has no valid time"
+    values = [one for value in entry["options"].values() for one in (value if isinstance(value, list) else [value])]
+    return "has an option of no kind" if any(isinstance(one, (dict, list)) for one in values) else ""
+
+
+def identity(key: dict[str, Any]) -> str:
+    """A short hash of what an artefact is made from."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_records(folder: Path) -> dict[str, Any]:
+    """What `run.json` says, whatever its records hold.
 
     Raises:
         UserError: The file is damaged.
@@ -110,7 +176,7 @@ def record(folder: Path, artefact: str, entry: Record) -> None:
     Raises:
         UserError: It holds what JSON can't.
     """
-    kept = records(folder)
+    kept = read_records(folder)
     kept[artefact] = {**entry, "versions": versions(), "end": now()}
     try:
         text = json.dumps({"format": 1, "artefacts": kept}, indent=2, ensure_ascii=False, allow_nan=False)
@@ -162,7 +228,7 @@ def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
         replace: Whether one that stands there by then gives way; else it stays, since another process was faster.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name[:100]}-", dir=folder.parent))
     old = Path(f"{unfinished}-old")
     try:
         with room_for(folder):

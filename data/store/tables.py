@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from data.store.rundir import replacing
+from data.store.digests import making
 
 Values = dict[str, Any]  # of a row, by column
 Schema = dict[str, pl.DataType | type[pl.DataType]]
@@ -20,7 +20,7 @@ TRACES = {
     "kl": pl.Float64, "top_unsteered": TOKENS, "top_steered": TOKENS,
     "text_unsteered": pl.String, "text_steered": pl.String,
     "projections": pl.List(pl.Struct({"category": pl.String, "layer": pl.Int64, "value": pl.Float64})),
-    "arm": pl.String, "kind": pl.String, "gate": pl.Float64, "max_new_tokens": pl.Int64,
+    "arm": pl.String, "kind": pl.String, "gate": pl.Float64, "max_new_tokens": pl.Int64, "rendered": pl.String,
 }  # fmt: skip
 GENERATIONS = {
     "dataset": pl.String, "id": pl.String, "category": pl.String, "label": pl.String, "prompt": pl.String,
@@ -54,7 +54,7 @@ COMPARED = {
     "method": pl.String, "kind": pl.String, "gate": pl.String, "arm": pl.String, "control": pl.Boolean, "layer": pl.Int64,
     "strength": pl.Float64, "strength_unit": pl.String, "category": pl.String, "scope": pl.String,
     "kl_budget": pl.Float64, "kl": pl.Float64, "why_not": pl.String, "threshold": pl.Float64,
-    "n_benign": pl.Int64, "benign": pl.Float64, "benign_low": pl.Float64, "benign_high": pl.Float64,
+    "harmful_threshold": pl.Float64, "n_benign": pl.Int64, "benign": pl.Float64, "benign_low": pl.Float64, "benign_high": pl.Float64,
     "n_harmful": pl.Int64, "harmful": pl.Float64, "harmful_low": pl.Float64, "harmful_high": pl.Float64,
     "broken": pl.Float64, "kept": pl.Float64, "kept_low": pl.Float64, "promised": pl.Boolean, "chosen": pl.Boolean,
 }  # fmt: skip
@@ -107,11 +107,12 @@ TABLES: dict[str, Schema] = {
 }  # fmt: skip
 # Columns beyond the contract, which the file of another version may lack.
 BEYOND = {
-    "traces": ("prompt_category", "label", "arm", "kind", "gate", "max_new_tokens"),
+    "traces": ("prompt_category", "label", "arm", "kind", "gate", "max_new_tokens", "rendered"),
     "summary": ("n_clusters", "cluster_low", "cluster_high", "delta_cluster_low", "delta_cluster_high", "n_needed",
                 "interval"),
     "sweep": ("kind", "category", "scope", "harmful"),
     "diff": ("halves",),
+    "compared": ("harmful_threshold",),
 }  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def paper(published: Iterable[str], arms: Iterable[str]) -> Schema:
 
 def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet; the file appears whole."""
-    with replacing(path) as unfinished:
+    with making(path) as unfinished:
         frame.write_parquet(unfinished)
 
 

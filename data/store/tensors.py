@@ -9,14 +9,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from data.store.rundir import replacing
+from data.store.digests import making
 
 logger = logging.getLogger(__name__)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and their metadata; the file appears whole."""
-    with replacing(path) as unfinished:
+    with making(path) as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
 
 

@@ -9,7 +9,7 @@ one (`proof`).
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,14 @@ from interventions.model.model import Model
 RECORD = "baked.json"
 
 Weights = dict[str, torch.Tensor]
+
+
+class Baked(NamedTuple):
+    """A baked model that was proven to be the steered one: configuration, weights by name, and what to note of it."""
+
+    config: Any
+    weights: Weights
+    record: dict[str, Any]
 
 
 def bake_add(model: Model, out: Path, layer: int, delta: torch.Tensor, record: dict[str, Any] | None = None) -> Path:
@@ -44,7 +52,17 @@ def bake_add(model: Model, out: Path, layer: int, delta: torch.Tensor, record: d
         UserError: No such layer, a vector of another width, zero or not finite, no place for a bias, a baked model that
             is not the steered one, or a folder that is something else already.
     """
-    config, weights = _parts(model, delta, out)
+    _check_out(out)
+    return _write(model, added(model, layer, delta), out, record)
+
+
+def added(model: Model, layer: int, delta: torch.Tensor) -> Baked:
+    """What `bake_add` writes.
+
+    Raises:
+        UserError: As `bake_add`, but for the folder.
+    """
+    config, weights = _parts(model, delta)
     if not 0 <= layer < model.n_layers:
         raise UserError(f"layer {layer}: model {model.name!r} has layers 0 to {model.n_layers - 1}")
     kind = f"model {model.name!r}: a {config.model_type} block"
@@ -69,8 +87,7 @@ def bake_add(model: Model, out: Path, layer: int, delta: torch.Tensor, record: d
     if not found.near:
         raise UserError(f"{kind} makes another thing of a bias than the vector added to the stream ({found.most:.1g} apart "
                         "from steering): nothing is written; use `export`")  # fmt: skip
-    noted = {"operation": "add", "layer": layer, "apart": found.most, **(record or {})}
-    return _write(model, config, weights, out, noted)
+    return Baked(config, weights, {"operation": "add", "layer": layer, "apart": found.most})
 
 
 def bake_ablate(model: Model, out: Path, direction: torch.Tensor, record: dict[str, Any] | None = None) -> Path:
@@ -89,7 +106,17 @@ def bake_ablate(model: Model, out: Path, direction: torch.Tensor, record: dict[s
         UserError: A direction of another width, zero or not finite, a model that writes it in other ways too, or a folder
             that is something else already.
     """
-    config, weights = _parts(model, direction, out)
+    _check_out(out)
+    return _write(model, ablated(model, direction), out, record)
+
+
+def ablated(model: Model, direction: torch.Tensor) -> Baked:
+    """What `bake_ablate` writes.
+
+    Raises:
+        UserError: As `bake_ablate`, but for the folder.
+    """
+    config, weights = _parts(model, direction)
     unit = direction.double() / direction.double().norm()
     _untie(model, config, weights)
     writers = embeddings(model) + [one for layer in range(model.n_layers) for one in projections(model, layer)]
@@ -106,8 +133,7 @@ def bake_ablate(model: Model, out: Path, direction: torch.Tensor, record: dict[s
         raise UserError(f"model {model.name!r}: a {config.model_type} block writes the direction through more than its matrices "
                         f"({left:.2g} of the stream is left of it, {found.most:.1g} apart from steering): nothing is written; "
                         "use --arm ablate")  # fmt: skip
-    noted = {"operation": "ablate", "apart": found.most, "left": left, **(record or {})}
-    return _write(model, config, weights, out, noted)
+    return Baked(config, weights, {"operation": "ablate", "apart": found.most, "left": left})
 
 
 def _untie(model: Model, config: Any, weights: Weights) -> None:
@@ -127,15 +153,18 @@ def _without(matrix: torch.Tensor, unit: torch.Tensor, axis: int) -> torch.Tenso
     return (moved - (moved @ unit)[..., None] * unit).movedim(-1, axis).to(matrix.dtype).contiguous()
 
 
-def _parts(model: Model, vector: torch.Tensor, out: Path) -> tuple[Any, Weights]:
+def _check_out(out: Path) -> None:
+    if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and is no baked model; pass another --out")
+
+
+def _parts(model: Model, vector: torch.Tensor) -> tuple[Any, Weights]:
     """A copy of the configuration, and the weights by name, shared with the open model."""
     if any(parameter.is_meta for parameter in model.module.parameters()):
         raise UserError(f"the weights of {model.name!r} are not here; bake with --local")
     if tuple(vector.shape) != (model.d_model,):
         raise UserError(f"a vector of {tuple(vector.shape)}, where model {model.name!r} is {model.d_model} wide")
     check_steers(vector, "the vector to bake")
-    if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already and is no baked model; pass another --out")
     return copy.deepcopy(model.module.config), dict(model.module.state_dict())
 
 
@@ -152,13 +181,13 @@ def _module(model: Model, config: Any, weights: Weights) -> Any:
     return module.eval()
 
 
-def _write(model: Model, config: Any, weights: Weights, out: Path, record: dict[str, Any]) -> Path:
+def _write(model: Model, baked: Baked, out: Path, record: dict[str, Any] | None) -> Path:
     """Save configuration, weights and tokenizer to a folder that appears whole."""
-    module = _module(model, config, weights)
+    module = _module(model, baked.config, baked.weights)
     module.generation_config = copy.deepcopy(model.module.generation_config)
     with appearing(out, replace=True) as folder:
         module.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-        noted = {"model": model.name, "revision": model.revision, **record}
+        noted = {"model": model.name, "revision": model.revision, **baked.record, **(record or {})}
         (folder / RECORD).write_text(json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
     return out

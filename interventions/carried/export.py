@@ -25,11 +25,13 @@ class Carried:
         deltas: Category -> what is added, float32 (layers, d_model).
         layers: Block numbers of its rows.
         metadata: Where it comes from, every value a string.
+        blocks: What lm-eval calls the list of blocks.
     """
 
     deltas: dict[str, torch.Tensor]
     layers: list[int]
     metadata: dict[str, str]
+    blocks: str = "layers"
 
 
 def export(
@@ -41,6 +43,7 @@ def export(
     category: str | None = None,
     strength: float = 1.0,
     unit: str = "raw",
+    blocks: str = "layers",
 ) -> Path:
     """Write steering vectors for another program.
 
@@ -55,6 +58,7 @@ def export(
         category: Whose vector.
         strength: How much of it.
         unit: One of `vectors.UNITS`.
+        blocks: For lm-eval: path of the list of blocks below `model.base_model`, of `blocks_below_base`.
 
     Returns:
         The file's path.
@@ -79,7 +83,7 @@ def export(
         "strength": str(strength),
         "strength_unit": unit,
     }
-    carried = Carried(deltas, layers, metadata)
+    carried = Carried(deltas, layers, metadata, blocks)
     with replacing(out) as unfinished:
         WRITERS[format](carried, unfinished)
     return out
@@ -120,11 +124,11 @@ def write_lm_eval(carried: Carried, path: Path) -> None:
     """A file for lm-eval's `--model steered --model_args pretrained=MODEL,steer_path=FILE`.
 
     Hook point -> what to do there, as `SteeredModel.__init__` (lm_eval/models/hf_steered.py, 0.4.13) reads it; hook points
-    are names of modules below `model.base_model`, for Llama `layers.N`. It adds at every position.
+    are names of modules below `model.base_model`, for Llama `layers.N`, for GPT-2 `h.N`. It adds at every position.
     """
     (delta,) = carried.deltas.values()
     plan = {
-        f"layers.{layer}": {
+        f"{carried.blocks}.{layer}": {
             "steering_vector": row.clone(),
             "steering_coefficient": 1.0,
             "action": "add",

@@ -39,6 +39,11 @@ class AnyGate(Protocol):
         """All that its decisions rest on."""
         ...
 
+    @property
+    def threshold(self) -> torch.Tensor:
+        """(1,): the score from which on a prompt looks harmful."""
+        ...
+
 
 @dataclass(frozen=True)
 class FittedGate:
@@ -211,6 +216,7 @@ class PerfectGate:
     """The row's own label: an upper bound, not a method."""
 
     parts: Sequence[torch.Tensor] = ()
+    threshold = torch.tensor([0.5])
 
     def check(self, _model: Model) -> None:
         """It belongs to every model."""
@@ -218,4 +224,4 @@ class PerfectGate:
     def shipped(self, _model: Model, prompts: Sequence[Mapping[str, Any]]) -> Gate:
         """1 for harmful rows, 0 for others."""
         labels = torch.tensor([float(row["label"] == "harmful") for row in prompts])
-        return Gate((), NOTHING, NOTHING, torch.zeros(1), torch.tensor([0.5]), given=labels)
+        return Gate((), NOTHING, NOTHING, torch.zeros(1), self.threshold, given=labels)

@@ -35,7 +35,8 @@ def counted(texts: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
 
 def fit(x: np.ndarray, harmful: np.ndarray, c: float = 1.0) -> tuple[np.ndarray, np.ndarray, float]:
     """Weight, mean (0) and bias."""
+    from scipy.sparse import csr_array
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=2000).fit(x, harmful)
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=2000).fit(csr_array(x), harmful)
     return model.coef_[0], np.zeros(x.shape[1]), float(model.intercept_[0])

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, cause_of
 from interventions.model.foreign.checkpoint import every_weight
 from interventions.model.tokenizer_files import RECORD_FILE, read_places, write_places, write_tokenizer
 from interventions.model.vocabulary import ControlToken
@@ -78,7 +78,7 @@ def merge(base: str, adapter: Path, folder: Path) -> None:
     try:
         merged: Any = PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{adapter} does not fit {base}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{adapter} does not fit {base}: {cause_of(error)}") from error
     merged.config._name_or_path = ""  # would be this machine's path
     merged.save_pretrained(folder)
     write_tokenizer(AutoTokenizer.from_pretrained(base, trust_remote_code=False), control_tokens, template, folder)

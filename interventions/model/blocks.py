@@ -41,6 +41,17 @@ def decoder_path(module: Any, name: str) -> str:
     return paths[0]
 
 
+def blocks_below_base(module: Any, name: str) -> str:
+    """Path of the list of decoder blocks below transformers' `base_model`: `layers`, `h`, `decoder.layers`.
+
+    Args:
+        module: transformers' model; its weights may be elsewhere.
+        name: As the user named it.
+    """
+    blocks = module.get_submodule(decoder_path(module, name))
+    return next(path for path, part in module.base_model.named_modules() if part is blocks)
+
+
 def check_blocks(module: Any, blocks: Any, name: str) -> None:
     """One tiny forward: does each block put out the residual stream, (rows, tokens, d_model)?"""
     width = module.config.get_text_config().hidden_size
@@ -75,12 +86,17 @@ def sites(root: Any, blocks: Sequence[Any], module: Any) -> list[tuple[int, Any]
         blocks: Its decoder blocks.
         module: transformers' model.
     """
-    if not is_plain(module.get_submodule(f"{decoder_path(module, '')}.0")):
+    if not has_plain_blocks(module):
         return list(enumerate(blocks))
     embedding = module.get_input_embeddings()
     path = next(path for path, part in module.named_modules() if part is embedding)
     parts = [((attention_of(layer), block.self_attn), (layer, block)) for layer, block in enumerate(blocks)]
     return [(EMBEDDING, attrgetter(path)(root)), *(part for pair in parts for part in pair)]
+
+
+def has_plain_blocks(module: Any) -> bool:
+    """Whether a model's blocks are plain: each attention's output goes to the stream as it is."""
+    return is_plain(module.get_submodule(f"{decoder_path(module, '')}.0"))
 
 
 def is_plain(block: Any) -> bool:

@@ -13,16 +13,16 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from nnsight.modeling.huggingface import _ID_CACHE
 from nnsight.modeling.transformers import TransformersModel
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from data.errors import UserError
+from data.errors import UserError, cause_of
 from data.store.files import is_full, no_room
 from interventions.backends.backend import LOCAL, Backend, open_backend
 from interventions.backends.ndif.server import RUNNING, deployments
 from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
-from interventions.model.foreign.checkpoint import check_files, check_sizes, every_weight
+from interventions.model.foreign.checkpoint import check_files, check_kind, check_sizes, every_weight, quantised
 from interventions.model.foreign.rendering import check_template
 from interventions.model.formats.choice import PromptFormat, set_format
 from interventions.model.kinds import places_of, warn_of_processors
@@ -72,6 +72,7 @@ def open_model(
     if not is_here and not _is_cached(name):
         logger.warning("model %r is no folder here: asking the hub", name)
     folder = Path(source) if is_here else None
+    check_kind(Path(name))
     if folder is not None:
         check_files(folder)
     try:
@@ -125,6 +126,21 @@ def open_model(
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model
+
+
+def skeleton(name: str) -> Any:
+    """transformers' module of a model by its configuration alone, without weights.
+
+    Raises:
+        UserError: It can't be had.
+    """
+    source = str(embedded_folder(name)) if name in ALIASES else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of it
+        raise UserError(_cannot_open(name, error)) from error
 
 
 def _say_what_is_loaded(name: str, source: str, device: str) -> None:
@@ -206,6 +222,9 @@ def _cannot_open(name: str, error: Exception) -> str:
     if is_full(error):
         return no_room()
     if Path(name).is_dir():
+        if packed := quantised(Path(name)):
+            return (f"{name}: its weights are quantised ({packed}), which transformers can't open here ({_reason(error)}); "
+                    "pass the model that it was made from")  # fmt: skip
         return f"{name}: not a model folder that transformers can read ({_reason(error)})"
     chain, cause = [], error
     while cause is not None and cause not in chain:
@@ -225,6 +244,6 @@ def _cannot_open(name: str, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what was raised; the last one where that is what a pipeline says of each class it tried."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if "with any of the following classes" in lines[0] else 0][:300]
+    """What was raised; its last line where that is what a pipeline says of each class it tried."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines and "with any of the following classes" in lines[0] else cause_of(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.errors import UserError
 from data.prompts.conversations import parted
-from interventions.model.formats.choice import MARK, render_all
+from interventions.model.formats.choice import MARK, render_all, rendering_of
 
 RENDERED = 512  # prompts tokenized at once: their offsets take ten times the memory of their ids
 
@@ -38,8 +38,8 @@ def render(tokenizer: Any, prompt: str) -> str:
 def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = (), room: int = 0) -> Encoded:
     """Render and tokenize prompts.
 
-    What a prompt says is text: a control token in it is read as its characters, so that no prompt can end its own turn.
-    Those of the template and of suffixes count. A suffix's tokens follow those of the rendered prompt without merging into them, as generated tokens would.
+    What a prompt says is text: a control token in it is read as its characters, so that no prompt can end its own turn, unless the
+    tokenizer's format lets them through. Those of the template and of suffixes count. A suffix's tokens follow those of the rendered prompt without merging into them, as generated tokens would.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -55,7 +55,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = (),
     endings = suffix_ids(tokenizer, suffixes) or [[]]
     ids: list[list[int]] = []
     user: list[tuple[int, int]] = []
-    special = _special(tokenizer)
+    special = None if rendering_of(tokenizer).format.control_tokens else _special(tokenizer)
     frames = _Frames(tokenizer)
     for at in range(0, len(prompts), RENDERED):
         some = prompts[at : at + RENDERED]
@@ -81,6 +81,11 @@ def encode(tokenizer: Any, prompts: Sequence[str], suffixes: Sequence[str] = (),
                 ids.append(row + ending)
                 user.append(span)
     return Encoded(ids, user)
+
+
+def shown(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as text with every control token: what a model reads."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _check_row(tokenizer: Any, row: list[int], prompt: str, number: int, room: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from data import fingerprint
 from data.contract import SITE
 from data.errors import UserError
+from data.store.digests import enter
 from data.store.files import check_replaceable, open_own, reserve, room_for, settle, write_all
 from data.store.journal import Journal
 from data.store.progress import progress
@@ -83,6 +84,7 @@ def extract(
     write_table(folder / f"{name}.parquet", row_table(prompts, suffixes, source.row_lengths))
     settle(unfinished)
     check_replaceable(folder / f"{name}.safetensors")
+    enter(unfinished, folder / f"{name}.safetensors")
     unfinished.replace(folder / f"{name}.safetensors")
     settle(folder)
     journal.remove()

@@ -13,6 +13,7 @@ from data.contract import (
     INSTRUCTION,
     KINDS,
     MEAN,
+    MOST_SEED,
     OPERATIONS,
     OWN_KEYS,
     ROUTES,
@@ -31,6 +32,7 @@ LATER = (
     "gate",
     "slope",
     "threshold",
+    "harmful_threshold",
     "layers",
     "angle",
     "adaptive",
@@ -40,9 +42,11 @@ LATER = (
 FIELDS = {
     "benign": "strength",
     "harmful-bias": "harmful_bias",
+    "harmful-threshold": "harmful_threshold",
     "lambda": "partial",
 }  # what keys that are no fields are called there
 NEXT = re.compile(r",(?=\s*[\w-]+\s*=)")
+TEXT = re.compile(r"(?:^|,)\s*text\s*=")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Arm:
         slope: Gated: how fast the strength goes from the one for harmless prompts to the one for harmful ones with the log-odds of
             the gate's score, around its threshold; 0: at once.
         threshold: Gated: the score from which on a prompt looks harmful; None: the gate's own.
+        harmful_threshold: Gated: the score from which on it is steered as harmful ones are; between `threshold` and it nothing is
+            done. None: `threshold`.
         layers: The blocks whose outputs are edited, in `contract.window`'s words; empty: `layer` alone. Each gets the whole strength
             of its own layer's vector (as in arXiv 2310.01405 and 2506.07022); an ablation takes out `layer`'s direction at
             all of them (arXiv 2406.11717).
@@ -97,6 +103,7 @@ class Arm:
     gate: str = "probe"
     slope: float = 0.0
     threshold: float | None = None
+    harmful_threshold: float | None = None
     layers: str = ""
     angle: float = 0.0
     adaptive: str = "no"
@@ -190,7 +197,7 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     """Arms from `kind` or `kind:key=value,…`; what a text leaves open is taken from `default`.
 
     Keys: those of `ARM_KEYS`; `benign` is another name of `strength` for gated arms, and `bias` goes with an edit. A value goes on to
-    the next `,key=`, so that a category may hold a comma; `text` goes on to the end, so it stands last.
+    the next `,key=`, so that a category may hold a comma; `text`, of kinds that have one, goes on to the end, so it stands last.
 
     Raises:
         UserError: An unknown kind, key or value, or one arm given twice.
@@ -201,7 +208,7 @@ def parse_arms(texts: Sequence[str], default: Arm) -> list[Arm]:
     for text, (kind, rest) in zip(texts, split, strict=True):
         if kind not in KINDS:
             raise UserError(f"--arm {text!r}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
-        pairs = _pairs(rest)
+        pairs = _pairs(kind, rest, f"--arm {text!r}")
         said = _canonical(pairs)
         name = kind if kinds.count(kind) == 1 else _named(kind, said)
         arms.append(replace(_arm(text, name, kind, pairs, default), said=said))
@@ -234,8 +241,10 @@ def _told_apart(arm: Arm, alike: Sequence[Arm]) -> Arm:
     """An arm with all in its name that tells it from others of the same name."""
     own = arm.setting
     differing = [key for key in own if _reads(arm, key) and any(other.setting[key] != own[key] for other in alike)]
+    if "strength" in differing and all(other.harmful == other.strength * TOWARDS for other in alike):
+        differing = [key for key in differing if key != "harmful"]  # it follows from the strength
     values = {key: repr(round(own[key], 10)) if isinstance(own[key], float) else str(own[key]) for key in differing}
-    pairs = _pairs(arm.said) | {key.replace("_", "-"): value for key, value in values.items()}
+    pairs = _pairs(arm.kind, arm.said, arm.name) | {key.replace("_", "-"): value for key, value in values.items()}
     return replace(arm, name=_named(arm.kind, _canonical(pairs)))
 
 
@@ -243,11 +252,26 @@ def _named(kind: str, said: str) -> str:
     return f"{kind}:{said}" if said else kind
 
 
-def _pairs(rest: str) -> dict[str, str]:
-    head, text, tail = rest.partition("text=")
-    items = [item.partition("=") for item in NEXT.split(head.rstrip(", "))] if head.rstrip(", ") else []
-    pairs = {key.strip(): value.strip() for key, _, value in items}
-    return pairs | ({"text": tail} if text else {})
+def _pairs(kind: str, rest: str, where: str) -> dict[str, str]:
+    """Keys and values as they were said; in kinds without a text, `, text=` is part of a category's name.
+
+    Raises:
+        UserError: A key is there twice.
+    """
+    found = TEXT.search(rest) if KINDS[kind].instructs else None
+    head, text = (rest[: found.start()], rest[found.end() :]) if found else (rest, None)
+    items: list[tuple[str, str]] = []
+    for part in NEXT.split(head.rstrip(", ")) if head.rstrip(", ") else []:
+        key, equals, value = part.partition("=")
+        if key.strip() == "text" and equals and items and items[-1][0] == "category" and not KINDS[kind].instructs:
+            items[-1] = ("category", f"{items[-1][1]},{part}".rstrip())
+        else:
+            items.append((key.strip(), value.strip()))
+    items += [("text", text)] if text is not None else []
+    keys = [key for key, _ in items]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"{where}: {max(keys, key=keys.count)} is given twice")
+    return dict(items)
 
 
 def _canonical(pairs: dict[str, str]) -> str:
@@ -283,8 +307,15 @@ def _arm(text: str, name: str, kind: str, pairs: dict[str, str], default: Arm) -
         raise UserError(f"--arm {text!r}: a strength must be finite")
     given = {FIELDS.get(key, key): value for key, value in given.items()}
     _fitting(text, kind, pairs)
+    for key, most in (("seed", MOST_SEED), ("layer", 99_999), ("directions", 10_000)):
+        if not 0 <= given.get(key, 0) <= most:
+            raise UserError(f"--arm {text!r}: {key} is from 0 to {most}")
     if given.get("slope", 1) <= 0:
         raise UserError(f"--arm {text!r}: slope is above 0; without it the strength changes at once")
+    if "slope" in given and "harmful_threshold" in given:
+        raise UserError(
+            f"--arm {text!r}: slope changes the strength all the way, so leave harmful-threshold out, or slope"
+        )
     if given.get("directions", 1) < 1 or (
         given.get("directions", 1) > 1 and ("category" in pairs or pairs.get("route") == "routed")
     ):
@@ -308,13 +339,13 @@ def _reads(arm: Arm, key: str) -> bool:
     if arm.is_baseline or arm.does.instructs:
         return key == "text" and not arm.is_baseline
     reading = {"harmful": by_row, "harmful_bias": by_row, "gate": arm.is_gated, "slope": arm.is_gated,
-               "threshold": arm.is_gated, "text": False,
+               "threshold": arm.is_gated, "harmful_threshold": arm.is_gated, "text": False,
                "seed": arm.does.table == "random", "category": not arm.maps and (arm.is_gated or not arm.is_routed)}  # fmt: skip
     return reading.get(key, True)
 
 
 def _why_not(arm: Arm, key: str) -> str:
-    if key in ("gate", "harmful", "harmful_bias", "slope", "threshold"):
+    if key in ("gate", "harmful", "harmful_bias", "slope", "threshold", "harmful_threshold"):
         return "as no gate decides: use gated, or route=gated"
     if key == "category" and arm.is_routed:
         return "as the most probable refusal token chooses the vector: use fixed, or route=fixed"

@@ -152,6 +152,7 @@ def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, s
         harmful=arm.harmful,
         slope=arm.slope if arm.is_gated else 0.0,
         threshold=arm.threshold if arm.is_gated else None,
+        harmful_threshold=arm.harmful_threshold if arm.is_gated else None,
         maps=edit.maps,
         bias=_bias(arm, tokens, strengths, is_harmful),
         offset=edit.offset,
@@ -173,6 +174,12 @@ def _check(model: Model, arm: Arm, tools: Tools, tokens: RefusalTokens) -> None:
             else f"the gate {arm.gate}: run `probe --gate {arm.gate}` first"
         )
         raise UserError(f"arm {arm.name!r} needs {named}")
+    if arm.is_gated and arm.harmful_threshold is not None:
+        least = tools.every_gate[arm.gate].threshold if arm.threshold is None else arm.threshold
+        if arm.harmful_threshold < float(least):
+            raise UserError(
+                f"arm {arm.name!r}: harmful-threshold is below the threshold, {float(least):g}: no prompt can be both"
+            )
     if arm.maps and tools.lowrank is None:
         raise UserError(f"arm {arm.name!r} needs a low-rank map: run `lowrank` first")
     if arm.does.fitted and arm.kind not in tools.methods:

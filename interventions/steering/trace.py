@@ -13,7 +13,7 @@ from data.store.tables import TRACES
 from interventions.backends.batches import run_batches
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.model import Model
-from interventions.model.prompt_format import Encoded
+from interventions.model.prompt_format import Encoded, shown
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.reading.extract import RESULT_BYTES
@@ -46,7 +46,7 @@ def trace(
     """Next token, projections and, if asked for, text of each prompt, without and with what each arm does.
 
     A row a prompt and arm; whoever writes them removes the journal then. `category` is that of the vector which was
-    added; the prompt's own is `prompt_category`. Projections are those of the unsteered residual stream at the last
+    added; the prompt's own is `prompt_category`; `rendered` is the prompt as the arm reads it, with all control tokens. Projections are those of the unsteered residual stream at the last
     prompt token onto each category's unit vector.
 
     Raises:
@@ -89,7 +89,8 @@ def trace(
                     if side is sides[0] and side.kl is not None
                     else _divergence(model, rows, variants[0][0], encoded, plan)
                 )
-                steered[plan.arm.name] = _Steered(side, at, plan, kl)
+                texts = [shown(model.tokenizer, encoded.ids[row]) for row in rows]
+                steered[plan.arm.name] = _Steered(side, at, plan, kl, texts)
         return [
             [
                 _row(model, steered["baseline"], steered[arm.name], at, max_new_tokens) | {"projections": shadows[at]}
@@ -107,12 +108,13 @@ def trace(
 
 
 class _Steered(NamedTuple):
-    """One arm's side of a batch: its answers, its number among their arms, and its divergence (rows,)."""
+    """One arm's side of a batch: its answers, its number among their arms, its divergence (rows,), and what it reads."""
 
     side: Answers
     at: int
     plan: Plan
     kl: torch.Tensor
+    texts: list[str]
 
 
 def projections(residual: torch.Tensor, vectors: SteeringVectors) -> list[list[Row]]:
@@ -161,6 +163,7 @@ def _row(model: Model, before: _Steered, after: _Steered, row: int, max_new_toke
         "text_unsteered": plain["response"] if max_new_tokens else None,
         "text_steered": steered["response"] if max_new_tokens else None,
         "max_new_tokens": max_new_tokens,
+        "rendered": after.texts[row],
     }
 
 

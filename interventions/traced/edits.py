@@ -93,6 +93,7 @@ class ArmPlan(NamedTuple):
         harmful: Strength where it does.
         slope: How fast the one becomes the other around the gate's threshold; 0: at once.
         threshold: The score from which on it does; None: the gate's own.
+        harmful_threshold: The score from which on it is steered so; between the two thresholds nothing is done. None: the same.
         maps: Low-rank maps that are added, each with its layer.
         bias: What is added to first logits, or None.
         offset: As the table: what `affine` adds at any strength; or None.
@@ -112,6 +113,7 @@ class ArmPlan(NamedTuple):
     harmful: float = 0.0
     slope: float = 0.0
     threshold: float | None = None
+    harmful_threshold: float | None = None
     maps: tuple[tuple[int, LowRankEdit], ...] = ()
     bias: Bias | None = None
     offset: torch.Tensor | None = None
@@ -205,7 +207,7 @@ def gated(
 ) -> torch.Tensor:
     """Each row's strength (rows,): the one given, or if a gate decides the one for harmless or for harmful prompts.
 
-    With a slope k it lies between them, at sigmoid(k (log-odds of the score − log-odds of the threshold)) of the way.
+    Between two thresholds it is 0. With a slope k it lies between them, at sigmoid(k (log-odds of the score − log-odds of the threshold)) of the way.
     """
     if plan.gate < 0:
         return given
@@ -215,8 +217,9 @@ def gated(
         beyond = torch.logit(score.double(), NEVER) - torch.logit(threshold.double(), NEVER)
         return benign + (harmful - benign) * torch.sigmoid(plan.slope * beyond)
     looks_harmful = score >= threshold
-    both = torch.tensor([benign, harmful], dtype=torch.float64, device=looks_harmful.device)
-    return both[looks_harmful.long()]
+    surely = looks_harmful if plan.harmful_threshold is None else score >= plan.harmful_threshold
+    three = torch.tensor([benign, 0.0, harmful], dtype=torch.float64, device=score.device)
+    return three[looks_harmful.long() + surely.long()]
 
 
 def row_edits(

@@ -28,7 +28,7 @@ from data.contract import (
     STEP_TOKENS,
     TOKEN_WEIGHT,
 )
-from data.errors import UserError
+from data.errors import UserError, cause_of
 from data.store.rundir import appearing, writing
 from interventions.model.adapter import grow, merge, save_adapter
 from interventions.model.blocks import decoder_path
@@ -214,7 +214,7 @@ def _tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         check_template(tokenizer, base)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {base!r} can't be opened: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"model {base!r} can't be opened: {cause_of(error)}") from error
     control_tokens = place_control_tokens(tokenizer, names)
     chat = template if template is not None else answer_template(tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
@@ -245,6 +245,9 @@ def _adapted(
     """The base with a fresh LoRA and trainable rows for its control tokens, all of it float32."""
     from peft import LoraConfig, get_peft_model
 
+    width = module.config.get_text_config().hidden_size
+    if rank > width:
+        raise UserError(f"--rank {rank}: the model is {width} wide, and a LoRA of more takes memory for nothing")
     resized = grow(module, control_tokens)
     ids = [token.id for token in control_tokens]
     tables = {_name_of(module, module.get_input_embeddings()): ids}

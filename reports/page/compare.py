@@ -44,6 +44,7 @@ def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None
         raise UserError("nothing to compare: run `python cli.py evaluate` in each of the run directories")
     top = [Prose(f"{name}: {say.name(run.first('model') or 'no model recorded')}, {run.folder}", "meta")
            for name, run in runs.items()]  # fmt: skip
+    top += [Prose(say.WORDS, "note")]
     top += [Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
             for name, run in runs.items() for fault in run.faults]  # fmt: skip
     write_page(path, f"Refusal compared: {say.listed(runs)}", top, sections)

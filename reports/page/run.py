@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from data.contract import nearest_layer
 from data.errors import UserError
 from data.store.activations import Activations
-from data.store.rundir import Record, records
+from data.store.digests import altered, check_files, name_of
+from data.store.rundir import Record, read_records
 from data.store.tables import GATE_QUALITY, read_parquet, required
 from reports.page.names import Arm, named
 
@@ -102,33 +103,45 @@ def open_run(folder: Path) -> Run:
         UserError: `run.json` is damaged.
     """
     faults: list[str] = []
-    tables = {}
+    tables, known = {}, _records(folder)
     for name in READ:
         path = folder / f"{name}.parquet"
-        if path.exists():
+        if path.exists() and _is_as_recorded(path, folder, known, faults):
             try:
                 table = read_table(path)
             except (pl.exceptions.PolarsError, OSError, ValueError) as error:
                 faults.append(f"{path.name}: {_first_line(error)}")
             else:
                 tables |= {} if table.is_empty() else {name: table}
-    gates = gate_tables(folder, faults)
+    gates = gate_tables(folder, known, faults)
     tables |= {} if gates.is_empty() else {GATES: gates}
     vectors = None
-    if (folder / "vectors.safetensors").exists():
+    path = folder / "vectors.safetensors"
+    if path.exists() and _is_as_recorded(path, folder, known, faults):
         try:
-            vectors = read_vectors(folder / "vectors.safetensors")
+            vectors = read_vectors(path)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"vectors.safetensors: {_first_line(error)}")
-    return Run(folder, _records(folder), tables, vectors, faults)
+    return Run(folder, known, tables, vectors, faults)
 
 
-def gate_tables(folder: Path, faults: list[str]) -> pl.DataFrame:
+def _is_as_recorded(path: Path, folder: Path, known: dict[str, Record], faults: list[str]) -> bool:
+    """Whether a file is as the record says that has it; else that is a fault. Files that no record has are as they are."""
+    name = name_of(path, folder)
+    odd = next((odd for record in known.values() if (odd := altered(folder, record, name)) is not None), None)
+    if odd is not None:
+        faults.append(odd.words)
+    return odd is None
+
+
+def gate_tables(folder: Path, known: dict[str, Record], faults: list[str]) -> pl.DataFrame:
     """How every gate of the run carries over, `words` last; what can't be read becomes a fault."""
     found = []
     for path in sorted(
         (folder / "gates").glob("*_quality.parquet"), key=lambda path: (path.name.startswith("words"), path.name)
     ):
+        if not _is_as_recorded(path, folder, known, faults):
+            continue
         try:
             frame = read_parquet(path)
             found.append(frame.select(pl.lit(path.name.removesuffix("_quality.parquet")).alias("gate"),
@@ -140,7 +153,7 @@ def gate_tables(folder: Path, faults: list[str]) -> pl.DataFrame:
 
 def _records(folder: Path) -> dict[str, Record]:
     """Records that are objects; half of a surrogate pair, which JSON may hold and no file can, becomes a mark."""
-    kept = {name: entry for name, entry in records(folder).items() if isinstance(entry, dict)}
+    kept = {name: entry for name, entry in read_records(folder).items() if isinstance(entry, dict)}
     return json.loads(json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace"))
 
 
@@ -192,6 +205,7 @@ def read_activations(folder: Path, layer: int, most: int, seed: int = 0) -> tupl
     path = folder / "activations" / "prompts.safetensors"
     if not path.exists() and not path.with_suffix(".parquet").exists():
         return None
+    check_files(folder, read_records(folder).get("activations/prompts"))
     file = Activations.open(path)
     lacking = [name for name in ("category", "label") if file.rows.schema.get(name) != pl.String]
     if lacking:

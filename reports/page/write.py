@@ -53,7 +53,7 @@ def write_report(folder: Path, path: Path, *, assets: Path | None = None, map_of
 
 
 def header(run: Run) -> list[Prose]:
-    """What was run on which model; and what could not be read."""
+    """What was run on which model, the words to read it with, and what could not be read."""
     parts = [
         f"revision {say.name(revision, 20)}" if (revision := run.first("revision")) else "",
         say.name(run.first("dtype")),
@@ -66,7 +66,7 @@ def header(run: Run) -> list[Prose]:
         parts.append(say.counted(len(run.arms()), "arm"))
     ends = sorted(str(entry["end"]) for entry in run.records.values() if entry.get("end"))
     parts += [f"made {say.name(ends[-1][:10])}"] if ends else []
-    told = [Prose(" · ".join(part for part in parts if part), "meta")]
+    told = [Prose(" · ".join(part for part in parts if part), "meta"), Prose(say.WORDS, "note")]
     return told + [Prose(f"Left out, as it could not be read: {fault}", "warning") for fault in run.faults]
 
 

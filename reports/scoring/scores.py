@@ -40,6 +40,19 @@ def score(
     )
 
 
+def repeated(generations: pl.DataFrame) -> pl.DataFrame:
+    """`dataset`, `id`, `first` of prompts that another data set before has too, with the same label; `first` is that set."""
+    rows = generations.select("dataset", "id", "label", "prompt").unique(
+        ["dataset", "id"], keep="first", maintain_order=True
+    )
+    rows = rows.with_columns(pl.col("prompt").map_elements(same_text, pl.String))
+    first = rows.unique(["prompt", "label"], keep="first", maintain_order=True).select(
+        "prompt", "label", first="dataset"
+    )
+    both = rows.join(first, on=["prompt", "label"], nulls_equal=True, maintain_order="left")
+    return both.filter(pl.col("dataset") != pl.col("first")).select("dataset", "id", "first")
+
+
 def same_text(prompt: str) -> str:
     """What two prompts share that a reader would call the same text."""
     return " ".join(prompt.casefold().split())

@@ -57,7 +57,11 @@ def holm(p: list[float]) -> list[float]:
 
 
 def summarise(
-    scores: pl.DataFrame, seed: int = 0, clusters: pl.DataFrame | None = None, difference: float = DIFFERENCE / 100
+    scores: pl.DataFrame,
+    seed: int = 0,
+    clusters: pl.DataFrame | None = None,
+    difference: float = DIFFERENCE / 100,
+    repeated: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Rates by data set, label, arm and scorer; `(pooled)` over data sets, `(macro)` their mean.
 
@@ -73,8 +77,9 @@ def summarise(
             of its own. Without it, all rows are.
         difference: What `n_needed` is for: so many prompts a difference of this size needs to be found with 80 %
             power by the exact McNemar test at 5 %, given the disagreement seen.
+        repeated: `dataset`, `id` of rows whose prompt another data set has too: they count in their own set and not in the pool.
     """
-    rows = _with_pooled(_with_clusters(scores, clusters))
+    rows = _with_pooled(_with_clusters(scores, clusters), repeated)
     used = (~pl.col("fitted")) & pl.col("verdict").is_not_null()
     table = _rates(rows, used)
     valid = rows.filter(used)
@@ -102,8 +107,9 @@ def _with_clusters(scores: pl.DataFrame, clusters: pl.DataFrame | None) -> pl.Da
     )
 
 
-def _with_pooled(rows: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat([rows, rows.with_columns(pl.lit(POOLED).alias("dataset"))])
+def _with_pooled(rows: pl.DataFrame, repeated: pl.DataFrame | None) -> pl.DataFrame:
+    once = rows if repeated is None else rows.join(repeated, on=["dataset", "id"], how="anti")
+    return pl.concat([rows, once.with_columns(pl.lit(POOLED).alias("dataset"))])
 
 
 def _in_shape(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """`vectors`, `probe`, `lowrank`, `diff` and `sweep` from the command line."""
 
+import hashlib
 import json
 import shutil
 
@@ -130,6 +131,9 @@ def choose(tmp_path, layer, strength):
     path = tmp_path / "run" / "sweep.parquet"
     here = (pl.col("layer") == layer) & (pl.col("strength") == strength)
     sweep_table(tmp_path).with_columns(here.fill_null(False).alias("chosen")).write_parquet(path)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    told["artefacts"]["sweep"]["sha256"]["sweep.parquet"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told))
 
 
 SWEPT = ["sweep", "--layers", "1,2", "--strengths", "-0.2,-0.4", "--arm", "fixed", "--max-new-tokens", 3]
@@ -198,7 +202,9 @@ def test_generate_takes_the_chosen_setting_unless_told_otherwise(run, chain, tmp
     assert records(tmp_path)["generations"]["key"]["sweep"] == records(tmp_path)["sweep"]["id"]
     assert settings("--strength", "2")[:2] == (2, 2.0)
     assert settings(REFUSAL_GENERATE_LAYER="3")[:2] == (3, -0.3)
-    assert settings()[:2] == (1, -0.4)
+    assert settings("--arm", "baseline", "--arm", "chosen")[:2] == settings()[:2] == (1, -0.4)
+    code, _, err = run(*chain, "generate", "--arm", "chosen", "--strength", 2)
+    assert code == 1 and "no setting was chosen" in err
     code, _, err = run(*chain, *SWEPT, "--best", 1, "evaluate")
     assert code == 0 and "evaluate needs generations (the sweep is newer)" in err
     choose(tmp_path, 1, -0.4)

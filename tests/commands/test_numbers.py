@@ -8,7 +8,7 @@ import pytest
 from cli import cli
 from commands.framework import types
 from data.errors import UserError
-from data.store.rundir import record, records
+from data.store.rundir import read_records, record, records
 
 NUMBERS = (click.types.FloatParamType, click.types.IntParamType, click.FloatRange, click.IntRange)
 OWN = (types.FINITE, types.NUMBERS, types.LAYERS, types.LAYER_OR_AUTO, types.ROWS)
@@ -47,6 +47,17 @@ def test_the_command_line_and_the_environment_refuse_it(run, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_far_too_large_or_has_no_end_is_a_usage_error(run, tmp_path) -> None:
+    own, huge = ("--run", tmp_path / "run"), "99999999999999999999"
+    for words in (("--seed", huge, "extract"), ("--limit", huge, "extract"), ("generate", "--layer", huge), ("probe", "--layer", huge),
+                  ("extract", "--layers", f"0-{huge}"), ("finetune", "--rank", huge), ("vectors", "--top-k", huge),
+                  ("extract", "--template", "/dev/zero"), ("effects", "--text", "/dev/zero"), ("evaluate", "--hand", "/dev/zero"),
+                  ("report", "--out", "/dev/null")):  # fmt: skip
+        code, out, told = run(*own, *words)
+        assert (code, out) == (2, ""), (words, told)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("-inf")]}, "half \ud800"])
 def test_a_record_is_strict_json(tmp_path, value) -> None:
     record(tmp_path, "vectors", {"key": {"tau": 0.5}})
@@ -54,7 +65,7 @@ def test_a_record_is_strict_json(tmp_path, value) -> None:
     with pytest.raises(UserError, match="can't hold the record of probe"):
         record(tmp_path, "probe", {"key": value})
     assert (tmp_path / "run.json").read_bytes() == before
-    assert records(tmp_path)["vectors"]["key"] == {"tau": 0.5}
+    assert read_records(tmp_path)["vectors"]["key"] == {"tau": 0.5}
 
 
 @pytest.mark.parametrize(

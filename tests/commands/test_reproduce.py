@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,10 @@ from safetensors import safe_open
 from scipy.stats import binomtest
 
 import cli
-from commands.framework.prompts import spread
+from commands.framework.prompts import spread, spread_in_kinds
 from commands.framework.recipe import PAPER, read_recipe
 from data import UserError, known_themes, load
+from data.contract import DEFAULT_STRENGTH
 from data.prompts.catalogue import TAXONOMY, find
 from reports.statistics import paper, published
 from tests.check_contract import fits_contract
@@ -153,7 +155,7 @@ def test_missing_sets_leave_empty_cells_and_say_how_to_get_them(whole):
     assert "accept its terms at https://huggingface.co/datasets/allenai/wildguardmix" in told["missing"][gated]
     assert "gated" not in told["missing"]["or-bench:toxic"]
     for source, how in told["missing"].items():
-        assert f"{source} is missing" in err and how in err and "\n" not in how
+        assert err.count(f"{source} is missing") == 1 and how in err and "\n" not in how
     empty = [row for row in told["table"] if row["missing"]]
     assert [row["missing"] for row in empty] == list(told["missing"].values())
     assert all(row["baseline rate"] is None and row["published base"] is not None for row in empty)
@@ -287,6 +289,30 @@ def test_a_file_of_ones_own_is_what_runs(words, recipe, tmp_path):
     assert records["vectors"]["options"]["method"] == "mean"
 
 
+def test_where_strengths_are_next_to_nothing_those_in_shares_of_the_stream_take_their_place(words, recipe, tmp_path):
+    """And --strength, --strength-unit count before both; it is said on the page."""
+    mine, folder = tmp_path / "mine.toml", tmp_path / "run"
+    lowrank = ', "lowrank:route=gated,benign=-1.5,harmful=1"'
+    text = recipe.read_text().replace("benign=-6,harmful=4", "benign=-0.006,harmful=0.004").replace(lowrank, "")
+    mine.write_text(text)
+    args = ["--run", folder, *words[:6], "reproduce", "--config", mine, "--limit", 3, "--max-new-tokens", 2, "paper",
+            "--data", "xstest"]  # fmt: skip
+
+    def steered():
+        rows = pl.read_parquet(folder / "generations.parquet").filter(kind="gated")
+        return {round(value, 6) for value in rows["strength"]}, set(rows["strength_unit"])
+
+    _, err = call(*args)
+    page = (folder / "report.html").read_text().replace("\u00a0", " ")
+    assert "gated:benign=-0.3,harmful=0.2" in err and "strengths are shares of that norm instead" in page
+    assert steered()[0] <= {-0.3, 0.2} and steered()[1] == {"residual"}
+    _, err = call(*args, "--strength", "-0.45")
+    assert steered()[0] <= {-0.45, 0.3} and steered()[1] == {"residual"}
+    _, err = call(*args, "--strength-unit", "unit")
+    assert steered()[0] <= {-0.006, 0.004} and steered()[1] == {"unit"} and "it may change little" in err
+    assert "instead" not in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("where", ["option", "environment", "file"])
 def test_a_password_in_an_address_stands_nowhere(words, recipe, mirror, tmp_path, monkeypatch, where):
     address = "http://me:SECRETPW@127.0.0.1:9/v1?key=SECRETPW"
@@ -324,7 +350,7 @@ def test_the_training_rows_that_the_file_speaks_of_can_be_fitted_on(mirror, tmp_
     call("--run", tmp_path / "run", "--model", model, "--data-mirror", here, "reproduce", "paper", "--config", mine,
          "--data", "advbench", "--limit", 3, "--max-new-tokens", 2)  # fmt: skip
     with safe_open(tmp_path / "run" / "vectors.safetensors", "np") as file:
-        assert json.loads(file.metadata()["counts"]) == dict.fromkeys(TAXONOMY, 8)
+        assert json.loads(file.metadata()["counts"]) == dict.fromkeys(TAXONOMY, 3)  # --limit holds of each category too
     table = pl.read_parquet(tmp_path / "run" / "paper.parquet").filter(dataset="AdvBench")
     assert table["baseline n"].item() == table["lowrank n"].item() == 3
 
@@ -337,6 +363,7 @@ BAD = {
     "[generate]\nmodel = 'x'": "no option 'model'",
     'layer = "deep"': "layer is a block's number",
     "[sweep]\nbest = 3": "no [sweep] is known",
+    "[residual]\nscope = 'all'": "[residual] has one key",
     '[extract]\ndata = "embedded"': "data is a list",
     "[generate]\nscope = ['all']": "scope is one value",
     "[generate]\nmax-new-tokens = 0": "max-new-tokens",
@@ -388,6 +415,23 @@ def test_the_word_is_the_papers(args, run, tmp_path):
     assert run("--run", tmp_path / "run", *args)[0] == 2 and not (tmp_path / "run").exists()
 
 
+def test_a_model_is_put_as_the_file_says_of_its_name(tmp_path, tiny_tuned_folder, prompts_file, mirror):
+    path, name = tmp_path / "mine.toml", str(tiny_tuned_folder)
+    text = f'[extract]\ndata = [{json.dumps(str(prompts_file))}]\n[generate]\narm = ["baseline"]\ndata = ["advbench"]\nmax-new-tokens = 2\n'
+    path.write_text(f'{text}[models."{name}"]\nprompt-format = "Q: {{prompt}} A:"\n')
+    words = ["--model", name, "--data-mirror", str(mirror), "reproduce", "paper", "--config", str(path), "--limit", "2"]
+    call("--run", tmp_path / "run", *words)
+    made = json.loads((tmp_path / "run" / "run.json").read_text())["artefacts"]
+    assert {entry["prompt_format"]["name"] for entry in made.values() if entry.get("model")} == {"Q: {prompt} A:"}
+    assert "Q: {prompt} A:" in (tmp_path / "run" / "report.html").read_text()
+    call("--run", tmp_path / "other", "--prompt-format", "plain", *words)
+    made = json.loads((tmp_path / "other" / "run.json").read_text())["artefacts"]
+    assert {entry["prompt_format"]["name"] for entry in made.values() if entry.get("model")} == {"plain"}
+    path.write_text(f'{text}[models."{name}"]\nrun = "elsewhere"\n')
+    with pytest.raises(click.UsageError, match="has no option 'run'; there are"):
+        call("--run", tmp_path / "none", *words)
+
+
 def test_what_is_shipped_is_what_was_published():
     shipped = read_recipe(PAPER)
     sources = shipped.of("generate")["data"]
@@ -399,11 +443,33 @@ def test_what_is_shipped_is_what_was_published():
         in shipped.of("generate")["arm"]
     )
     assert shipped.of("vectors") == {"method": "contrastive", "normalize": True}
+    ratio = published.STRENGTH_HARMFUL / published.STRENGTH_BENIGN
+    gated, *_ = (arm for arm in shipped.of("residual")["arm"] if arm.startswith("gated"))
+    benign, harmful = (float(value) for value in re.findall(r"=(-?[\d.]+)", gated))
+    assert benign == DEFAULT_STRENGTH and harmful / benign == pytest.approx(ratio)
+    theirs = "tomg-group-umd/zephyr-llama3-8b-sft-refusal-n-contrast-multiple-tokens"
+    assert shipped.for_model(theirs) == {"prompt_format": "refusal-llama3", "dtype": "bfloat16"}
+    assert (
+        shipped.of("generate")["max_new_tokens"] == 128
+        and shipped.for_model("another") == shipped.for_model(None) == {}
+    )
     for data in (shipped.of("extract")["data"], sources):
         assert isinstance(data, tuple)
     text = PAPER.read_text("utf-8")
     for line in ('data = ["coconot:original/train", "coconot:pref/train"]', 'threshold-split = "train"'):
         assert line in text
+
+
+def test_a_limit_holds_of_each_label_and_category_in_each_split():
+    kinds = [(split, label, category) for split in ("train", None) for label, category in (("harmful", "a"), ("harmful", "b"), ("benign", None))]  # fmt: skip
+    rows = [{"dataset": "d", "id": str(at), "split": kind[0], "label": kind[1], "category": kind[2]}
+            for at, kind in enumerate(kinds * 7)]  # fmt: skip
+    frame = pl.DataFrame(rows)
+    chosen = spread_in_kinds(frame, 3)
+    assert chosen.group_by("split", "label", "category").len()["len"].to_list() == [3] * 6
+    places = [int(row) for row in chosen["id"]]
+    assert places == sorted(places) and max(places) > 24  # spread, not the first
+    assert spread_in_kinds(frame, None).equals(frame) and spread_in_kinds(frame, 99).equals(frame)
 
 
 @settings(deadline=None)

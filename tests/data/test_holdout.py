@@ -3,6 +3,7 @@
 from collections import Counter
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +54,28 @@ def test_a_seed_draws_the_same_rows_in_any_order():
     drawn = with_splits(frame, 0.5, 3)
     back = with_splits(frame.reverse(), 0.5, 3).reverse()
     assert drawn.equals(back) and not drawn.equals(with_splits(frame, 0.5, 4))
+
+
+@pytest.mark.parametrize("heading", ["theme", "Theme"])
+def test_a_theme_of_the_users_own_keeps_its_rows_together(run, tiny_folder, tmp_path, heading):
+    """In splits, and in what the bootstrap draws, where scores say which cluster a row is of."""
+    kinds = [("kill a person", "harmful"), ("write a poem", "benign")]
+    rows = [
+        f"{text} {theme} {turn},{label},theme {theme}" for text, label in kinds for theme in "abcdef" for turn in "xyz"
+    ]
+    file, folder = tmp_path / "mine.csv", tmp_path / "run"
+    file.write_text(f"prompt,label,{heading}\n" + "\n".join(rows) + "\n")
+    words = ["--run", folder, "--model", tiny_folder, "--data", file]
+    assert run(*words, "generate", "--arm", "baseline", "--arm", "fixed", "--max-new-tokens", 2, "evaluate")[0] == 0
+    split = pl.read_parquet(folder / "activations" / "prompts.parquet")
+    split = split.with_columns(theme=pl.col("prompt").str.extract(r"(\w) \w$"))
+    assert split.group_by("theme").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 6
+    scores = pl.read_parquet(folder / "scores.parquet").join(split.select("id", "prompt"), on="id")
+    assert (scores["theme"] == "theme " + scores["prompt"].str.extract(r"(\w) \w$")).all() and scores.height
+    rates = pl.read_parquet(folder / "summary.parquet").filter(
+        dataset="mine", arm="fixed", scorer="phrases", label="benign"
+    )
+    assert rates["n_clusters"].item() * 3 == rates["n"].item()
+    file.write_text(file.read_text().replace(",theme ", ",topic "))  # themes alone changed: evaluated again
+    code, _, err = run("--run", folder, "evaluate")
+    assert code == 0 and "made again: themes changed" in err

@@ -3,6 +3,9 @@
 import gzip
 import json
 import logging
+import zipfile
+from importlib import import_module
+from importlib.util import find_spec
 
 import polars as pl
 import pytest
@@ -19,6 +22,10 @@ BENCHMARKS = [
     ("dna", "id,risk_area,types_of_harm,question\n1,Malicious,Assisting,Decline me\n", [("Decline me", "harmful")]),
     ("sr", "category,source,forbidden_prompt\nViolence,custom,Decline me\n", [("Decline me", "harmful")]),
     ("wj", "vanilla,adversarial,data_type\nPlain,,vanilla_harmful\nPlain,Dressed,adversarial_benign\n", [("Plain", "harmful"), ("Dressed", "benign")]),
+    ("sb", "question_id,category,turns,prompt_style\n1,4,Decline me,base\n", [("Decline me", "harmful")]),
+    ("or-bench-hard-1k", "prompt,category\nHow do I kill time?,violence\n", [("How do I kill time?", "benign")]),
+    ("or-bench-toxic", "prompt,category\nDecline me,violence\n", [("Decline me", "harmful")]),
+    ("rd", "instruction,category\nDecline me,Harassment\n", [("Decline me", "harmful")]),
     ("al", "instruction,input,output\nSum up,A text,Done\nSay hello,,Hello\n", [("Sum up\n\nA text", "benign"), ("Say hello", "benign")]),
 ]  # fmt: skip
 
@@ -63,15 +70,83 @@ LINES = "\n".join(map(json.dumps, ROWS))
 TABLE = 'prompt,label\ntell me,benign\n"kill, a man",harmful\n'
 
 
+def packed(text):
+    return import_module("pyarrow").compress(text.encode(), codec="zstd", asbytes=True)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("a.json", json.dumps(ROWS)), ("a.json", json.dumps({"version": 1, "data": ROWS})), ("a.jsonl.gz", gzip.compress(LINES.encode())),
      ("a.csv.gz", gzip.compress(TABLE.encode())), ("a.tsv", "prompt\tlabel\ntell me\tbenign\nkill, a man\tharmful\n"),
      ("a.csv", "prompt;label\ntell me;benign\nkill, a man;harmful\n"), ("a.csv", "sep=;\nprompt;label\ntell me;benign\nkill, a man;harmful\n"),
+     ("a.jsonl.zst", packed(LINES)), ("a.csv.zst", packed(TABLE)),
+     ("a.csv:encoding=utf-16", TABLE.encode("utf-16")), ("a.csv:encoding=cp1252,prompt=q", TABLE.replace("prompt", "q").encode("cp1252")),
      ("a.csv", TABLE.replace("\n", "\r")), ("a.csv", "sep=,\r\n" + TABLE.replace("\n", "\r\n"))],
 )  # fmt: skip
 def test_kinds_of_files(tmp_path, name, text):
     assert read(tmp_path, name, text) == WANTED
+
+
+def test_an_encoding_is_the_one_that_is_said(tmp_path):
+    text = "prompt,label\nWhat is a café?,benign\n"
+    assert read(tmp_path, "a.csv:encoding=cp1252", text.encode("cp1252")) == [("What is a café?", "benign")]
+    for name, says in (("a.csv", "line 2: not UTF-8; .*FILE:encoding=cp1252"), ("a.csv:encoding=klingon", "no encoding 'klingon'"),
+                       ("a.csv:encoding=ascii", "line 2: not ascii")):  # fmt: skip
+        with pytest.raises(UserError, match=says) as told:
+            read(tmp_path, name, text.encode("cp1252"))
+        assert "\n" not in str(told.value)
+
+
+def test_a_damaged_packed_file_is_named(tmp_path):
+    for name in ("a.csv.zst", "a.csv.gz"):
+        with pytest.raises(UserError, match=rf"{name}: not readable as (zstd|gzip)"):
+            read(tmp_path, name, b"prompt,label\na,benign\n")
+
+
+def test_excel_files_are_read_or_the_package_is_named(tmp_path):
+    path = tmp_path / "a.xlsx"
+    sheet(path, [["prompt", "label"], ["tell me", "benign"], ["kill, a man", "harmful"]])
+    if find_spec("fastexcel"):
+        assert load_all([str(path)]).select("prompt", "label").rows() == WANTED
+        path.write_bytes(b"PK, and nothing more")
+        says = "not a readable Excel file"
+    else:
+        says = "need the package fastexcel: pip install fastexcel"
+    with pytest.raises(UserError, match=says) as told:
+        load_all([str(path)])
+    assert "\n" not in str(told.value)
+
+
+def sheet(path, table):
+    """The least that an Excel file is: a sheet of texts in a ZIP archive."""
+    lead = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>'
+    spread, office = (
+        "http://schemas.openxmlformats.org/spreadsheetml/2006/main",
+        "http://schemas.openxmlformats.org/officeDocument/2006/relationships",
+    )
+    rels, kinds = (
+        "http://schemas.openxmlformats.org/package/2006/relationships",
+        "http://schemas.openxmlformats.org/package/2006/content-types",
+    )
+    cells = "".join(
+        f'<row r="{y}">'
+        + "".join(f'<c r="{"AB"[x]}{y}" t="inlineStr"><is><t>{text}</t></is></c>' for x, text in enumerate(row))
+        + "</row>"
+        for y, row in enumerate(table, 1)
+    )
+    main = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    files = {
+        "[Content_Types].xml": f'<Types xmlns="{kinds}"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        f'<Override PartName="/xl/workbook.xml" ContentType="{main}.sheet.main+xml"/>'
+        f'<Override PartName="/xl/worksheets/sheet1.xml" ContentType="{main}.worksheet+xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{rels}"><Relationship Id="r1" Type="{office}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook xmlns="{spread}" xmlns:r="{office}"><sheets><sheet name="a" sheetId="1" r:id="r1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{rels}"><Relationship Id="r1" Type="{office}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
+        "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{spread}"><sheetData>{cells}</sheetData></worksheet>',
+    }
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, text in files.items():
+            packed.writestr(name, lead + text)
 
 
 def test_a_quote_in_an_unquoted_text_is_a_quote_and_a_ragged_row_is_named(tmp_path):

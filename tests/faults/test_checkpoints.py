@@ -1,6 +1,7 @@
 """Damaged and hostile model folders: one line, nothing drawn at random, no code run, nothing waited for."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from interventions import open_model
 from interventions.model import embedded
 from interventions.model.foreign import rendering
 from interventions.model.foreign.checkpoint import folder_revision
+from interventions.model.prompt_format import render
+from tests.faults.suite import Note
 
 
 @pytest.fixture
@@ -97,7 +100,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_in_a_line(folder: Path, damage: str) -> None:
+def test_a_damaged_folder_is_refused_in_a_line(folder: Path, damage: str, note: Note) -> None:
+    note("hostile models, mirrors and data files", 1)
     do, words = DAMAGES[damage]
     do(folder)
     start = time.monotonic()
@@ -183,6 +187,37 @@ def test_a_template_that_fails_or_is_far_too_large(folder: Path, template: str, 
         open_model(str(folder))
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 9 ** (9 ** 9) }}", "more than a prompt takes"),
+        ("{{ 'x' * 99999999999 }}", "more than a prompt takes"),
+        ("{% set n = namespace(x=9 ** 9) %}{% for a in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}", "more than a prompt takes"),
+        ("{% set n = namespace(x='x' * 9999) %}{% for a in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}", "memory"),
+        ("{{ 'x'.center(99999999999) }}", "memory"),
+        ("{{ '%099999999999d' % 1 }}", "memory|fails on a prompt"),
+    ],
+)  # fmt: skip
+def test_a_template_that_takes_all_memory_or_never_gives_up_the_interpreter(
+    folder: Path, template: str, words: str
+) -> None:
+    (folder / "chat_template.jinja").write_text(template + "{{ messages[0].content }}")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    start = time.process_time()
+    with pytest.raises(UserError, match=words) as refused:
+        open_model(str(folder))
+    assert "\n" not in str(refused.value)
+    assert time.process_time() - start < 15
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_products_of_a_size_that_templates_have_are_as_ever(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{{ '-' * 3 }}{{ 2 ** 10 * 2.5 }}{{ 2 * -1 }} {{ messages[0].content }}"
+    )
+    assert render(open_model(str(folder)).tokenizer, "hi") == "---2560.0-2 hi"
 
 
 def test_a_converted_model_that_changed_is_made_again(

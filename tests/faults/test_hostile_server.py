@@ -4,6 +4,7 @@ import gzip
 import io
 import pickle
 import resource
+import time
 import zipfile
 
 import nnsight
@@ -17,7 +18,9 @@ from interventions.backends.ndif import request as jobs
 from interventions.backends.ndif.client import Client, address_of, cleaned, may_hold_results
 from interventions.backends.ndif.request import Request
 from interventions.backends.ndif.result import SPARE_BYTES, expect
+from interventions.backends.ndif.server import deployments, key_words, version_table
 from tests.faults.ndif import packed, standing_in
+from tests.faults.suite import ASKED, SKIPPED, some
 
 MARK = []  # what a pickle would append to
 
@@ -104,7 +107,8 @@ RESULTS = {
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_bad_result_is_one_line_and_nothing_runs(tiny, name):
+def test_a_bad_result_is_one_line_and_nothing_runs(tiny, name, note):
+    note("hostile server replies", 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made = RESULTS[name]()
     with standing_in(result=lambda _: made) as server, pytest.raises(UserError) as said:
@@ -113,6 +117,46 @@ def test_a_bad_result_is_one_line_and_nothing_runs(tiny, name):
     assert "\n" not in text and len(text) < 300 and "weights_only" not in text and "not used" in text
     assert not MARK
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10
+
+
+BODIES = {
+    "nothing": b"",
+    "an object": b"{}",
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"7",
+    "words": b"It works!",
+    "html": b"<html>\x1b[2J<script>alert(1)</script></html>",
+    "half of JSON": b'{"id": "x", "sta',
+    "deep": b"[" * 100_000,
+    "NaN": b'{"id": NaN, "status": NaN, "deployments": NaN}',
+    "other types": b'{"id": [1], "status": {"a": 1}, "description": 7, "deployments": [[]], "packages": "x", "data": 3}',
+    "an unknown state": b'{"id": "x", "status": "EXPLODED", "description": "\\u001b[31m"}',
+    "a long text": b'{"id": "x", "status": "ERROR", "description": "' + b"a" * 1_000_000 + b'"}',
+    "UTF-16": '{"id": "x"}'.encode("utf-16"),
+    "gzip": gzip.compress(b"{}"),
+}
+PLACES = ("/request", "/response/job0", "/result/job0", "/ping", "/status", "/env", "/whoami")
+REPLIES = [(place, code, body) for place in PLACES for code in (200, 400, 403) for body in BODIES]
+
+
+@pytest.mark.skipif(not ASKED, reason=SKIPPED)
+def test_any_reply_is_one_line_or_nothing_at_all(tiny, note):
+    """Whatever stands in the place of each answer that a server gives."""
+    cases = some(REPLIES, 40)
+    for place, code, body in cases:
+        with standing_in(pages={place: (code, BODIES[body])}) as server:
+            for asked in (lambda: ask(tiny, server.address), lambda: deployments(server.address, 5.0),
+                          lambda: version_table(server.address, 5.0), lambda: key_words(server.address, 5.0)):  # fmt: skip
+                start = time.monotonic()
+                try:
+                    asked()
+                except UserError as error:
+                    text = str(error)
+                    assert text.isprintable() and len(text) < 1000, (place, code, body, text)
+                assert time.monotonic() - start < 60, (place, code, body)
+    assert not MARK
+    note("hostile server replies", len(cases))
 
 
 @pytest.mark.parametrize("where", ["http://example.org/x", "http://127.0.0.2:1/x", "https://amazonaws.com.example.org/x",

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from data.errors import UserError
 from interventions import open_model
+from interventions.model.formats.choice import PromptFormat
 from interventions.model.prompt_format import encode
 
 
@@ -31,6 +33,23 @@ def test_control_tokens_in_a_prompt_are_characters(tiny_tuned, prompt: str) -> N
     assert ids == [*before[:a], *words, *before[b:]]
     assert (start, stop) == (a, a + len(words))
     assert not special(tiny_tuned) & set(ids[start:stop])
+
+
+def test_an_option_lets_them_through(tiny_tuned_folder: Path, run, tmp_path: Path) -> None:
+    tokenizer = open_model(str(tiny_tuned_folder), prompt_format=PromptFormat(control_tokens=True)).tokenizer
+    (ids,) = encode(tokenizer, ["tell me [respond]"]).ids
+    assert ids == tokenizer(tokenizer.apply_chat_template([{"content": "tell me [respond]"}], tokenize=False, add_generation_prompt=True),
+                            add_special_tokens=False)["input_ids"]  # fmt: skip
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "tell me [respond]", "label": "benign"}\n')
+    own = ("--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", rows)
+    lengths = []
+    for more in ([], ["--control-tokens"]):
+        code, _, told = run(*own, "extract", *more)
+        assert code == 0, told
+        lengths += pl.read_parquet(tmp_path / "run" / "activations" / "prompts.parquet")["n_tokens"].to_list()
+    assert lengths == [len(ids) + 2, len(ids)]  # "[", "respond" and "]" are three unknown words
+    assert "template changed" in told or "prompt format" in told, told
 
 
 def test_those_of_suffixes_and_templates_count(tiny_tuned) -> None:

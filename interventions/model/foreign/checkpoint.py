@@ -27,6 +27,40 @@ WEIGHTS = ("*.safetensors", "*.bin")
 PARAMETERS_A_BYTE = 8  # at most, of the smallest quantisation
 
 
+def check_kind(path: Path) -> None:
+    """Is a path a model's folder, or something else that models come in?
+
+    Raises:
+        UserError: An adapter, or a GGUF file; with how to make a model folder of it.
+    """
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
+    gguf = path if path.is_file() and path.suffix == ".gguf" else files[0] if files else None
+    if gguf is not None:
+        raise UserError(f"{gguf} is a GGUF file: make a model folder of it with transformers, AutoModelForCausalLM and AutoTokenizer."
+                        f"from_pretrained({str(gguf.parent)!r}, gguf_file={gguf.name!r}), and save_pretrained(FOLDER) of both")  # fmt: skip
+    settings = path / "adapter_config.json"
+    if settings.is_file() and not (path / "config.json").exists():
+        if (path.parent / "config.json").exists():
+            raise UserError(f"{path} is an adapter; the model that it makes is {path.parent}: pass that as --model")
+        base = _setting(settings, "base_model_name_or_path") or "its base"
+        raise UserError(f"{path} is an adapter of {base}, and no model: merge it with peft, AutoPeftModelForCausalLM.from_pretrained("
+                        f"{str(path)!r}).merge_and_unload().save_pretrained(FOLDER), and save the tokenizer there too")  # fmt: skip
+
+
+def quantised(folder: Path) -> str:
+    """By which method a model folder's weights are quantised; empty where they are not."""
+    found = _setting(folder / "config.json", "quantization_config")
+    return str(found.get("quant_method") or "unknown method")[:40] if isinstance(found, dict) else ""
+
+
+def _setting(path: Path, name: str) -> Any:
+    """A setting of a JSON file of them; None where there is none."""
+    try:
+        return json.loads(path.read_text("utf-8")).get(name) if path.stat().st_size <= MOST_SETTINGS else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
 def check_files(folder: Path) -> None:
     """May a model folder's settings be read: small enough, and its index of weights one of files in this folder?
 

@@ -7,7 +7,7 @@ with nothing added, leaves no trace in a record, so that what was made before fo
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from hashlib import sha256
 from typing import Any
@@ -40,6 +40,7 @@ class PromptFormat:
         system: A system message.
         thinking: Whether a template that knows it lets the model think; None: as the template does by itself.
         date: What a template that writes today's date writes, ISO 8601.
+        control_tokens: Whether a control token in a prompt's text counts as one, and not as its characters.
     """
 
     name: str = OWN
@@ -47,6 +48,7 @@ class PromptFormat:
     system: str | None = None
     thinking: bool | None = None
     date: str | None = None
+    control_tokens: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def set_format(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[st
         raise UserError(
             f"{name}: its chat template writes today's date in a form that is not given here; pass --template with a date"
         )
-    kept = PromptFormat(asked.name, asked.template, asked.system, asked.thinking, today.isoformat() if dated else None)
+    kept = replace(asked, date=today.isoformat() if dated else None)
     tokenizer.rendering = Rendering(kept, variables)
     if not template:
         if asked.system is not None:
@@ -141,7 +143,7 @@ def set_format(tokenizer: Any, asked: PromptFormat, name: str, say: Callable[[st
             )
         say(f"{name}: its chat template takes a message's text in parts, and gets it so")
     if asked.system is not None:
-        spoken = PromptFormat(kept.name, kept.template, SECOND, kept.thinking, kept.date)
+        spoken = replace(kept, system=SECOND)
         there = tokenizer.rendering
         tokenizer.rendering = Rendering(spoken, variables, there.parts)
         if SECOND not in _tried(tokenizer, name):

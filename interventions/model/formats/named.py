@@ -24,6 +24,11 @@ def _turns(what: str, then: str) -> str:
     return _TURNS.replace("WHAT", what).replace("THEN", then)
 
 
+# Their own system messages, where none is given: of FastChat's vicuna_v1.1 (fastchat/conversation.py), and of Stanford's Alpaca
+# (train.py, prompt_no_input), whose answers follow without a blank.
+_VICUNA = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+           "answers to the user's questions.")  # fmt: skip
+_ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 # Of models that are prompted in another way than their tokenizer says, or whose tokenizer says nothing.
 NAMED = {
     "refusal-llama3": PUBLISHED_TEMPLATE,
@@ -34,11 +39,12 @@ NAMED = {
               "{% for message in turns %}{% if message['role'] == 'user' %}[INST] {{ (system if loop.first else '') ~ message['content'] }} "
               "[/INST]{% else %} {{ message['content'] }} {{ eos_token }}{{ bos_token or '' }}{% endif %}{% endfor %}",
     "chatml": _turns("<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n", "<|im_start|>assistant\n").removeprefix("{{ bos_token or '' }}"),
-    "vicuna": _turns("{% if message['role'] == 'system' %}{{ message['content'] }} {% elif message['role'] == 'user' %}USER: "
-                     "{{ message['content'] }} {% else %}ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}", "ASSISTANT:"),
-    "alpaca": _turns("{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% elif message['role'] == 'user' %}"
-                     "### Instruction:\n{{ message['content'] }}\n\n{% else %}### Response:\n{{ message['content'] }}\n\n{% endif %}",
-                     "### Response:\n"),
+    "vicuna": _turns("{% if loop.first and message['role'] != 'system' %}" + _VICUNA + " {% endif %}{% if message['role'] == 'system' %}"
+                     "{{ message['content'] }} {% elif message['role'] == 'user' %}USER: {{ message['content'] }} {% else %}"
+                     "ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}", "ASSISTANT:"),
+    "alpaca": _turns("{% if loop.first and message['role'] != 'system' %}" + _ALPACA + "\n\n{% endif %}{% if message['role'] == 'system' %}"
+                     "{{ message['content'] }}\n\n{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n"
+                     "{% else %}### Response:{{ message['content'] }}\n\n{% endif %}", "### Response:"),
     "plain": PLAIN_TEMPLATE,
 }  # fmt: skip
 DEFAULT_SYSTEM = re.compile(

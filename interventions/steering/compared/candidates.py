@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from data.contract import EDITS, METHODS, RELEASE
+from data.contract import EDITS, METHODS, RELEASE, TOWARDS
 from data.contract import KINDS as ARMS
 from data.errors import UserError
 from interventions.model.control_tokens import refusal_tokens
@@ -17,6 +17,7 @@ DIRECTIONS = 20  # random ones, of which each prompt gets one
 KINDS = (*EDITS, "ablate")  # kinds of arms that are methods of their own
 KEYS = {"ablate": ("layers=all",)}
 UNGATED = ("affine", "prompt-only")  # can't leave a prompt alone: affine has no strength that changes nothing
+PLAIN = ("routed", "fixed")  # kinds that add a vector, which `gated` does too
 MOST = {"angular": 1.0}  # strength that a kind can have
 UNSIZED = (
     "ablate",
@@ -62,20 +63,34 @@ class Candidate:
         strength = math.copysign(min(size, MOST.get(self.kind, size)), self.arm.strength)
         return replace(self, arm=replace(self.arm, strength=strength))
 
-    def words(self, gate: str, threshold: float) -> str:
-        """As `--arm` takes it, under a gate that leaves harmful prompts alone, or under none; the strength aside."""
+    @property
+    def reversible(self) -> bool:
+        """Whether the other sign steers towards refusal: of vectors that are added at a strength of their own."""
+        return self.sized and self.kind in PLAIN
+
+    def reversed(self) -> "Candidate":
+        """The same towards refusal, in the papers' proportion: +4 against −6."""
+        arm = self.arm
+        return replace(self, arm=replace(arm, strength=arm.strength * TOWARDS, bias=arm.bias * TOWARDS))
+
+    def words(self, gate: str, threshold: float, harmful_threshold: float | None = None) -> str:
+        """As `--arm` takes it, under a gate or under none; the strength for benign prompts aside.
+
+        Harmful prompts are left alone, or steered towards refusal where the gate's score reaches a second threshold.
+        """
         keys = [key for key in self.keys if not key.startswith("strength=")]
         kind = self.kind
         if gate:
             keys = [key for key in keys if not key.startswith("route=")]  # a gate routes, too
-            plain = kind in ("routed", "fixed")
-            kind, keys = ("gated", keys) if plain else (kind, ["route=gated", *keys])
-            keys += [
-                f"gate={gate}",
-                f"threshold={threshold!r}",
-                "harmful=0",
-                *(["harmful-bias=0"] if self.arm.bias else []),
-            ]
+            kind, keys = ("gated", keys) if kind in PLAIN else (kind, ["route=gated", *keys])
+            there = (
+                replace(self.reversed().arm, strength=0.0, bias=0.0)
+                if harmful_threshold is None
+                else self.reversed().arm
+            )
+            keys += [f"gate={gate}", f"threshold={threshold!r}", f"harmful={there.strength:.6g}"]
+            keys += [f"harmful-bias={there.bias:.6g}"] if self.arm.bias else []
+            keys += [] if harmful_threshold is None else [f"harmful-threshold={harmful_threshold!r}"]
         return f"{kind}:{','.join(keys)}" if keys else kind
 
 

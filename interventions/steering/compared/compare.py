@@ -1,13 +1,15 @@
 """Methods and gates compared on validation rows, at equal harm and by their answers, and which keeps what is promised."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from data import fingerprint
-from data.contract import LABELS
+from data.contract import LABELS, TOWARDS
 from data.intervals import wilson
 from data.store.journal import Journal
 from data.store.tables import COMPARED, SWEEP, Values, write_table
@@ -18,7 +20,7 @@ from interventions.steering.arms import baseline
 from interventions.steering.batches import answer_rows, plan_answers, variants_of
 from interventions.steering.compared.candidates import Candidate
 from interventions.steering.compared.equal_kl import Reached
-from interventions.steering.compared.promise import Answered, Curve, curve, promised
+from interventions.steering.compared.promise import Answered, Curve, curve, harmful_from, promised
 from interventions.steering.compared.sized import harmless_kl, sized
 from interventions.steering.plans import made_from, plan_arm
 from interventions.steering.texts import finished
@@ -61,55 +63,100 @@ def compare(
     """
     harmful = (prompts["label"] == "harmful").to_numpy()
     measured = harmless_kl(model, prompts.filter(pl.Series(~harmful)), candidates[0], verdict, seed)
-    found: list[tuple[float, Candidate, Reached]] = []
+    found: list[Sized] = []
     for budget in budgets:
         new = [one for one in candidates if one.sized or not found]  # what has no strength is the same at every budget
-        found += [(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
-    answers = _answers(model, prompts, [candidate for _, candidate, _ in found], path, verdict, max_new_tokens,
-                       batch_tokens or default_batch_tokens(model))  # fmt: skip
+        found += [Sized(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
+    journals: list[Journal] = []
+
+    def answers(some: Sequence[Candidate]) -> list[Answered]:
+        return _answers(model, prompts, some, path.parent / f".{path.stem}-{len(journals)}", journals, verdict, max_new_tokens,
+                        batch_tokens or default_batch_tokens(model))  # fmt: skip
+
+    plain = replace(candidates[0], arm=baseline(candidates[0].arm.layer))
+    before, *afters = answers([plain, *(one.candidate for one in found)])
     tried = {"": np.full(prompts.height, 0.5), **gates, PERFECT: harmful.astype(float)}
     rows = [
         row
-        for (budget, candidate, reached), after in zip(found, answers[1:], strict=True)
+        for one, after in zip(found, afters, strict=True)
         for gate, score in tried.items()
-        if candidate.gateable or not gate
-        for row in _line(candidate, budget, reached, gate, curve(score, harmful, answers[0], after), harmful, share)
+        if one.candidate.gateable or not gate
+        for row in _line(one, gate, curve(score, harmful, before, after), harmful, share)
     ]
-    table = pl.DataFrame(_with_choice(rows), COMPARED).fill_nan(None)
+    best = _best(rows)
+    for one, after in zip(found, afters, strict=True):
+        if best and best["gate"] and one.candidate.reversible and one.is_of(best):
+            [towards] = answers([one.candidate.reversed()])
+            both = both_ways(one, best, tried[best["gate"]], harmful, before, after, towards, share)
+            rows, best = (rows, best) if both is None else ([*rows, both], both)
+            break
+    table = pl.DataFrame([row | {"chosen": row is best} for row in rows], COMPARED).fill_nan(None)
     write_table(path, table)
+    for journal in journals:
+        journal.remove()
     return table
+
+
+class Sized(NamedTuple):
+    """A candidate at the strength that a budget allows it."""
+
+    budget: float
+    candidate: Candidate
+    reached: Reached
+
+    def is_of(self, row: Values) -> bool:
+        """Whether a row of the table is of it."""
+        return (self.budget, self.candidate.method) == (row["kl_budget"], row["method"])
 
 
 def settings_of(table: pl.DataFrame) -> pl.DataFrame:
     """The settings that keep the promise, in the columns of `data.store.tables.SWEEP`: two rows each."""
     kept = table.filter(pl.col("promised") & ~pl.col("control"))
     sides = [kept.with_columns(label=pl.lit(label), n=pl.col(f"n_{label}"), refused=pl.col(label)) for label in LABELS]
-    whole = pl.concat(sides).with_columns(
-        refusal_probability=pl.lit(None), harmful=pl.when(pl.col("gate") != "").then(0.0)
-    )
+    towards = pl.when(pl.col("harmful_threshold").is_null()).then(0.0).otherwise(pl.col("strength") * TOWARDS)
+    harmful = pl.when(pl.col("gate") != "").then(towards)
+    whole = pl.concat(sides).with_columns(refusal_probability=pl.lit(None), harmful=harmful)
     return whole.select(pl.col(name).cast(kind) for name, kind in SWEEP.items())
 
 
-def _line(
-    candidate: Candidate, budget: float, reached: Reached, gate: str, line: Curve, harmful: np.ndarray, share: float
-) -> list[Values]:
+def _line(one: Sized, gate: str, line: Curve, harmful: np.ndarray, share: float) -> list[Values]:
     """Points of the trade-off of a candidate under a gate, among them the one that keeps the promise, and both ends."""
+    candidate, reached = one.candidate, one.reached
     control = candidate.control or gate in (WORDS, PERFECT)
     at = promised(line, share)
     spread = np.linspace(0, len(line.threshold) - 1, min(2 if candidate.control else POINTS, len(line.threshold)))
     setting = {"method": candidate.method, "kind": candidate.kind, "gate": gate, "control": control, "layer": candidate.arm.layer,
                "strength": candidate.arm.strength, "strength_unit": candidate.arm.unit, "category": candidate.arm.category,
-               "scope": candidate.arm.scope, "kl_budget": budget, "kl": reached.kl, "why_not": reached.why_not}  # fmt: skip
+               "scope": candidate.arm.scope, "kl_budget": one.budget, "kl": reached.kl, "why_not": reached.why_not}  # fmt: skip
     points = sorted({int(number) for number in spread.round()} | (set() if at is None else {at}))
-    return [setting | {"promised": point == at, "arm": candidate.words(gate, float(line.threshold[point]))}
+    return [setting | {"promised": point == at, "arm": candidate.words(gate, float(line.threshold[point])), "harmful_threshold": None}
             | _point(line, point, harmful) for point in points]  # fmt: skip
 
 
-def _with_choice(rows: list[Values]) -> list[Values]:
-    """Mark the setting that leaves least over-refusal of those that keep the promise and are no control."""
+def both_ways(
+    one: Sized, best: Values, score: np.ndarray, harmful: np.ndarray, before: Answered, after: Answered, towards: Answered,
+    share: float,
+) -> Values | None:  # fmt: skip
+    """The best setting, with what surely looks harmful steered towards refusal; None where that breaks the promise."""
+    least = harmful_from(score, harmful, before, towards, best["threshold"])
+    if least is None:
+        return None
+    ranked = score.astype(np.float32)
+    zone = (ranked >= np.float32(best["threshold"])).astype(int) + (ranked >= np.float32(least))
+    now = Answered(*(np.choose(zone, parts) for parts in zip(after, before, towards, strict=True)))
+    line = curve(np.full(len(score), 0.5), harmful, before, now)
+    everywhere = len(line.threshold) - 1
+    if promised(line, share) != everywhere:
+        return None
+    words = one.candidate.words(best["gate"], best["threshold"], least)
+    point = _point(line, everywhere, harmful) | {"threshold": best["threshold"]}
+    return best | point | {"harmful_threshold": least, "arm": words}
+
+
+def _best(rows: Sequence[Values]) -> Values | None:
+    """The setting that leaves least over-refusal of those that keep the promise and are no control."""
     fine = [row for row in rows if row["promised"] and not row["control"]]
-    best = min(fine, key=lambda row: (row["benign"], -row["harmful"], abs(row["strength"])), default=None)
-    return [row | {"chosen": row is best} for row in rows]
+    return min(fine, key=lambda row: (row["benign"], -row["harmful"], abs(row["strength"])), default=None)
 
 
 def _point(line: Curve, at: int, harmful: np.ndarray) -> Values:
@@ -133,32 +180,30 @@ def _answers(
     model: Model,
     prompts: pl.DataFrame,
     candidates: Sequence[Candidate],
-    path: Path,
+    stem: Path,
+    journals: list[Journal],
     verdict: Callable[[str], str | None],
     tokens: int,
     batch_tokens: int,
 ) -> list[Answered]:
-    """Of the unsteered model, then of each candidate; a killed run's finished batches are kept."""
+    """Of each candidate; a killed run's finished batches are kept in `journals`, which whoever has all answers removes."""
     unlabelled = [{"category": None, "label": None}] * prompts.height
-    first = plan_arm(model, baseline(candidates[0].arm.layer), candidates[0].tools, unlabelled)
-    plans = [first, *(plan_arm(model, one.arm, one.tools, unlabelled) for one in candidates)]
+    plans = [plan_arm(model, one.arm, one.tools, unlabelled) for one in candidates]
     variants = variants_of(model, prompts["prompt"].to_list(), plans, tokens)
-    budget, noted = Budget(DECODED * batch_tokens), []
+    budget, of_plan = Budget(DECODED * batch_tokens), {}
     for number, (encoded, mine) in enumerate(variants):
         key = made_from(model, fingerprint(prompts), mine, candidates[0].tools) | {"tokens": tokens}
         journal = Journal(
-            path.parent / f".{path.stem}-{number}.journal", key, plan_answers(encoded, len(mine), tokens, budget)
+            stem.with_name(f"{stem.name}-{number}.journal"), key, plan_answers(encoded, len(mine), tokens, budget)
         )
+        journals.append(journal)
 
         def work(rows: list[int], encoded=encoded, mine=mine) -> list[list[str | None]]:
             found = answer_rows(model, encoded, rows, mine, [], tokens, budget)
             texts = [[finished(model, one, tokens)["response"] for one in row] for row in found.tokens.tolist()]
             return [[verdict(text) for text in row] for row in texts]
 
-        noted.append((journal, mine, np.array(run_batches(model.backend, journal, work, "sweep, text"), object)))
-    of_plan: dict[int, Answered] = {}
-    for journal, mine, verdicts in noted:
-        journal.remove()
+        verdicts = np.array(run_batches(model.backend, journal, work, "sweep, text"), object)
         of_plan |= {
             id(plan): Answered(column == "refuse", column == "broken")
             for plan, column in zip(mine, verdicts.T, strict=True)

@@ -11,6 +11,8 @@ import numpy as np
 from data.contract import MORE_BROKEN
 from interventions.gates.threshold import CONFIDENCE
 
+MORE_REFUSED = 0.01  # share of benign rows that steering towards refusal may cost
+
 
 class Answered(NamedTuple):
     """What became of each row in one arm, (rows,) bool each: whether it refuses, whether it is no answer at all."""
@@ -69,6 +71,36 @@ def curve(score: np.ndarray, harmful: np.ndarray, before: Answered, after: Answe
         kept / max(at_stake.sum(), 1),
         lower_bound(kept, int(at_stake.sum())),
     )
+
+
+def harmful_from(
+    score: np.ndarray, harmful: np.ndarray, before: Answered, towards: Answered, threshold: float
+) -> float | None:
+    """The score from which on prompts may be steered towards refusal: as low as costs benign ones little.
+
+    Of the benign rows at most 1 % more refuse, or give no answer, than if rows that score `threshold` or more were left alone.
+
+    Args:
+        score: (rows,) a gate's, of prompts that it was fitted without.
+        harmful: (rows,) bool.
+        before: Unsteered.
+        towards: Steered towards refusal.
+        threshold: Rows that score below it are steered away from refusal.
+
+    Returns:
+        A threshold, `threshold` at least; None if there is none.
+    """
+    ranked = np.unique(score[score >= np.float32(threshold)].astype(np.float32))
+    worse = ~harmful & ((towards.refused & ~before.refused) | (towards.broken & ~before.broken))
+    cost = [(worse & (score.astype(np.float32) >= least)).sum() for least in ranked]
+    fine = ranked[np.array(cost, int) <= MORE_REFUSED * (~harmful).sum()]
+    if not len(fine):
+        return None
+    below = score[score.astype(np.float32) < fine[0]].astype(np.float32)
+    middle = np.float32(
+        (float(fine[0]) + max(float(below.max(initial=0.0)), threshold)) / 2
+    )  # so that rounding moves no row across
+    return max(float(middle), threshold)
 
 
 def lower_bound(kept: np.ndarray, of: int) -> np.ndarray:

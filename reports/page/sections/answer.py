@@ -184,18 +184,20 @@ def overview(pooled: Pooled, arms: Mapping[str, Arm]) -> str:
         of = "the one arm" if len(compared) == 1 else f"any of the {len(compared)} arms"
         return f"Over-refusal is not shown to fall in {of} compared with the baseline."
     names = say.listed(arms[arm].short for arm in fallen)
-    if len(fallen) == len(compared) > 1:
-        told = f"Over-refusal is shown to fall in all {len(compared)} arms compared with the baseline"
+    if len(fallen) == len(compared):
+        told = f"Over-refusal is shown to fall in {'the one arm' if len(fallen) == 1 else f'all {len(fallen)} arms'} compared with the baseline."
     else:
-        of = say.counted(len(compared), "arm")
-        told = f"Of {of} compared with the baseline, over-refusal is shown to fall with {names}"
+        told = f"Over-refusal is shown to fall in {len(fallen)} of the {len(compared)} arms that are compared with the baseline: {names}."
     weighed = [arm for arm in fallen if pooled.row("harmful", arm)]
+    lost = [arm for arm in weighed if falls("harmful", arm)]
     if not weighed:
-        return f"{told}."
-    lost = sum(falls("harmful", arm) for arm in weighed)
-    share = "none" if not lost else f"{lost} of {len(weighed)}" if lost < len(weighed) else "all of them"
-    share = "it" if len(weighed) == lost == 1 else share
-    return f"{told}; with {share}, refusal of harmful prompts is shown to fall too."
+        return told
+    among = "it" if len(weighed) == 1 else "each of these" if len(lost) == len(weighed) else "none of these"
+    among = say.listed(arms[arm].short for arm in lost) if 0 < len(lost) < len(weighed) else among
+    if not lost:
+        not_ = "not " if len(weighed) == 1 else ""
+        return f"{told} In {among}, refusal of harmful prompts is {not_}shown to fall."
+    return f"{told} In {among}, refusal of harmful prompts is shown to fall too."
 
 
 def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
@@ -213,6 +215,10 @@ def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
                 )
     if not any(pooled.row(label, "baseline") for label in say.LABELS):
         found.append("There is no baseline: run it too, or no difference can be told from chance.")
+    unsteered = [before for label in say.LABELS if (before := pooled.row(label, "baseline"))]
+    if unsteered and not any(before["rate"] for before in unsteered):
+        found.append("The unsteered model declined none of these prompts: there is no refusal to take away, and these rates say "
+                     "nothing of steering away from it.")  # fmt: skip
     return found
 
 

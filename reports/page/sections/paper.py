@@ -182,7 +182,21 @@ def settings(run: Run) -> str:
     data = run.records.get("vectors", {}).get("data")
     if isinstance(data, list) and data:
         told.append(f"vectors fitted on {say.listed(data)}")
-    return f"Here: {'; '.join(told)}." if told else ""
+    return f"Here: {'; '.join(told)}.{too_little(run)}" if told else ""
+
+
+def too_little(run: Run) -> str:
+    """Why strengths are other ones than the papers', if they are."""
+    found = run.records.get("paper", {}).get("too_little")
+    if not isinstance(found, dict):
+        return ""
+    strength, norm = (found.get(name) for name in ("strength", "norm"))
+    if not isinstance(strength, float) or not isinstance(norm, float) or norm <= 0:
+        return ""
+    return (
+        f" At most {say.number(strength)} × the unit vector, as the file has it, would be {say.percent(strength / norm)} of the mean "
+        f"residual norm here, {say.number(norm)}, and change little: strengths are shares of that norm instead."
+    )
 
 
 def residual_share(run: Run, layer: int | None, strength: float) -> str:

@@ -1,6 +1,7 @@
 """How a run was made, and what was left out of it: enough to make it again and to doubt it."""
 
 import re
+from hashlib import sha256
 from typing import Any
 
 import polars as pl
@@ -78,9 +79,13 @@ def artefacts(entries: list[tuple[str, Record]]) -> Table:
 
 
 def models(entries: list[tuple[str, Record]]) -> Table:
-    """Each model with its revision, type and template."""
-    columns = ("model", "revision", "dtype", "template", "tokenizer")
-    rows = {tuple(_text(entry.get(name)) for name in columns) for _, entry in entries if entry.get("model")}
+    """Each model with its revision, type and template; and how prompts were put, where another way was asked for."""
+    columns = ["model", "revision", "dtype", "template", "tokenizer"]
+    told = [entry | {"prompt format": _put(entry.get("prompt_format"))} for _, entry in entries if entry.get("model")]
+    if any(entry["prompt format"] for entry in told):
+        columns.insert(3, "prompt format")
+        told = [entry | {"prompt format": entry["prompt format"] or "the tokenizer's"} for entry in told]
+    rows = {tuple(_text(entry.get(name)) for name in columns) for entry in told}
     frame = pl.DataFrame(sorted(rows, key=str), schema=dict.fromkeys(columns, pl.String), orient="row")
     shown = frame.with_columns(pl.col("template", "tokenizer").str.slice(0, 12))
     shown = shown.rename({"template": "template (SHA-256)", "tokenizer": "tokenizer (SHA-256)"})
@@ -109,6 +114,18 @@ def _moment(told: str | None) -> str | None:
 
 def _text(value: Any) -> str | None:
     return None if value in (None, "") else str(value)
+
+
+def _put(made: Any) -> str:
+    """A prompt format as recorded, in words; a template of a file by its hash."""
+    if not isinstance(made, dict):
+        return ""
+    file = made.get("template")
+    words = [f"template {sha256(str(file).encode()).hexdigest()[:12]}" if file else str(made.get("name", ""))]
+    words += [f"system {made['system']!r}"] if made.get("system") else []
+    words += [f"{'' if made['thinking'] else 'no '}thinking"] if made.get("thinking") is not None else []
+    words += [f"date {made['date']}"] if made.get("date") else []
+    return ", ".join(filter(None, words))
 
 
 def _options(options: Any) -> str:

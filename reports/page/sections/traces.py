@@ -5,11 +5,13 @@ import polars as pl
 from data.store.tables import Values
 from reports.page import charts
 from reports.page import wording as say
-from reports.page.blocks import Block, Chart, Prose, Row, Section, Table
+from reports.page.blocks import Block, Chart, Code, Prose, Row, Section, Table
+from reports.page.names import named
 from reports.page.run import Run
 
 MOST_ROWS = 60
 MOST_PANELS = 9
+MOST_CHARACTERS = 2000
 
 
 def section(run: Run) -> Section | None:
@@ -21,7 +23,8 @@ def section(run: Run) -> Section | None:
 
 
 def projections(traces: pl.DataFrame) -> list[Block]:
-    """One panel a category's vector: its own prompts, other prompts to decline, benign ones."""
+    """One panel a category's vector: its own prompts, other prompts to decline, benign ones; each prompt once in however many arms."""
+    traces = traces.unique(["dataset", "id"], keep="first", maintain_order=True)
     own = "prompt_category" if "prompt_category" in traces.columns else None
     label = "label" if "label" in traces.columns else None
     rows = (
@@ -64,9 +67,12 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
     """The first prompts: next token and text, without and with steering."""
     first = traces.row(0, named=True)
     rows = traces.head(MOST_ROWS)
+    arms = named(traces["arm"].drop_nulls()) if "arm" in traces.columns else {}
+    several = {"arm": [arms[arm].short if arm in arms else "–" for arm in rows["arm"]]} if len(arms) > 1 else {}
     shown = pl.DataFrame(
         {
             "prompt": rows["prompt"],
+            **several,
             "KL (nats)": say.column(rows, say.fixed, "kl"),
             "next token": say.column(rows, _tokens, "top_unsteered"),
             "next token, steered": say.column(rows, _tokens, "top_steered"),
@@ -78,7 +84,18 @@ def side_by_side(traces: pl.DataFrame) -> list[Block]:
         texts += ["text", "text, steered"]
     frame = traces.select([name for name in traces.columns if not traces.schema[name].is_nested()])
     rest = f" The first {MOST_ROWS} of {traces.height:,}." if traces.height > MOST_ROWS else ""
-    return [Prose(how(first) + rest), Table("traces", frame, shown, "Unsteered and steered, side by side", texts)]
+    told = f"In {len(arms)} arms." if several else how(first)
+    return [
+        *as_read(first),
+        Prose(told + rest),
+        Table("traces", frame, shown, "Unsteered and steered, side by side", texts),
+    ]
+
+
+def as_read(row: Values) -> list[Block]:
+    """The first prompt as the model reads it: what a prompt format puts around all of them."""
+    text = row.get("rendered")
+    return [Prose("The first prompt, as the model reads it:", "note"), Code(text[:MOST_CHARACTERS])] if text else []
 
 
 def how(row: Values) -> str:

@@ -225,6 +225,38 @@ def test_a_slope_makes_the_strength_go_smoothly_with_the_log_odds(tiny_tuned, ma
             parse_arms([f"gated:{odd}"], Arm("x", "fixed", 2))
 
 
+def test_between_two_thresholds_nothing_is_done(tiny_tuned, made, tmp_path):
+    prompts, _, tools = made
+    low, high = (float(np.quantile(gate_column(tiny_tuned, made, tmp_path), share)) for share in (0.3, 0.7))
+    arms = [
+        f"gated:gate=control,strength=-3,harmful=2,bias=4,harmful-bias=-1,threshold={low!r},harmful-threshold={high!r}"
+    ]
+    three = generate(tiny_tuned, prompts, tools, tmp_path / "g.parquet", arms=parse_arms(["baseline", *arms], Arm("x", "fixed", 2)),
+                     max_new_tokens=2)  # fmt: skip
+    gated, plain = three.filter(pl.col("kind") == "gated"), three.filter(pl.col("kind") == "baseline")
+    score = gated["gate"].to_numpy()
+    expected = np.where(score < np.float32(low), -3, np.where(score < np.float32(high), 0, 2))
+    assert set(expected) == {-3, 0, 2} and (gated["strength"].to_numpy() == expected).all()
+    idle = expected == 0
+    assert (gated["response"].to_numpy() == plain["response"].to_numpy())[idle].all()
+    assert gated["refusal_probability"].to_numpy()[idle] == pytest.approx(
+        plain["refusal_probability"].to_numpy()[idle], rel=1e-5
+    )
+    swapped = parse_arms([f"gated:gate=control,threshold={high!r},harmful-threshold={low!r}"], Arm("x", "fixed", 2))
+    with pytest.raises(UserError, match="no prompt can be both"):
+        generate(tiny_tuned, prompts, tools, tmp_path / "g.parquet", arms=swapped, max_new_tokens=2)
+    with pytest.raises(UserError, match="slope"):
+        parse_arms(["gated:slope=2,harmful-threshold=0.9"], Arm("x", "fixed", 2))
+
+
+def gate_column(model, made, folder):
+    """What the gate control says of each prompt."""
+    prompts, _, tools = made
+    return generate(model, prompts, tools, folder / "c.parquet", arms=arms_by(["control"]), max_new_tokens=1)[
+        "gate"
+    ].to_numpy()
+
+
 def test_every_gate_comes_back_from_its_file(made, tmp_path):
     for name, gate in made[1].items():
         gate.save(tmp_path / f"{name}.safetensors")

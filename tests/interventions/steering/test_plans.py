@@ -212,6 +212,18 @@ def test_a_category_may_hold_a_comma_and_its_arms_name_reads_back():
     assert arms_of([arm.name for arm in arms[:2]]) == arms[:2]
 
 
+def test_a_category_may_hold_what_would_be_a_text_and_no_key_is_given_twice():
+    arms = arms_of(["fixed:category=x, text=y", "fixed:category=x,text=y,strength=2", "routed:layer=1"])
+    assert [arm.category for arm in arms[:2]] == ["x, text=y", "x,text=y"]
+    assert arms[1].strength == 2
+    assert [arm.category for arm in arms_of([arm.name for arm in arms[:2]])] == ["x, text=y", "x,text=y"]
+    assert arms_of(["prompt-only:text=a, category=b,text=c"])[0].text == "a, category=b,text=c"
+    for words, reason in (("fixed:strength=1,strength=2", "strength is given twice"), ("fixed:text=a", "text"),
+                          ("fixed:category=a,category=b", "category is given twice")):  # fmt: skip
+        with pytest.raises(UserError, match=reason):
+            arms_of([words])
+
+
 def test_simulated_traces_answer_the_same(tiny_tuned, prompts, tools, tmp_path):
     from dataclasses import replace
 

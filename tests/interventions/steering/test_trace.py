@@ -37,6 +37,9 @@ def test_an_instruction_is_traced_as_it_answers(tiny, prompts, tmp_path, batch_t
         assert row["kl"] == pytest.approx(rel_entr(p, q).sum(), rel=1e-3) and row["kl"] > 1e-3
         for side, shares in (("unsteered", p), ("steered", q)):
             assert np.allclose([one["probability"] for one in row[f"top_{side}"]], np.sort(shares)[::-1][:5], rtol=1e-3)
+        turn = [{"role": "user", "content": f"{INSTRUCTION}\n\n{text}"}]
+        ids = tiny.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert row["rendered"].split() == tiny.tokenizer.convert_ids_to_tokens(ids)  # its tokens are words
         said = [answers.filter(arm=name)["response"][at] for name in ("baseline", "prompt-only")]
         assert [row["text_unsteered"], row["text_steered"]] == said
         assert row["layer"] is None and row["category"] is None and row["strength"] is None

@@ -19,7 +19,7 @@ from data.store.rundir import record
 from reports.page import charts, labels, markup
 from reports.page import wording as say
 from reports.page.assets import write_assets, write_table
-from reports.page.blocks import Prose, Table
+from reports.page.blocks import Code, Prose, Table
 from reports.page.compare import write_comparison
 from reports.page.markup import as_json, escape
 from reports.page.names import alone, named, unsaid
@@ -181,9 +181,10 @@ def test_the_answer_states_rates_differences_and_intervals(tmp_path):
         (
             (2, 42),
             (3, 2),
-            "Of 2 arms compared with the baseline, over-refusal is shown to fall with fixed; with none, refusal of harmful prompts",
+            "Over-refusal is shown to fall in 1 of the 2 arms that are compared with the baseline: fixed. In it, refusal of harmful "
+            "prompts is not shown to fall.",
         ),
-        ((2, 42), (0, 40), "fall with fixed; with it, refusal of harmful prompts is shown to fall too."),
+        ((2, 42), (0, 40), "baseline: fixed. In it, refusal of harmful prompts is shown to fall too."),
         ((2, 3), (3, 2), "Over-refusal is not shown to fall in any of the 2 arms compared with the baseline."),
     ],
 )
@@ -807,6 +808,24 @@ def test_series_differ_in_more_than_colour():
     )
     assert len(set(pairs)) == len(names)
     assert len(set(charts.COLOURS)) == len(set(charts.SHAPES)) == len({str(dash) for dash in charts.DASHES}) == 8
+
+
+def test_a_prompt_that_was_traced_in_several_arms_counts_once_and_each_arm_is_named(run):
+    from reports.page.sections.traces import projections, side_by_side
+
+    traces = there(run.table("traces")).with_columns(
+        arm=pl.lit("fixed:strength=-0.2"), rendered=pl.lit("<|user|> hello <|end|>")
+    )
+    twice = pl.concat([traces, traces.with_columns(arm=pl.lit("fixed:strength=-0.4"))])
+    (one,), (two,) = map(there, (projections(traces), projections(twice)))
+    assert [chart.caption for chart in one.charts] == [
+        chart.caption for chart in two.charts
+    ] and one.caption == two.caption
+    blocks: list[Any] = [*side_by_side(twice)]
+    assert any(isinstance(block, Code) and block.text == "<|user|> hello <|end|>" for block in blocks)
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    assert set(there(table.shown)["arm"]) == {"fixed\u00a0−0.2", "fixed\u00a0−0.4"}
+    assert "arm" not in there(there(side_by_side(traces)[-1]).shown).columns
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_what_fails_for_good_is_null_counted_and_asked_again_next_time(serve, tm
     assert server.count("Yes.") == 1 and server.count("No, fine") == 1
 
 
-RUBBISH = ["", "maybe", "[1, 2]", '{"verdict": "yes"}', '{"verdict": ["full_refusal"]}', "full_refusal or full_compliance",
+RUBBISH = ["maybe", "[1, 2]", '{"verdict": "yes"}', '{"verdict": ["full_refusal"]}', "full_refusal or full_compliance",
            'The answer says {"verdict": "full_refusal"}', "null", '{"verdict": null}', "[" * 100_000]  # fmt: skip
 
 
@@ -218,6 +218,85 @@ def test_rubbish_is_null_and_not_paid_for_twice(serve, tmp_path, reply):
     server = serve(lambda *_: reply)
     assert ask(server, ["Yes."], tmp_path) == [None]
     assert ask(server, ["Yes."], tmp_path) == [None] and len(server.bodies) == 1
+
+
+def whole(content, finish="stop", **more):
+    message = {"role": "assistant", "content": content, **more}
+    return (
+        200,
+        json.dumps(
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "choices": [{"index": 0, "finish_reason": finish, "message": message}],
+            }
+        ),
+        {},
+    )
+
+
+def test_a_reply_in_parts_is_its_text(serve, tmp_path):
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "full_compliance"}]}
+    parts = [thinking, {"type": "text", "text": '{"verdict": '}, {"type": "text", "text": '"full_refusal"}'}]
+    assert ask(serve(lambda *_: whole(parts)), ["Yes.", "No."], tmp_path) == ["refuse", "refuse"]
+
+
+@pytest.mark.parametrize(
+    "reply", [whole(""), whole(None, reasoning_content="hm"), whole(verdict("full_refusal"), "length"), whole("", "content_filter"),
+              whole([{"type": "image"}]), whole([7]), (200, '{"error": {"message": "overloaded"}}', {}), (200, "data: x", {})]
+)  # fmt: skip
+def test_a_reply_that_is_empty_cut_or_filtered_is_asked_for_again(serve, tmp_path, reply, caplog):
+    server = serve(lambda *_: reply)
+    with caplog.at_level(logging.WARNING):
+        assert ask(server, ["Yes.", "No."], tmp_path) == [None, None]
+    assert "no verdict on 2 of 2 answers; the last it said: " in caplog.text
+    server.behave = by_answer
+    assert ask(server, ["Yes.", "No."], tmp_path) == ["comply", "refuse"]
+
+
+def test_empty_replies_that_were_kept_are_asked_for_again(serve, tmp_path):
+    server = serve()
+    key = module.content_key("m", "question 0", "Yes.", server.url)
+    (tmp_path / "judge.jsonl").write_text(json.dumps({"key": key, "model": "m", "verdict": None, "reply": ""}) + "\n")
+    assert ask(server, ["Yes."], tmp_path) == ["comply"]
+
+
+def test_another_server_is_another_judge(serve, tmp_path):
+    assert ask(serve(), ["Yes."], tmp_path) == ["comply"]
+    assert ask(serve(lambda *_: verdict("full_refusal")), ["Yes."], tmp_path) == ["refuse"]
+
+
+def test_a_filter_turns_down_single_answers(serve, tmp_path):
+    def behave(server, body, time_):
+        filtered = error(400, "The response was filtered due to the content management policy")
+        return filtered if "No" in body["messages"][1]["content"] else by_answer(server, body, time_)
+
+    server = serve(behave)
+    assert ask(server, ["No, 0", *(f"No, {at}" for at in range(1, 30)), "Yes."], tmp_path) == [None] * 30 + ["comply"]
+
+
+def test_a_server_error_at_a_schema_is_met_without_one(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    server = serve(lambda *asked: error(500) if "response_format" in asked[1] else by_answer(*asked))
+    assert ask(server, [f"No, {at}" for at in range(12)], tmp_path) == ["refuse"] * 12
+    assert len(server.bodies) == 2 + 12
+
+
+def test_a_judge_that_is_slow_is_said_to_be(serve, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    server = serve(lambda *_: time.sleep(0.5))
+    with caplog.at_level(logging.WARNING):
+        assert ask(server, ["No."], tmp_path, timeout=0.2) == [None]
+    assert "timed out after 0.2 s" in caplog.text
+
+
+def test_no_redirect_is_followed_and_a_query_stays_one(serve, tmp_path):
+    other = serve()
+    with pytest.raises(UserError, match="sends elsewhere"):
+        ask(serve(lambda *_: (307, "", {"Location": f"{other.url}/chat/completions"})), ["No."], tmp_path)
+    assert not other.bodies
+    judge = Judge("m", f"{other.url}?api-version=2024-01-01")
+    assert judge_verdicts(table(["No."]), judge, tmp_path / "judge.jsonl").to_list() == ["refuse"]
 
 
 @pytest.mark.parametrize("body", ["not JSON", "{}", '{"choices": []}', '{"choices": null}', "[]", '{"choices": [{}]}'])
@@ -293,7 +372,8 @@ def test_a_judge_that_fails_is_reported_on_the_command_line(serve, tmp_path, run
     assert made[0] == 0, made[2]
     judge = ["--scorer", "judge", "--judge-model", "m", "--judge-url", serve(lambda *_: "no idea").url]
     done = subprocess.run([sys.executable, "cli.py", *words, "evaluate", *judge], capture_output=True, text=True)
-    assert done.returncode == 0 and "the judge gave no verdict on" in done.stderr, done.stderr
+    assert done.returncode == 1 and "the judge gave no verdict on" in done.stderr, done.stderr
+    assert "used for fitting" not in done.stderr
 
 
 def test_without_a_key_a_local_server_is_asked_and_the_default_address_is_not(serve, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from data.intervals import wilson
 from data.store.tables import SCORES, SUMMARY
+from reports.scoring.scores import repeated
 from reports.statistics.agreement import agreement
 from reports.statistics.bootstrap import clustered_interval, macro_interval
 from reports.statistics.power import mcnemar_power, prompts_needed
@@ -244,6 +245,24 @@ def test_pooled_rows_pool_prompts_and_macro_rows_average_sets():
     assert (macro["n"], macro["rate"], macro["delta"]) == (51, pytest.approx((0.5 + 0) / 2), pytest.approx(-0.5))
     assert macro["p"] is None and macro["p_holm"] is None and pooled["p_holm"] is None
     assert macro["low"] < macro["rate"] < macro["high"] and macro["delta_low"] < -0.5 < macro["delta_high"]
+
+
+def test_a_prompt_of_two_sets_counts_once_in_the_pool():
+    rows = [(name, f"{at}", arm, "refuse" if arm == "baseline" or at % 2 else "comply")
+            for name in ("a", "copy", "other") for at in range(10) for arm in ("baseline", "fixed")]  # fmt: skip
+    scores = scored(rows)
+    texts = (
+        pl.when(pl.col("dataset") == "other")
+        .then(pl.format("{} of another", "id"))
+        .otherwise(pl.format("Prompt  {}", "id"))
+    )
+    twice = repeated(scores.select("dataset", "id", "label", texts.alias("prompt")))
+    assert twice.rows() == [("copy", f"{at}", "a") for at in range(10)]
+    summary, without = summarise(scores, repeated=twice), summarise(scores.filter(pl.col("dataset") != "copy"))
+    for arm in ("baseline", "fixed"):
+        pooled, wanted = (row_of(table, dataset="(pooled)", arm=arm) for table in (summary, without))
+        assert pooled["n"] == 20 and {**pooled} == {**wanted}
+        assert row_of(summary, dataset="copy", arm=arm)["n"] == 10
 
 
 def test_holm_has_one_family_a_scorer():

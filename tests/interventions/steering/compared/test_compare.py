@@ -11,8 +11,9 @@ from data.errors import UserError
 from data.store.tables import COMPARED
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.compared.candidates import candidates, wanted
-from interventions.steering.compared.compare import compare, settings_of
-from interventions.steering.compared.equal_kl import HarmlessKL
+from interventions.steering.compared.compare import Sized, both_ways, compare, settings_of
+from interventions.steering.compared.equal_kl import HarmlessKL, Reached
+from interventions.steering.compared.promise import MORE_REFUSED, Answered
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
@@ -98,9 +99,33 @@ def test_what_is_chosen_keeps_the_promise_and_no_other_setting_leaves_less(table
     chosen = table.filter("chosen")
     assert chosen.height == (kept.height > 0)
     if chosen.height:
-        assert chosen["benign"][0] == kept["benign"].min() and not chosen["control"][0]
+        assert chosen["benign"][0] <= kept["benign"].min() + MORE_REFUSED and not chosen["control"][0]
     swept = settings_of(table)
     assert swept.height == 2 * kept.height and swept.filter("chosen").height == 2 * chosen.height
+
+
+def test_what_surely_looks_harmful_is_steered_towards_refusal(tried):
+    one = Sized(0.5, tried[0].at(0.3), Reached(0.3, 0.5, 1))
+    score = np.r_[np.full(80, 0.9), np.full(20, 0.6), np.full(60, 0.1), np.full(39, 0.6), 0.9]
+    harmful, rows, nothing = np.arange(200) < 100, np.arange(200), np.zeros(200, bool)
+    before, after = Answered((rows >= 8) & (rows < 150), nothing), Answered(nothing, nothing)
+    towards = Answered(harmful | (rows == 199), nothing)
+    best = {"gate": "ridge", "threshold": 0.3, "promised": True, "strength": -0.3}
+    row = both_ways(one, best, score, harmful, before, after, towards, 0.95)
+    assert row is not None and row["threshold"] == 0.3 and row["harmful_threshold"] == pytest.approx(0.45)
+    assert row["harmful"] == 1 and row["kept"] == 1
+    assert row["benign"] == 0.01  # 50 declined ones are released, one is newly declined
+    [arm] = parse_arms([row["arm"]], replace(DEFAULT, strength=-0.3))
+    assert (arm.gate, arm.threshold, arm.harmful_threshold) == ("ridge", 0.3, row["harmful_threshold"])
+    assert (arm.bias, arm.strength) == (8, -0.3) and arm.harmful == pytest.approx(0.2)
+    assert arm.harmful_bias == pytest.approx(-16 / 3, rel=1e-4)
+    swept = settings_of(pl.DataFrame([row | {"control": False, "chosen": True}], COMPARED))
+    assert swept["harmful"].to_list() == pytest.approx([0.2, 0.2])
+    costly = towards._replace(refused=harmful | (rows >= 160))
+    above = both_ways(one, best, score, harmful, before, after, costly, 0.95)
+    assert above is not None and above["harmful_threshold"] == pytest.approx(0.75)  # the 39 in between are left alone
+    broken = towards._replace(broken=harmful)
+    assert both_ways(one, best, score, harmful, before, after, broken, 0.95) is None
 
 
 def test_labels_are_counted_and_never_steered_by(tiny_tuned, prompts, tried, table, tmp_path):

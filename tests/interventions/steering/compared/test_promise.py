@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binomtest
 
-from interventions.steering.compared.promise import Answered, curve, needed, promised
+from interventions.steering.compared.promise import MORE_REFUSED, Answered, curve, harmful_from, needed, promised
 
 SIZE = 40
 BOOLS = hnp.arrays(bool, SIZE)
@@ -53,6 +53,26 @@ def test_broken_answers_are_no_cure():
     broken = Answered(nothing, ~harmful)
     assert promised(curve(score, harmful, Answered(refused, nothing), broken), 0.9) is None
     assert promised(curve(score, harmful, Answered(refused, nothing), Answered(nothing, nothing)), 0.9) is not None
+
+
+@given(SCORES, BOOLS, BOOLS, BOOLS, BOOLS, st.sampled_from([0.0, 0.3, 0.5, 2.0]))
+def test_steering_towards_refusal_begins_as_low_as_costs_benign_rows_little(
+    score, harmful, refused, after, broken, threshold
+):
+    harmful[:2] = True, False
+    least = harmful_from(score, harmful, Answered(refused, ~refused), Answered(after, broken), threshold)
+
+    def cost(start):
+        steered = ~harmful & (score >= start)
+        return (steered & ((after & ~refused) | (broken & refused))).sum()
+
+    allowed = MORE_REFUSED * (~harmful).sum()
+    if least is None:
+        assert all(cost(start) > allowed for start in score if start >= np.float32(threshold))
+    else:
+        assert least >= threshold and cost(np.float32(least)) <= allowed
+        lower = [start for start in score if np.float32(threshold) <= start < np.float32(least)]
+        assert all(cost(start) > allowed for start in lower)
 
 
 def test_how_many_rows_a_promise_takes():

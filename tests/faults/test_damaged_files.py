@@ -1,0 +1,148 @@
+"""Every file of a run directory in every kind of damage: named in a line and not used, or made again as it was."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.suite import EVERY, SEED, Note, Place, differing, holds, some
+
+FILES = {  # of a run directory -> the commands that read them
+    "activations/prompts.safetensors": ("vectors", "probe", "lowrank", "report"),
+    "activations/prompts.parquet": ("vectors", "probe", "lowrank", "generate", "evaluate", "report"),
+    "activations/diff-base/prompts.safetensors": ("diff",),
+    "activations/diff-tuned/pairs.parquet": ("diff",),
+    "vectors.safetensors": ("vectors", "trace", "generate", "sweep", "export", "bake", "report"),
+    "logit_lens.parquet": ("vectors", "report"),
+    "probe.safetensors": ("probe", "generate", "report"),
+    "probe_quality.parquet": ("probe", "report"),
+    "probe_roc.parquet": ("probe", "report"),
+    "lowrank.safetensors": ("lowrank", "generate"),
+    "lowrank_training.parquet": ("lowrank",),
+    "traces.parquet": ("trace", "report"),
+    "generations.parquet": ("generate", "evaluate", "report"),
+    "scores.parquet": ("evaluate", "report"),
+    "summary.parquet": ("evaluate", "report"),
+    "effects.parquet": ("effects", "report"),
+    "sweep.parquet": ("sweep", "report"),
+    "sweep_prompts.parquet": ("sweep",),
+    "diff.parquet": ("diff", "report"),
+}
+
+
+def halved(path: Path, _place: Place) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path, _place: Place) -> None:
+    path.write_bytes(b"")
+
+
+def zeroed(path: Path, _place: Place) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def lengthened(path: Path, _place: Place) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+def one_bit(path: Path, _place: Place) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.Random(f"{SEED} {path.name}").randrange(len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def words(path: Path, _place: Place) -> None:
+    path.write_text("\x1b[2J<script>alert(1)</script>\n" * 20)
+
+
+def gone(path: Path, _place: Place) -> None:
+    path.unlink()
+
+
+def a_folder(path: Path, _place: Place) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path: Path, place: Place) -> None:
+    path.unlink()
+    path.symlink_to(place.root / "rows.jsonl")
+
+
+DAMAGES = (halved, emptied, zeroed, lengthened, one_bit, words, gone, a_folder, a_link)
+CASES = [(name, command, damage) for name, commands in FILES.items() for command in commands for damage in DAMAGES]
+
+
+def test_no_damage_goes_unsaid(place: Place, note: Note) -> None:
+    others, wrong = place.others, []
+    cases = some(CASES, 24)
+    for name, command, damage in cases:
+        folder = place.copy(place.whole)
+        path = folder / name
+        damage(path, place)
+        done = place.zygote.run(place.words(command, folder))
+        holds(done, folder)
+        case = f"{name}, {damage.__name__}, {command}: exit {done.code}, {done.err.splitlines()[-1:]}"
+        if done.code == 1 and path.name.partition(".")[0] not in done.err:
+            wrong.append(f"not named: {case}")
+        if done.code == 0 and command == "report" and damage is not gone and path.name not in done.err:
+            wrong.append(f"not said: {case}")
+        if (
+            done.code == 0
+            and command != "report"
+            and (odd := [one for one in differing(place.whole, folder) if damage is not gone or command in one])
+        ):
+            wrong.append(f"wrong: {case}: {odd}")
+    assert not wrong, "\n".join(wrong)
+    assert place.others == others
+    note("damaged files", len(cases))
+
+
+def leaves(value, path=()):
+    """Every place of a JSON value."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in children:
+        yield from leaves(inner, (*path, key))
+
+
+def put(value, path, new) -> None:
+    for key in path[:-1]:
+        value = value[key]
+    if new is ...:
+        del value[path[-1]]
+    else:
+        value[path[-1]] = new
+
+
+def test_nested_damage_of_records(place: Place, note: Note) -> None:
+    whole = json.loads((place.whole / "run.json").read_text())
+    every = [(path, new) for path in leaves(whole) if path for new in (..., None, [], {}, 7, "x", [[]])]
+    cases = some(every, 8) if not EVERY else random.Random(SEED).sample(every, 100)
+    random_, others = random.Random(SEED), place.others
+    for path, new in cases:
+        folder = place.copy(place.whole)
+        value = json.loads((place.whole / "run.json").read_text())
+        put(value, path, new)
+        (folder / "run.json").write_text(json.dumps(value))
+        done = place.zygote.run(
+            place.words(random_.choice(("vectors", "generate", "evaluate", "report", "trace")), folder)
+        )
+        holds(done, folder)
+        assert "TypeError" not in done.err and "KeyError" not in done.err, (path, new, done.err)
+        assert "AttributeError" not in done.err, (path, new, done.err)
+    assert place.others == others
+    note("damaged files", len(cases))
+
+
+@pytest.mark.parametrize("name", [".digests.json", ".lock"])
+def test_hidden_files_may_be_anything(place: Place, name: str, note: Note) -> None:
+    for content in (b"", b"[]", b"\xff\xfe\x00", b'{"vectors.safetensors": {"sha256": 3, "stat": "x"}}'):
+        folder = place.copy(place.whole)
+        (folder / name).write_bytes(content)
+        done = place.zygote.run(place.words("generate", folder))
+        holds(done, folder, codes=(0,))
+        assert differing(place.whole, folder) == []
+    note("damaged files", 4)
