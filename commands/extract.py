@@ -1,9 +1,10 @@
 """`extract`: prompts to residual activations."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
-from commands.framework.activations import pairing, read_activations
+from commands.framework.activations import as_read, pairing, read_activations
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PAIRS, Artefact, Making, made_by
 from commands.framework.options import BENIGN, LAYERS, POSITION, SHOW_PROMPT, SUFFIX
@@ -58,17 +59,24 @@ def read_again(session: Session, s: Settings, artefact: Artefact[Any], record: R
     from data.store.rundir import records
 
     like = record or records(s.run).get(ACTIVATIONS.name)
-    settings = s.for_command("extract")
-    if like is not None:
-        if not s.own_data or s.given("data") is None:
-            data = s.given("data") or (tuple(like.get("data") or ()) if s.given("benign") else ())
-            settings = settings.with_values(data=data)
-        settings = settings.with_values(model=s.given("model", like), dtype=s.given("dtype", like))
-        settings = settings.with_defaults(layers=tuple(like["key"]["layers"]))
+    settings = as_read(s, like)
     prompts, suffixes = fitting_prompts(settings), ()
     if artefact == PAIRS:
         prompts, suffixes = pairing(session.model(settings), prompts, s.get("split"))
     position = like["key"]["position"] if like is not None and artefact == ACTIVATIONS else None
     settings = settings.with_values(position=position)
     words = shlex.join(["extract", *(word for text in suffixes for word in ("--suffix", text))])
-    return Making(words, lambda: read_activations(session, settings, prompts, suffixes))
+    much = f" over {prompts.height * max(1, len(suffixes)):,} rows"
+    if record is not None and (was := rows_of(artefact.path(s.run))):
+        much += f", in place of {was:,}"
+    return Making(words, lambda: read_activations(session, settings, prompts, suffixes), much)
+
+
+def rows_of(path: Path) -> int:
+    """How many rows an activations file has, as its table says; 0 where that can't be read."""
+    import polars as pl
+
+    try:
+        return pl.scan_parquet(path.with_suffix(".parquet")).select(pl.len()).collect().item()
+    except (OSError, pl.exceptions.PolarsError):
+        return 0

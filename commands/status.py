@@ -1,16 +1,25 @@
 """`status`: is NDIF there, what runs on it, do versions fit; and what this machine has."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from commands.framework.app import Session, command
+from commands.framework.options import JOBS
 from commands.framework.output import Summary, as_text
 from commands.framework.settings import Settings
 from data.errors import UserError
 
+if TYPE_CHECKING:
+    from interventions.backends.ndif.client import Client
 
-@command(writes=False)
+JOB_SECONDS = 5.0  # to ask for one job's state
+
+
+@command(JOBS, writes=False)
 def status(_session: Session, s: Settings) -> Summary:
-    """Is NDIF reachable, which models are up, do versions fit; and what is here?
+    """Is NDIF reachable, which models are up, do versions fit; and what is here, with --jobs also of the run under way?
 
     Asks the configured NDIF (--host, NDIF_HOST, nnsight's configuration) with a short timeout. A server that does not
     answer is a line in the answer; with --remote it is an error.
@@ -21,10 +30,52 @@ def status(_session: Session, s: Settings) -> Summary:
     if s.get("where") == "remote" and there["reason"]:
         raise UserError(there["reason"])
     here = local()
+    jobs = jobs_of(s.run, s.get("host"), s.get("insecure"), there["reachable"]) if s.get("jobs") else None
     if s.get("as_json"):
-        return {"ndif": there, "local": here}
+        return {"ndif": there, "local": here, **({} if jobs is None else {"jobs": jobs})}
     _show(there, here)
+    if jobs is not None:
+        _show_jobs(s, jobs)
     return {}
+
+
+def jobs_of(run: Path, host: str | None, insecure: bool, reachable: bool) -> list[Summary]:
+    """The jobs that the journals of a run directory hold open: `artefact`, `batches`, `id`, `sent` and `state`.
+
+    The state is the server's word, `unknown` where it says nothing of a job, and `elsewhere` for one of another server.
+    """
+    from datetime import UTC, datetime
+
+    from data.store.journal import batches_of, jobs_under_way
+    from interventions.backends.ndif.client import Client, address_of
+    from interventions.backends.pool import ranges
+
+    client, found = Client(address_of(host, insecure=insecure), JOB_SECONDS), []
+    for path in sorted(run.rglob(".*.journal")):
+        name = str(path.with_name(path.name[1:]).with_suffix("").relative_to(run))
+        for job, noted in jobs_under_way(path).items():
+            ours = noted.get("server") == client.mark
+            state = "failed" if noted.get("failed") else "elsewhere" if not ours else "unknown"
+            if ours and reachable and not noted.get("failed"):
+                state = asked_state(client, str(noted["id"]))
+            sent = datetime.fromtimestamp(float(noted.get("sent", 0)), UTC).isoformat(timespec="seconds")
+            found.append(
+                {"artefact": name, "batches": ranges(batches_of(job)), "id": noted["id"], "sent": sent, "state": state}
+            )
+    return found
+
+
+def asked_state(client: "Client", job: str) -> str:
+    """The server's word for a job's state."""
+    from urllib.parse import quote
+
+    from interventions.backends.ndif.client import LateError, PassingError, TooLongError, cleaned
+
+    try:
+        told = client.exchange("GET", f"/response/{quote(job, safe='')}", JOB_SECONDS).json()
+        return cleaned(told["status"])[:40]
+    except (LateError, PassingError, TooLongError, ValueError, KeyError, TypeError):
+        return "unknown"
 
 
 def ask_server(host: str | None, seconds: float, insecure: bool) -> Summary:
@@ -73,6 +124,16 @@ def local() -> Summary:
     elif torch.backends.mps.is_available():
         found |= {"device": "mps", "name": "Apple GPU"}
     return found
+
+
+def _show_jobs(s: Settings, jobs: list[Summary]) -> None:
+    import polars as pl
+
+    if jobs:
+        click.echo(as_text(pl.DataFrame(jobs)))
+        click.echo("the command that began them collects what is done; NDIF lets nobody but its operators cancel a job")
+    else:
+        click.echo(f"no job of {s.run} is under way")
 
 
 def _show(there: Summary, here: Summary) -> None:

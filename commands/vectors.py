@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.activations import default_layer, needs_pairs
+from commands.framework.activations import default_layer, need_to_fit
 from commands.framework.app import Session, command
-from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, LENS, PAIRS, VECTORS, need
+from commands.framework.artefacts import ACTIVATIONS, ACTIVATIONS_FOLDER, FITTED_METHODS, LENS, VECTORS, need
 from commands.framework.options import BENIGN, METHOD, NORMALIZE, TAU, TOP_K, TRAIN
 from commands.framework.output import Summary, warn
 from commands.framework.records import note, unchanged
@@ -23,6 +23,7 @@ def vectors(session: Session, s: Settings) -> Summary:
     """Compute a steering vector for each category, and the tokens it writes.
 
     The methods affine, alphasteer, angular and false-refusal fit instead what the arms of these names draw on.
+    On a server and without activations in the run directory, mean and contrastive add up there what they compare.
     """
     if s.get("method") in FITTED_METHODS:
         return fit_own(session, s)
@@ -30,10 +31,9 @@ def vectors(session: Session, s: Settings) -> Summary:
     from interventions.methods.fit import fit_vectors
 
     start = now()
-    source = PAIRS if needs_pairs(session, s) else ACTIVATIONS
-    activations, record = need(session, s, source)
+    activations, record = need_to_fit(session, s)
     options = {name: s.get(name) for name in ("method", "tau", "top_k", "normalize", "split", "seed")}
-    key = {"activations": record["id"], "source": source.name, **options}
+    key = {"activations": record["id"], "source": f"{ACTIVATIONS_FOLDER}/{activations.stem}", **options}
     path = VECTORS.path(s.run)
     if unchanged(s, VECTORS, key):
         steering = VECTORS.read(s.run)

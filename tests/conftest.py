@@ -80,7 +80,7 @@ def ndif() -> Iterator[Server]:
     yield from _server(sandbox=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ndif_sandbox() -> Iterator[Server]:
     """Another, to which every key is an ordinary one."""
     yield from _server(sandbox=True)

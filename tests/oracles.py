@@ -325,3 +325,28 @@ def same_activations(one: Path, two: Path, name: str = "prompts") -> None:
 
 def same_answers(one: pl.DataFrame, two: pl.DataFrame) -> None:
     assert one.drop("backend").equals(two.drop("backend"))
+
+
+def same_tables(one: Path, two: Path, loose: float = 1e-4, but: Sequence[str] = ()) -> None:
+    """Every table of two run directories, but for where they were made: words and whole numbers equal, others close."""
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*.parquet"))
+    names = [name for name in names if name not in but]
+    for name in names:
+        here, there = (pl.read_parquet(folder / name).drop("backend", "seconds", strict=False) for folder in (one, two))
+        assert here.columns == there.columns and here.height == there.height, name
+        for column, kind in here.schema.items():
+            flat = [values_in(table[column].to_list()) for table in (here, there)]
+            if kind.is_float() or kind.is_nested():
+                pairs = zip(*flat, strict=True)
+                assert all(
+                    a == b or (isinstance(a, float) and abs(a - b) <= loose * max(1, abs(a))) for a, b in pairs
+                ), (name, column)
+            else:
+                assert here[column].equals(there[column]), (name, column)
+
+
+def values_in(value: Any) -> list[Any]:
+    """The plain values of nested lists and dictionaries, in order."""
+    if isinstance(value, (list, dict)):
+        return [part for one in (value.values() if isinstance(value, dict) else value) for part in values_in(one)]
+    return [value]

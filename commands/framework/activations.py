@@ -1,12 +1,13 @@
 """Reading the residual stream of prompts, and of prompts followed by control tokens, which contrasts compare."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.framework.app import Session
-from commands.framework.artefacts import ACTIVATIONS, PAIRS
+from commands.framework.artefacts import ACTIVATIONS, PAIRS, SUMS, need, unfit
 from commands.framework.output import Summary, warn
-from commands.framework.prompts import fingerprint_of
+from commands.framework.prompts import fingerprint_of, fitting_prompts
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -38,6 +39,66 @@ def read_activations(session: Session, s: Settings, prompts: "pl.DataFrame", suf
                 batch_tokens=s.get("batch_tokens"))  # fmt: skip
         note(s, artefact, key, model, start, data=s.get("data"))
     return {"rows": prompts.height * max(1, len(suffixes)), "layers": len(key["layers"]), "wrote": str(path)}
+
+
+def as_read(s: Settings, like: Record | None) -> Settings:
+    """Settings to read prompts as before: model, dtype and layers stay, and without --data the prompts."""
+    settings = s.for_command("extract")
+    if like is None:
+        return settings
+    if not s.own_data or s.given("data") is None:
+        data = s.given("data") or (tuple(like.get("data") or ()) if s.given("benign") else ())
+        settings = settings.with_values(data=data)
+    settings = settings.with_values(model=s.given("model", like), dtype=s.given("dtype", like))
+    return settings.with_defaults(layers=tuple(like["key"]["layers"]))
+
+
+def need_to_fit(session: Session, s: Settings) -> tuple[Path, Record]:
+    """What vectors are fitted to: activations, or on a server their sums, where a method rests on these and no activations are here."""
+    from data.store.rundir import records
+    from interventions.methods.fit import rests_on_sums
+
+    source = PAIRS if needs_pairs(session, s) else ACTIVATIONS
+    if s.get("where") == "local" or not rests_on_sums(s.get("method")):
+        return need(session, s, source)
+    known = records(s.run)
+    there = [one.name for one in (source, SUMS) if one.name in known]
+    newest = max(there, key=lambda name: known[name]["end"], default=None)
+    if newest == source.name and not unfit(session, s, source):
+        return need(session, s, source)
+    return read_sums(session, s)
+
+
+def read_sums(session: Session, s: Settings) -> tuple[Path, Record]:
+    """Sums over the rows that a method compares, added up where the model is; unless they are here."""
+    from data.store.rundir import now, records
+    from interventions.methods.fit import group_of, relabels
+    from interventions.reading.extract import checked_layers
+    from interventions.reading.sums import extract_sums
+
+    start, known = now(), records(s.run)
+    like = known.get(SUMS.name) or known.get(ACTIVATIONS.name)
+    settings = as_read(s, like)
+    model, prompts, suffixes = session.model(settings), fitting_prompts(settings), ()
+    split, seed, method = s.get("split"), s.get("seed"), s.get("method")
+    position = like["key"]["position"] if like is not None and not like["key"]["suffixes"] else "last"
+    if needs_pairs(session, s):
+        position, (prompts, suffixes) = "suffix", pairing(model, prompts, split)
+    key = model_key(model) | {
+        "fingerprint": fingerprint_of(prompts),
+        "layers": checked_layers(model, settings.get("layers")),
+        "position": position,
+        "suffixes": list(suffixes),
+        "split": split,
+        "relabelled": [method, seed] if relabels(method) else None,
+    }
+    path = SUMS.path(s.run)
+    if not unchanged(s, SUMS, key):
+        extract_sums(model, prompts, path.parent, lambda rows: group_of(rows, method, split=split, seed=seed),
+                     layers=key["layers"], position=position, suffixes=suffixes,
+                     batch_tokens=s.get("batch_tokens"))  # fmt: skip
+        note(settings, SUMS, key, model, start, data=settings.get("data"))
+    return path, records(s.run)[SUMS.name]
 
 
 def needs_pairs(session: Session, s: Settings) -> bool:

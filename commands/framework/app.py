@@ -12,7 +12,7 @@ from commands.framework.options import Declared, shared
 from commands.framework.output import Summary, emit, warn
 from commands.framework.records import prompt_format
 from commands.framework.settings import Command, Record, Settings
-from data.contract import TUNED_MODEL
+from data.contract import ASKED_BYTES, TUNED_MODEL
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,12 +35,21 @@ class Session:
         from data.store.progress import Watch
         from interventions.backends.backend import open_backend
 
-        key = (s.get("where"), s.get("host"), s.get("timeout"), s.get("in_flight"), s.get("sandbox"), s.get("insecure"))
+        key = (
+            s.get("where"),
+            s.get("host"),
+            s.get("timeout"),
+            s.get("in_flight"),
+            s.get("sandbox"),
+            s.get("insecure"),
+            s.get("yes"),
+        )
         if key not in self.backends:
             watch = Watch(as_json=s.get("as_json"))
             self.backends[key] = open_backend(
-                key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch, sandbox=key[4], insecure=key[5]
-            )
+                key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch, sandbox=key[4], insecure=key[5],
+                most_bytes=None if key[6] else ASKED_BYTES,
+            )  # fmt: skip
         return self.backends[key]
 
     def model(self, s: Settings, record: Record | None = None, *, trusted: bool = False) -> "Model":

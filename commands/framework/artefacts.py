@@ -96,16 +96,23 @@ class Artefact(Generic[T]):
 
 
 TENSORS = "safetensors"
+ACTIVATIONS_FOLDER = "activations"
 
 
-def activations_artefact(name: str, called: str = "") -> Artefact[Path]:
+def activations_artefact(name: str, called: str = "", command: str = "extract") -> Artefact[Path]:
     """Activations and the table of their rows."""
     return Artefact(
-        f"activations/{name}", Path, TENSORS, (f"activations/{name}.parquet",), command="extract", called=called
+        f"{ACTIVATIONS_FOLDER}/{name}",
+        Path,
+        TENSORS,
+        (f"{ACTIVATIONS_FOLDER}/{name}.parquet",),
+        command=command,
+        called=called,
     )
 
 
 ACTIVATIONS, PAIRS = activations_artefact("prompts", "activations"), activations_artefact("pairs", "pairs")
+SUMS = activations_artefact("sums", "sums", "vectors")
 VECTORS: "Artefact[SteeringVectors]" = Artefact(
     "vectors", _of("interventions.methods.vectors", "SteeringVectors"), TENSORS, command="vectors", called="vectors",
     rests_on=("activations",), kept=("method", "tau", "top_k", "normalize"),
@@ -155,10 +162,11 @@ MODEL_FOLDER = Artefact("model", Path)
 
 
 class Making(NamedTuple):
-    """How an artefact is made in another command's stead: the command to name, and what to call."""
+    """How an artefact is made in another command's stead: the command to name, what to call, and how much that is."""
 
     words: str
     make: Callable[[], Summary]
+    much: str = ""
 
 
 Plan = Callable[[Session, Settings, Artefact[Any], Record | None], Making]
@@ -182,35 +190,44 @@ def need(session: Session, s: Settings, artefact: Artefact[T]) -> tuple[T, Recor
     Raises:
         UserError: It is missing or out of date, and --no-auto was given; or a file of it was altered since it was made.
     """
-    from data.store.digests import altered
     from data.store.rundir import records
 
     import_module(f"commands.{artefact.command}")
-    plan, differs = _OWN.get(artefact.name, (_as_before, None))
-    known, path = records(s.run), artefact.path(s.run)
-    record = known.get(artefact.name)
-    if record is None or not path.exists():
-        reason = "there is none" if artefact.called.startswith("a ") else "there are none"
-    else:
-        odd = altered(s.run, record)
-        if odd is not None and not odd.is_own:
-            raise UserError(odd.words)
-        reason = (
-            "a command ended before it was recorded"
-            if odd
-            else newer(artefact, record, known) or contradiction(s, record)
-        )
-        reason = reason or (differs(session, s, artefact, record) if differs else "")
-    if reason:
+    plan, _ = _OWN.get(artefact.name, (_as_before, None))
+    record = records(s.run).get(artefact.name)
+    if reason := unfit(session, s, artefact):
         making = plan(session, s, artefact, record)
         if s.get("no_auto"):
             raise UserError(f"{s.command} needs {artefact.called} in {s.run} ({reason}): "
                             f"run `python cli.py --run {s.run} {making.words}` first")  # fmt: skip
-        warn(f"{s.command} needs {artefact.called} ({reason}): running {making.words}")
+        warn(f"{s.command} needs {artefact.called} ({reason}): running {making.words}{making.much}")
         emit_progress(making.make())
         record = records(s.run)[artefact.name]
     assert record is not None
-    return artefact.load(path), record
+    return artefact.load(artefact.path(s.run)), record
+
+
+def unfit(session: Session, s: Settings, artefact: Artefact[Any]) -> str:
+    """Why an artefact has to be made, or made again; nothing if it fits the settings.
+
+    Raises:
+        UserError: A file of it was altered since it was made.
+    """
+    from data.store.digests import altered
+    from data.store.rundir import records
+
+    import_module(f"commands.{artefact.command}")
+    _, differs = _OWN.get(artefact.name, (None, None))
+    known = records(s.run)
+    record = known.get(artefact.name)
+    if record is None or not artefact.path(s.run).exists():
+        return "there is none" if artefact.called.startswith("a ") else "there are none"
+    odd = altered(s.run, record)
+    if odd is not None and not odd.is_own:
+        raise UserError(odd.words)
+    reason = "a command ended before it was recorded" if odd else newer(artefact, record, known)
+    reason = reason or contradiction(s, record)
+    return reason or (differs(session, s, artefact, record) if differs else "")
 
 
 def newer(artefact: Artefact[Any], record: Record, known: dict[str, Record]) -> str:

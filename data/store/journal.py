@@ -12,6 +12,26 @@ from data.store.files import open_own, room_for
 Object = dict[str, Any]  # of JSON
 
 
+def jobs_under_way(path: Path) -> dict[str, Object]:
+    """What a journal says of the jobs whose results are not here yet: name -> what was last noted; the file stays as it is.
+
+    Empty where it can't be read.
+    """
+    try:
+        raw = path.read_bytes()
+        lines = [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
+        jobs = {line["job"]: line["noted"] for line in lines if "job" in line}
+        done = {int(number) for line in lines for number in line.get("done", ())}
+        return {name: noted for name, noted in jobs.items() if noted.get("id") and not done >= set(batches_of(name))}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def batches_of(job: str) -> tuple[int, ...]:
+    """The numbers of the batches in a job's name."""
+    return tuple(map(int, job.partition("#")[0].split(",")))
+
+
 class Journal:
     """A file of one line for the key and the plan, then one line for each thing that happened.
 
@@ -74,11 +94,7 @@ class Journal:
         Those that an earlier run sent away together stay together, so that their job can be collected.
         """
         left = [number for number, _ in self.todo()]
-        sent = dict.fromkeys(
-            tuple(map(int, name.partition("#")[0].split(",")))
-            for name, noted in self.jobs.items()
-            if not noted.get("failed")
-        )
+        sent = dict.fromkeys(batches_of(name) for name, noted in self.jobs.items() if not noted.get("failed"))
         kept = [group for group in sent if set(group) <= set(left)]
         rest = [number for number in left if not any(number in group for group in kept)]
         return kept + [tuple(rest[at : at + most]) for at in range(0, len(rest), most)]

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ KINDS = {
     "COMPLETED": "done",
     "ERROR": "failed",
 }
+WORTH_SAYING = 90  # seconds that are left after what came first
 SAID = ("PROVISIONING", "DEPLOYING", "RETRY")  # worth a line of their own where there is no terminal
 
 
@@ -49,6 +51,12 @@ class Watch:
                 self._said = words
                 tqdm.write(f"server: {job}: {words}", file=sys.stderr)
 
+    def say(self, words: str) -> None:
+        """A line of its own."""
+        with self._lock:
+            text = json.dumps({"said": words}, ensure_ascii=False) if self.as_json else words
+            tqdm.write(text, file=sys.stderr)
+
     def begin(self, bar: Any) -> None:
         """Count anew, beside this bar."""
         with self._lock:
@@ -77,6 +85,7 @@ class Bar:
     def __init__(self, bar: Any, name: str, watch: Watch | None) -> None:
         """Wrap a tqdm bar."""
         self._bar, self._name, self._watch = bar, name, watch
+        self._start, self._told = time.monotonic(), False
 
     def say(self, words: str) -> None:
         """Words to stand beside the bar."""
@@ -85,8 +94,13 @@ class Bar:
     def update(self, rows: int = 1) -> None:
         """So many more rows are done."""
         self._bar.update(rows)
-        if self._watch is not None:
-            self._watch.rows(self._name, self._bar.n, self._bar.total)
+        if self._watch is None:
+            return
+        self._watch.rows(self._name, self._bar.n, self._bar.total)
+        more = (time.monotonic() - self._start) / max(rows, 1) * (self._bar.total - self._bar.n)
+        if not self._told and more > WORTH_SAYING:
+            self._watch.say(f"{self._name}: about {more / 60:.0f} minutes more, as the first took")
+        self._told = True
 
 
 @contextmanager

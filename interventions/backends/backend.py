@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.contract import IN_FLIGHT, TIMEOUT
+from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import Watch
 from interventions.backends.pool import Group, T, _Pool, _Task, _task
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 
 BATCHES_A_JOB, JOB_BYTES = 8, 32 << 20  # batches travel together up to these
+SUMMED_BATCHES = 24  # of one job, where its batches are added up
+SUMMED_BYTES = 16 << 20  # of a whole run of such jobs, where it can be
+LARGE_SUMS = 8 << 20  # of one such job: for each part of this size it may hold as many batches again
 LINE_BYTES = 128 << 20  # of results that may come in at once, whatever the model
 
 
@@ -30,12 +34,14 @@ class Backend:
         client: How to reach the server, for `remote`.
         in_flight: How many jobs are under way at once.
         sandbox: Whether a simulation, or a server that would not, treats the user as NDIF treats ordinary keys.
+        most_bytes: What may come back of one artefact's jobs; None: any number.
     """
 
     kind: str = "local"
     client: "Client | None" = None
     in_flight: int = 1
     sandbox: bool = False
+    most_bytes: int | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -77,7 +83,9 @@ class Backend:
         task: _Task | None = getattr(_task, "now", None)
         return Request(model, self.client, "the request") if task is None else task.job(model, self.client)
 
-    def each(self, journal: Journal, work: Callable[[Group], T], batch_bytes: int) -> Iterator[tuple[Group, T]]:
+    def each(
+        self, journal: Journal, work: Callable[[Group], T], batch_bytes: int, *, job_bytes: int | None = None
+    ) -> Iterator[tuple[Group, T]]:
         """Do the work of every group of batches that the journal has not seen done; in any order.
 
         Work that an earlier process sent away is collected, not done again. A group that is too much for the server
@@ -87,6 +95,7 @@ class Backend:
             journal: The plan and what is done; the caller notes what it has got.
             work: Traces one group; called in several threads, one tracing at a time, if the backend is far.
             batch_bytes: What comes back of one batch, at most: batches travel together up to `JOB_BYTES`.
+            job_bytes: What comes back of one job in its place, where that is the same for any number of batches.
 
         Raises:
             UserError: A job failed for good, or a deadline passed.
@@ -97,10 +106,43 @@ class Backend:
                 yield (number,), work((number,))
             return
         batch_bytes = max(batch_bytes, 1)
-        share = -(-len(todo) // self.in_flight)  # few batches: rather every request under way than long ones
-        most = max(1, min(BATCHES_A_JOB, JOB_BYTES // batch_bytes, share))
-        workers = max(1, min(self.in_flight, LINE_BYTES // (most * batch_bytes)))
-        yield from _Pool(journal, work, batch_bytes).run(journal.groups(most), workers)
+        most = self._most(len(todo), batch_bytes, job_bytes)
+        workers = max(1, min(self.in_flight, LINE_BYTES // (job_bytes or most * batch_bytes)))
+        pool = _Pool(journal, work, lambda group: job_bytes or len(group) * batch_bytes)
+        yield from pool.run(journal.groups(most), workers)
+
+    def _most(self, batches: int, batch_bytes: int, job_bytes: int | None) -> int:
+        """Batches a job: of few, rather every request under way than long ones."""
+        if job_bytes is not None:
+            jobs = max(1, min(self.in_flight, SUMMED_BYTES // job_bytes))
+            return max(1, min(SUMMED_BATCHES * max(1, job_bytes // LARGE_SUMS), -(-batches // jobs)))
+        return max(1, min(BATCHES_A_JOB, JOB_BYTES // batch_bytes, -(-batches // self.in_flight)))
+
+    def announce(
+        self, what: str, journal: Journal, batch_bytes: int, all_bytes: int = 0, *, job_bytes: int | None = None
+    ) -> None:
+        """Say how many jobs are left to do and what comes back, before anything is sent; nothing where traces run here.
+
+        Args:
+            what: What they are for.
+            journal: As `each` is given.
+            batch_bytes: As `each` is given.
+            all_bytes: What comes back of all batches that are not done.
+            job_bytes: As `each` is given.
+
+        Raises:
+            UserError: It is more than `most_bytes`.
+        """
+        if not self.is_remote or not journal.todo():
+            return
+        requests = len(journal.groups(self._most(len(journal.todo()), max(batch_bytes, 1), job_bytes)))
+        all_bytes = all_bytes if job_bytes is None else requests * job_bytes
+        words = f"{requests} request{'s' if requests > 1 else ''}, {all_bytes / 1e6:,.1f} MB to come back"
+        if job_bytes is None and self.most_bytes is not None and all_bytes > self.most_bytes:
+            raise UserError(f"{what}: {words}: pass --yes if that is meant, or read fewer --layers or a smaller --limit; vectors of the "
+                            "methods mean and contrastive need none of it, their sums come back alone")  # fmt: skip
+        if self.watch is not None:
+            self.watch.say(f"{what}: {words}")
 
 
 LOCAL = Backend()
@@ -115,6 +157,7 @@ def open_backend(
     watch: Watch | None = None,
     sandbox: bool = False,
     insecure: bool = False,
+    most_bytes: int | None = None,
 ) -> Backend:
     """The backend to `local`, `simulate` or `remote`; a server is asked whether it is there.
 
@@ -125,7 +168,8 @@ def open_backend(
         in_flight: How many jobs are under way at once.
         watch: Told what the server says of jobs.
         sandbox: Whether traces run as those of ordinary keys do: beside the model's process.
-        insecure: Whether a key may go to another machine over plain http.
+        insecure: Whether a key may go to another machine over plain http, and a result come from anywhere.
+        most_bytes: What activations may come back from a server at once; None: any number.
 
     Raises:
         UserError: No server, or none that understands us.
@@ -140,4 +184,5 @@ def open_backend(
     CONFIG.APP.REMOTE_LOGGING = False  # its spinner would stand in the way of our own progress
     address = address_of(host, insecure=insecure)
     preflight(address)
-    return Backend(kind, Client(address, timeout, watch or Watch(), sandbox=sandbox), in_flight, sandbox)
+    client = Client(address, timeout, watch or Watch(), sandbox=sandbox, insecure=insecure)
+    return Backend(kind, client, in_flight, sandbox, most_bytes)

@@ -26,7 +26,7 @@ class _Task:
     group: Group
     journal: Journal
     stop: threading.Event
-    batch_bytes: int
+    result_bytes: int
     jobs: int = 0
 
     def job(self, model: Any, client: "Client") -> Any:
@@ -39,14 +39,14 @@ class _Task:
         self.jobs += 1
         known = self.journal.jobs.get(name)
         return Request(model, client, label, known, lambda noted: self.journal.note_job(name, noted), self.stop,
-                       2 * len(self.group) * self.batch_bytes)  # fmt: skip
+                       2 * self.result_bytes)  # fmt: skip
 
 
 class _Pool(Generic[T]):
     """Groups of batches done by daemon threads: one that is stuck can't keep the process."""
 
-    def __init__(self, journal: Journal, work: Callable[[Group], T], batch_bytes: int) -> None:
-        self._journal, self._work, self._batch_bytes = journal, work, batch_bytes
+    def __init__(self, journal: Journal, work: Callable[[Group], T], result_bytes: Callable[[Group], int]) -> None:
+        self._journal, self._work, self._result_bytes = journal, work, result_bytes
         self._todo: queue.SimpleQueue[Group] = queue.SimpleQueue()
         self._done: queue.Queue[tuple[Group, T | None, BaseException | None]] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
@@ -86,7 +86,7 @@ class _Pool(Generic[T]):
                 group = self._todo.get_nowait()
             except queue.Empty:
                 break
-            _task.now = _Task(group, self._journal, self._stop, self._batch_bytes)
+            _task.now = _Task(group, self._journal, self._stop, self._result_bytes(group))
             try:
                 with tracing():
                     value = self._work(group)

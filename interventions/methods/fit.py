@@ -16,8 +16,10 @@ from data.contract import METHODS, ONE_CATEGORY, RESPOND
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.progress import progress
+from data.store.sums import NAME as SUMS
+from data.store.sums import Sums
 from interventions.fitting.contrasts import Contrast, contrasts
-from interventions.fitting.differences import mean_differences, unit
+from interventions.fitting.differences import mean_differences, members, unit
 from interventions.methods.method import Method, Sides
 from interventions.methods.vectors import FORMAT, SteeringVectors, check_names
 
@@ -38,7 +40,8 @@ def fit_vectors(
     """One steering vector a category and layer.
 
     Args:
-        path: A file of `extract`: `prompts`, or `pairs`, which `contrastive` needs and `pca` makes use of.
+        path: A file of `extract`: `prompts`, or `pairs`, which `contrastive` needs and `pca` makes use of; or of
+            `extract_sums` over the rows of `group_of`, for a method that rests on sums.
         method: A key of `METHODS`.
         split: Rows of this split, and those without any, are used.
         tau: Entries of smaller magnitude become 0 (published code: 1e-3).
@@ -50,14 +53,14 @@ def fit_vectors(
     Raises:
         UserError: An unknown method, rows that it needs are missing, or a category has the name of the mean of all.
     """
-    how, activations = method_named(method), Activations.open(path)
-    chosen = contrasts(activations.rows, split, paired=how.is_paired(activations.rows), respond=respond)
-    check_names([contrast.category for contrast in chosen])
+    how = method_named(method)
+    activations = Sums.open(path) if path.stem == SUMS else Activations.open(path)
+    chosen = _chosen(activations.rows, how, split, seed, respond)
     _say_left_out(activations.rows, split, {contrast.category for contrast in chosen})
-    if how.relabel is not None:
-        chosen = how.relabel(chosen, np.random.default_rng(seed))
     vectors, norms = mean_differences(activations, chosen)
     if how.directions is not None:
+        if isinstance(activations, Sums):
+            raise UserError(f"{method} needs every row's activations, not their sums; run extract")
         vectors = _along(activations, chosen, vectors, how.directions, method)
     kept = _sparse(vectors, tau, top_k)
     if how.draw is not None:
@@ -68,6 +71,33 @@ def fit_vectors(
     options = {"tau": tau, "top_k": top_k, "normalize": normalize, "seed": seed}
     tensors = {contrast.category: torch.from_numpy(kept[at]).float() for at, contrast in enumerate(chosen)}
     return SteeringVectors(tensors, _metadata(activations, chosen, norms, method, split, options))
+
+
+def group_of(
+    rows: pl.DataFrame, method: str, *, split: str = "train", seed: int = 0, respond: str = RESPOND
+) -> np.ndarray:
+    """For each row of a row table the sum that it counts to in `fit_vectors` of the same options, or -1: (rows,) int64.
+
+    Raises:
+        UserError: As `fit_vectors`.
+    """
+    return members(rows.height, _chosen(rows, method_named(method), split, seed, respond))
+
+
+def rests_on_sums(method: str) -> bool:
+    """Whether a method's vectors follow from sums over groups of rows."""
+    return method in METHODS and method_named(method).directions is None
+
+
+def relabels(method: str) -> bool:
+    """Whether a method takes other contrasts than the true ones, by its seed."""
+    return method_named(method).relabel is not None
+
+
+def _chosen(rows: pl.DataFrame, how: Method, split: str, seed: int, respond: str) -> list[Contrast]:
+    chosen = contrasts(rows, split, paired=how.is_paired(rows), respond=respond)
+    check_names([contrast.category for contrast in chosen])
+    return chosen if how.relabel is None else how.relabel(chosen, np.random.default_rng(seed))
 
 
 def _say_left_out(rows: pl.DataFrame, split: str, categories: set[str]) -> None:
@@ -120,7 +150,7 @@ def _sparse(vectors: np.ndarray, tau: float | None, top_k: int | None) -> np.nda
 
 
 def _metadata(
-    activations: Activations,
+    activations: Activations | Sums,
     chosen: list[Contrast],
     norms: np.ndarray,
     method: str,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from interventions.traced.blocks import hidden
+from interventions.traced.blocks import entrance, hidden
 from interventions.traced.edits import EMBEDDING, attention_of
 
 SHAPE_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configurations
@@ -63,9 +63,8 @@ def check_blocks(module: Any, blocks: Any, name: str) -> None:
 
     hooks = [block.register_forward_hook(note) for block in blocks]
     try:
-        device = next(module.parameters()).device
         with torch.no_grad():
-            module(input_ids=torch.ones((1, 3), dtype=torch.long, device=device))
+            module(input_ids=torch.ones((1, 3), dtype=torch.long, device=entrance(module)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ from data.contract import default_layer
 from interventions.backends.backend import LOCAL, Backend
 from interventions.model.formats.choice import PromptFormat, rendering_of, template_hash
 from interventions.model.kinds import is_alibi, keeps_state
+from interventions.traced.blocks import entrance
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the input of the first block lies."""
-        device = next(self.module.parameters()).device
+        device = entrance(self.module)
         return torch.device("cpu") if device.type == "meta" else device
 
     @property

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -26,7 +27,7 @@ from data.store.tables import write_table
 from interventions.model.model import Model
 from interventions.reading.batches import plan_batches
 from interventions.reading.budget import Budget, default_batch_tokens
-from interventions.reading.residual import Source
+from interventions.reading.residual import WEIGHTS, Source
 
 RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
 
@@ -69,7 +70,37 @@ def extract(
     texts = prompts["prompt"].to_list()
     source = Source.of(model, texts, suffixes, position)
     batch_tokens = batch_tokens or default_batch_tokens(model)
-    key = {
+    key = key_of(model, prompts, layers, position, suffixes)
+    shape = (len(source.encoded) * source.rows_each, len(layers), model.d_model)
+    metadata = metadata_of(model, layers, position)
+    journal_path, unfinished = folder / f".{name}.journal", folder / f".{name}.safetensors"
+    if not unfinished.exists():
+        journal_path.unlink(missing_ok=True)
+    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
+    journal = Journal(journal_path, key, plan_batches(source.computed(model), batch_tokens, most_rows), unfinished)
+    if not journal.resumed:
+        _begin(unfinished, shape, metadata)
+    _run(model, source, layers, journal, unfinished, shape, batch_tokens)
+    write_table(folder / f"{name}.parquet", row_table(prompts, suffixes, source.row_lengths))
+    settle(unfinished)
+    check_replaceable(folder / f"{name}.safetensors")
+    enter(unfinished, folder / f"{name}.safetensors")
+    unfinished.replace(folder / f"{name}.safetensors")
+    settle(folder)
+    journal.remove()
+    return folder / f"{name}.safetensors"
+
+
+def travelling_bytes(model: Model, position: str) -> int:
+    """Bytes of a number that comes back: the model's own type, but where a mean over tokens is taken, which is float32's."""
+    return 4 if position in WEIGHTS else getattr(torch, model.dtype).itemsize
+
+
+def key_of(
+    model: Model, prompts: pl.DataFrame, layers: list[int], position: str, suffixes: Sequence[str]
+) -> dict[str, Any]:
+    """What reading goes on for: another key, another journal."""
+    return {
         "model": model.name,
         "revision": model.revision,
         "template": model.template_hash,
@@ -79,8 +110,11 @@ def extract(
         "position": position,
         "suffixes": list(suffixes),
     }
-    shape = (len(source.encoded) * source.rows_each, len(layers), model.d_model)
-    metadata = {
+
+
+def metadata_of(model: Model, layers: list[int], position: str) -> dict[str, str]:
+    """What a file says of where its values were read."""
+    return {
         "model": model.name,
         "revision": model.revision,
         "layers": json.dumps(layers),
@@ -90,22 +124,6 @@ def extract(
         "dtype": model.dtype,
         "template": model.template_hash,
     }
-    journal_path, unfinished = folder / f".{name}.journal", folder / f".{name}.safetensors"
-    if not unfinished.exists():
-        journal_path.unlink(missing_ok=True)
-    most_rows = max(1, RESULT_BYTES // (4 * shape[1] * shape[2] * source.rows_each))
-    journal = Journal(journal_path, key, plan_batches(source.computed(model), batch_tokens, most_rows), unfinished)
-    if not journal.resumed:
-        _begin(unfinished, shape, metadata)
-    _run(model, source, layers, journal, unfinished, shape, batch_tokens)
-    write_table(folder / f"{name}.parquet", _row_table(prompts, suffixes, source.row_lengths))
-    settle(unfinished)
-    check_replaceable(folder / f"{name}.safetensors")
-    enter(unfinished, folder / f"{name}.safetensors")
-    unfinished.replace(folder / f"{name}.safetensors")
-    settle(folder)
-    journal.remove()
-    return folder / f"{name}.safetensors"
 
 
 def checked_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
@@ -132,8 +150,12 @@ def _run(
     tokens: int,
 ) -> None:
     unit_bytes = source.rows_each * shape[1] * shape[2] * 4
+    travels = unit_bytes * travelling_bytes(model, source.position) // 4
+    batch_bytes = travels * max(map(len, journal.plan), default=1)
     start = path.stat().st_size - shape[0] * shape[1] * shape[2] * 4
-    left = sum(len(units) for _, units in journal.todo()) * source.rows_each
+    units_left = sum(len(units) for _, units in journal.todo())
+    left = units_left * source.rows_each
+    model.backend.announce(f"extract: {left:,} rows", journal, batch_bytes, travels * units_left)
     budget = Budget(tokens)
 
     def read(group: tuple[int, ...]) -> list[torch.Tensor]:
@@ -148,7 +170,7 @@ def _run(
         open_own(path, "r+b") as file,
         progress(shape[0], shape[0] - left, "extract", model.backend.watch) as bar,
     ):
-        for group, results in model.backend.each(journal, read, unit_bytes * max(map(len, journal.plan), default=1)):
+        for group, results in model.backend.each(journal, read, batch_bytes):
             for number, result in zip(group, results, strict=True):
                 values = result.numpy().astype("<f4")
                 if not (values == values).all():
@@ -176,7 +198,8 @@ def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) ->
         file.write(len(header).to_bytes(8, "little") + header)
 
 
-def _row_table(prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int]) -> pl.DataFrame:
+def row_table(prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int]) -> pl.DataFrame:
+    """One row an activation: the prompts' columns, `n_tokens` and `suffix`."""
     counted = pl.Series("n_tokens", lengths, pl.Int64)
     if not suffixes:
         return prompts.with_columns(counted, pl.lit(None, pl.String).alias("suffix"))

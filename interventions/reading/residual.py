@@ -74,21 +74,43 @@ class Source:
     ) -> list[torch.Tensor]:
         """Residuals of batches of units, in passes of at most so many tokens: for each batch (rows, layers, d_model)."""
         opening = self.opening(model)
-        more = self.tail - opening
-        parts = [
-            [
-                [units[at] for at in part]
-                for part in passes(model, [len(self.encoded.ids[u]) + more for u in units], tokens)
-            ]
-            for units in plan
-        ]
-        found = iter(self._passes(model, [part for some in parts for part in some], layers, opening))
+        parts = [self._parts(model, units, tokens) for units in plan]
+        found = iter(self._read(model, [part for some in parts for part in some], layers, opening))
         results = []
         for units, some in zip(plan, parts, strict=True):
             states = torch.cat([next(found).unflatten(0, (len(part), -1)) for part in some])
             place = {unit: at for at, unit in enumerate(unit for part in some for unit in part)}
             results.append(states[[place[unit] for unit in units]].flatten(0, 1))
         return results
+
+    def sums(
+        self,
+        model: Model,
+        plan: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        tokens: int,
+        member: Sequence[int],
+        groups: int,
+    ) -> torch.Tensor:
+        """The same, added up where the model is: float64 (groups, layers, d_model + 1), with the sum of norms behind.
+
+        Args:
+            model: An open model.
+            plan: Batches of units.
+            layers: Ascending block numbers.
+            tokens: At most so many a pass.
+            member: For each row of the artefact its group, or -1.
+            groups: How many there are.
+        """
+        parts = [part for units in plan for part in self._parts(model, units, tokens)]
+        each = torch.tensor(member).view(-1, self.rows_each)
+        members = [(each[part].flatten() == torch.arange(groups)[:, None]).double() for part in parts]
+        (found,) = self._read(model, parts, layers, self.opening(model), members)
+        return found
+
+    def _parts(self, model: Model, units: Sequence[int], tokens: int) -> list[list[int]]:
+        """Units in passes of at most so many tokens."""
+        return [[units[at] for at in part] for part in passes(model, self.computed(model, units), tokens)]
 
     def opening(self, model: Model) -> int:
         """What all units share, where the model lets them: whichever batches travel together, bits stay the same."""
@@ -100,19 +122,24 @@ class Source:
         most = min((start for start, _ in self.encoded.user), default=0) if self.position in WEIGHTS else None
         return common_opening(self.encoded.ids, most)
 
-    def _passes(
-        self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int], opening: int
+    def _read(
+        self,
+        model: Model,
+        plan: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        opening: int,
+        members: Sequence[torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
         padding = pad_id(model.tokenizer)
         rows = [[self.encoded.ids[unit] for unit in units] for units in plan]
         if self.endings:
             packed = [pack_batch(ids, self.endings, padding, model.device, opening) for ids in rows]
             batches, ends = [batch for batch, _ in packed], [ends for _, ends in packed]
-            return read_residual(model, batches, layers, ends=ends, opening=opening)
+            return read_residual(model, batches, layers, ends=ends, opening=opening, members=members)
         of = WEIGHTS.get(self.position)
         weights = [of(self.encoded, units, opening) for units in plan] if of else None
         batches = [pad_batch(ids, padding, model.device, opening) for ids in rows]
-        return read_residual(model, batches, layers, weights, opening=opening)
+        return read_residual(model, batches, layers, weights, opening=opening, members=members)
 
 
 def read_residual(
@@ -122,6 +149,7 @@ def read_residual(
     weights: Sequence[torch.Tensor] | None = None,
     ends: Sequence[Sequence[int]] | None = None,
     opening: int = 0,
+    members: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
 
@@ -133,10 +161,11 @@ def read_residual(
         ends: For each batch, of `packing.pack_batch`, the positions to read instead.
         opening: How many first columns are the same in all rows of all batches; they are computed once, and neither
             `weights` nor `ends` may fall on them.
+        members: For each batch float64 (groups, rows · ends), which rows count to which sum; None keeps them all.
 
     Returns:
         For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
-        of a row adjacent.
+        of a row adjacent. With `members` float64 (groups, layers, d_model + 1) alone, as `traced.residual.read` adds up.
     """
     nothing = [None] * len(batches)
     first = {name: batches[0][name][:1, :opening] for name in ("input_ids", "position_ids")}
@@ -145,12 +174,18 @@ def read_residual(
             _behind(batch, opening),
             None if mean is None else mean[:, opening:],
             None if places is None else [place - opening for place in places],
+            member,
         )
-        for batch, mean, places in zip(batches, weights or nothing, ends or nothing, strict=True)
+        for batch, mean, places, member in zip(
+            batches, weights or nothing, ends or nothing, members or nothing, strict=True
+        )
     ]
     blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
     backend = model.backend.nnsight(model.nnsight)
     found = read(model.nnsight, backend, blocks, beyond, first, passes)
+    if members is not None:
+        shape = (len(members[0]), len(layers), model.d_model + 1)
+        return [expect(found[0] if len(found) == 1 else None, shape, "sums of activations").double()]
     rows = [
         len(batch["input_ids"]) * (len(one.places) if one.places else 1)
         for batch, one in zip(batches, passes, strict=True)

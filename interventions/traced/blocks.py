@@ -33,10 +33,15 @@ def is_apart(network: Network) -> bool:
     return network._module is None or next(network._module.parameters()).is_meta
 
 
+def entrance(module: Any) -> torch.device:
+    """Where a model's input goes: to its embedding. Its blocks, and what puts out logits, may lie on other devices."""
+    return module.get_input_embeddings().weight.device
+
+
 def device_of(network: Network, block: Block) -> torch.device:
-    """Where a model computes, there where the trace runs; apart from its weights, where a block's output lies."""
+    """Where input goes and results are put together, there where the trace runs; apart from the weights, where a block's output lies."""
     if not is_apart(network):
-        return next(network._module.parameters()).device
+        return entrance(network._module)
     with network.trace({"input_ids": torch.ones((1, 1), dtype=torch.long)}, use_cache=False, logits_to_keep=1):
         device = hidden(block.output).device
     return device  # noqa: RET504  # a trace gives its values once its block has ended

@@ -101,7 +101,7 @@ def read_unsteered(
             here = hidden(block.output)
             added(states, marks, number, here[:, -1:, :], rows, slice(-1, None))
             states[number, LAST] = here[:, -1, :].float()
-        logits = network.output.logits[:, -1, :].float()
+        logits = network.output.logits[:, -1, :].float().to(batch["input_ids"].device)
     cropped(cache, batch["input_ids"].shape[1] - 1)
     return states, logits
 
@@ -216,7 +216,7 @@ def edited_pass(
         for number, block in blocks:
             states = hidden(block.output)
             apply_edit(states.view(len(slots), -1, states.shape[-1]), edits.layers[number], slots, True, wide)
-        logits = network.output.logits[:, -keep:, :].float().flatten(0, 1)
+        logits = network.output.logits[:, -keep:, :].float().flatten(0, 1).to(slots.device)
     return logits  # noqa: RET504  # a trace gives its values once its block has ended
 
 
@@ -261,7 +261,7 @@ def continued(
             for number, block in blocks:
                 apply_edit(hidden(block.output), edits.layers[number], which, False, False)
             logits = network.output.logits[:, -1, :]
-        now = logits.argmax(-1)[:, None]
+        now = logits.argmax(-1)[:, None].to(tokens.device)
         tokens[at, step] = now[:, 0]
         over = over | torch.isin(now[:, 0], how.ending)
     return tokens

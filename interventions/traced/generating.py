@@ -47,7 +47,7 @@ def generated(
     whose = alive // many
     later = [at for at in blocks if any(plan.scope in LATER and at[0] in plan.layers for plan in plans)]
     past = cached([] if wide else keys_values(cache), apart=True)
-    past.batch_select_indices(whose)
+    past.batch_select_indices(whose.cpu())  # its layers may lie on several devices
     inputs = {name: batch[name][whose] for name in ("input_ids", "attention_mask")}
     biased, first = any(plan.bias is not None for plan in plans), []
     with network.generate(**settings(how), past_key_values=past) as tracer:
@@ -58,14 +58,14 @@ def generated(
                 if step == 0:
                     put_out = head.output
                     last = logits_of(put_out)[:, -1, :]
-                    first.append(with_bias(last.float(), plans, seen, how.gates, alive))
+                    first.append(with_bias(last.float().to(whose.device), plans, seen, how.gates, alive))
                     if biased:
                         last[:] = first[0].to(last.dtype)
         with tracer.invoke():
             found = tracer.result
     logits = first[0]
     tokens = torch.zeros(len(alive), how.steps, dtype=torch.long, device=logits.device)
-    tokens[:, : found.shape[1] - width] = found[:, width:].to(logits.device)
+    tokens[:, : found.shape[1] - width] = found[:, width:].to(tokens.device)
     tokens[:, 0] = logits.argmax(-1)
     figures = first_position(logits, seen, how, whose, back.view(rows, many))
     vector, strength = (part.view(rows, many).cpu() for part in (edits.vector, edits.strength))

@@ -21,11 +21,14 @@ class Pass(NamedTuple):
         batch: Its columns behind the opening, and a mask of all.
         weights: (rows, columns) of a mean over them, summing to 1 a row; None reads the last.
         places: Columns to read instead; None for none.
+        members: float64 (groups, rows), or (groups, rows · places): which of what is read counts to which sum; None
+            keeps all of it.
     """
 
     batch: Batch
     weights: torch.Tensor | None
     places: list[int] | None
+    members: torch.Tensor | None = None
 
 
 def read(
@@ -37,6 +40,9 @@ def read(
     passes: Sequence[Pass],
 ) -> list[torch.Tensor]:
     """For each pass (rows, layers, d_model) in the model's type, on the CPU; of several places those of a row adjacent.
+
+    Where passes have members, one tensor for all of them: float64 (groups, layers, d_model + 1), each group's sum, and in
+    its last column the sum of its rows' norms.
 
     Args:
         network: The nnsight model.
@@ -55,7 +61,7 @@ def read(
                 with network.trace(first, past_key_values=shared, use_cache=True, logits_to_keep=1):
                     leave_out(beyond, blocks[-1].output)
                     shared = network.output.past_key_values
-            for batch, weights, places in passes:
+            for batch, weights, places, members in passes:
                 rows, width = batch["input_ids"].shape
                 past = repeated(shared, rows, width, apart) if opening else None
                 with network.trace(batch, past_key_values=past, use_cache=False, logits_to_keep=1):
@@ -63,10 +69,23 @@ def read(
                     for block in blocks:
                         put_out = block.output
                         states.append(picked(hidden(put_out), weights, places))
-                    kept.append(torch.stack(states, dim=1))
+                    keep(kept, torch.stack(states, dim=1), members)
                     leave_out(beyond, put_out)
                 past = None  # or the next pass's would be made beside it
     return kept
+
+
+def keep(kept: list[torch.Tensor], states: torch.Tensor, members: torch.Tensor | None) -> None:
+    """Keep a pass's states (rows, layers, d_model), or add them up: what goes over a line is then the same for any rows."""
+    if members is None:
+        kept.append(states)
+        return
+    exact = states.double()
+    sums = torch.einsum("gr,rld->gld", members, torch.cat([exact, exact.norm(dim=-1, keepdim=True)], dim=-1))
+    if kept:
+        kept[0] += sums
+    else:
+        kept.append(sums)
 
 
 def leave_out(beyond: Sequence[Block], put_out: Any) -> None:

@@ -91,13 +91,13 @@ def forced(
                         here = hidden(block.output)[:, :1, :]
                         added(states, given.marks, number, here, every, slice(width - 1, width))
                         states[number, LAST] = here[:, 0, :].float()
-                    own = network.output.logits.float()
+                    own = network.output.logits.float().to(device)
                 cropped(cache, width - 1)
                 scores = [score(gate, states, own[:, 0], device) for gate in given.gates]
                 seen = Unsteered(own[:, 0, refusing] if len(refusing) else None, scores)
             if given.divergence and given.reference is not None:
                 with network.trace(on(device, given.reference), use_cache=False, logits_to_keep=count):
-                    own = network.output.logits.float()
+                    own = network.output.logits.float().to(device)
             found = []
             for plans, blocks in groups:
                 many, wide = len(plans), plans[0].scope in WIDE
@@ -110,7 +110,7 @@ def forced(
                 with network.trace(part, past_key_values=past, use_cache=False, logits_to_keep=count):
                     for number, block in blocks:
                         edit_in_parts(hidden(block.output), edits.layers[number], 1 if shares else width, wide)
-                    logits = network.output.logits.float()
+                    logits = network.output.logits.float().to(device)
                 logits[:, 0] = with_bias(logits[:, 0], plans, seen, given.gates)
                 found.append(compared(logits, own if given.divergence else None, tokens, there))
             out["nll"] = torch.cat([pair[0] for pair in found], dim=1)

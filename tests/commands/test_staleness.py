@@ -43,6 +43,14 @@ def test_other_weights_under_the_same_name_are_another_model(run, split_file, tm
     assert new.equals(wanted) and not new.equals(old)
 
 
+def test_what_is_made_on_the_way_says_how_much_and_what_it_replaces(run, tiny_tuned_folder, prompts_file, tmp_path):
+    words = ("--run", tmp_path, "--model", tiny_tuned_folder, "--data", prompts_file)
+    code, _, err = run(*words, "trace", "--limit", 2)
+    assert code == 0 and "running extract over 40 rows\n" in err
+    code, _, err = run(*words, "vectors", "--limit", 24)
+    assert code == 0 and "running extract over 24 rows, in place of 40\n" in err
+
+
 def test_a_folders_revision_is_its_content(tmp_path):
     folder = make_tiny(tmp_path / "one")
     copy = shutil.copytree(folder, tmp_path / "two")

@@ -170,7 +170,12 @@ def test_a_result_elsewhere_is_not_fetched(tiny, where):
 
 def test_stores_of_ndif_may_hold_results():
     address = "https://api.ndif.us"
-    assert may_hold_results("https://ndif-results.s3.amazonaws.com/x?y=1", address)
+    for name in ("ndif-results.s3.amazonaws.com/x?y=1", "ndif-results.s3.us-east-2.amazonaws.com/x", "files.ndif.us/x",
+                 "s3.us-east-1.amazonaws.com/ndif-results/x"):  # fmt: skip
+        assert may_hold_results(f"https://{name}", address)
+    for name in ("others.s3.amazonaws.com/x", "s3.amazonaws.com/others/ndif-results/x", "ndif-results.s3.amazonaws.com.example.org/x",
+                 "ec2.us-east-1.amazonaws.com/x"):  # fmt: skip
+        assert not may_hold_results(f"https://{name}", address)
     assert may_hold_results("http://127.0.0.1:9000/x", "http://127.0.0.1:8001")
     assert not may_hold_results("http://ndif-results.s3.amazonaws.com/x", address)
     assert not may_hold_results("https://169.254.169.254/latest", address)

@@ -379,6 +379,7 @@ class Server:
             "NDIF_DEFAULT_DTYPE": "float32",
             "NDIF_AUTOSCALING_MAX_REPLICAS": "1",
             "NDIF_MINIMUM_DEPLOYMENT_TIME_SECONDS": "0",
+            "NDIF_STATUS_TTL_S": "3",  # else what is up is told anew once a minute
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_worker_niceness": "0",  # Ray's workers would yield to everything else on the machine

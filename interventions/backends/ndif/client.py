@@ -4,6 +4,7 @@ import hashlib
 import ipaddress
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ CONNECT_SECONDS = 10.0
 QUIET_SECONDS = 30.0  # between two bytes of an answer
 CHUNK = 1 << 18
 ANSWER_BYTES = 16 << 20  # of what is no result
-STORES = (".amazonaws.com", ".ndif.us")  # where NDIF keeps results
+BUCKET = "ndif-results"  # what NDIF's own code calls it, on Amazon's S3 unless its settings say otherwise
+AMAZON = re.compile(rf"({BUCKET}\.)?s3([.-][a-z0-9-]+)?\.amazonaws\.com")
 PASSING_CODES = (408, 425, 429)  # of HTTP, beside all from 500 on: the same request may do later
 
 
@@ -90,6 +92,7 @@ class Client:
         watch: Told of each change: job, state, the server's words.
         traffic: Counted here.
         sandbox: Whether the server is asked to run jobs as those of an ordinary key, whatever the key.
+        insecure: Whether results may come from stores that NDIF does not name.
     """
 
     address: str
@@ -97,6 +100,7 @@ class Client:
     watch: Callable[[str, str, str], None] = lambda *_: None
     traffic: Traffic = field(default_factory=Traffic)
     sandbox: bool = False
+    insecure: bool = False
     _clients: dict[bool, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -234,13 +238,21 @@ def is_loopback(address: str) -> bool:
 
 
 def may_hold_results(url: str, address: str) -> bool:
-    """Whether an address that a server names may be asked for a result: the server's own host, or a store of NDIF's."""
+    """Whether an address that a server names may be asked for a result.
+
+    The server's own host, one of ndif.us, or the bucket on S3 that NDIF's code names: whoever can name another bucket, or
+    any host, could have this machine ask there.
+    """
     try:
         there, own = urlsplit(url), urlsplit(address)
         name = (there.hostname or "").rstrip(".")
     except ValueError:
         return False
-    return name == own.hostname or (there.scheme == "https" and name.endswith(STORES))
+    if name == own.hostname:
+        return True
+    amazon = AMAZON.fullmatch(name)
+    bucket = bool(amazon and (amazon[1] or there.path.startswith(f"/{BUCKET}/")))
+    return there.scheme == "https" and (bucket or name.endswith(".ndif.us"))
 
 
 def api_key() -> str:

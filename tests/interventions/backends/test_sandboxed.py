@@ -166,7 +166,15 @@ def reads_behind_what_it_skipped(net, layers, backend):
     return seen
 
 
-BAD = [stops_before_another, stops_twice_in_one_request, fills_a_cache_of_its_own, reads_a_weight,
+def calls_a_module_outside_of_a_trace(net, layers, backend):
+    with net.session(backend=backend):
+        with net.trace(IDS):
+            state = net.model.norm.output
+        seen = nnsight.save(net.lm_head(state))
+    return seen
+
+
+BAD = [calls_a_module_outside_of_a_trace, stops_before_another, stops_twice_in_one_request, fills_a_cache_of_its_own, reads_a_weight,
        sends_a_class_of_ours, puts_an_object_of_ours_into_a_block, asks_for_a_gradient, reads_backwards,
        reads_behind_what_it_skipped]  # fmt: skip
 
