@@ -18,6 +18,8 @@ import polars as pl
 import pytest
 from safetensors import safe_open
 
+from data.store.digests import LEDGER
+
 GOLDEN = Path(__file__).parent / "golden.json"
 ROWS = 6  # shown of a frame
 ARMS = ("baseline", "fixed", "routed", "gated", "gated:harmful=0", "lowrank", "ablate", "random", "wrong-category",
@@ -103,7 +105,7 @@ def held(folder: Path, folders: dict[str, str]) -> dict[str, Any]:
             found[name] = frame_of(path)
         elif path.suffix == ".safetensors" and "model" not in name and "baked" not in name:
             found[name] = tensors_of(path)
-        elif path.is_file():
+        elif path.is_file() and path.name != LEDGER:
             found[name] = None
     found = plain(json.loads(json.dumps(found)), folders)
     return {name: slim(part) if name.endswith(".parquet") else part for name, part in found.items()}
