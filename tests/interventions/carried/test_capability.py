@@ -306,6 +306,14 @@ def test_a_killed_run_keeps_its_finished_tasks(tiny_tuned, tools, folder, tmp_pa
     assert calls == ["choices", "choices", "answers", "answers", "answers"]
 
 
+BROKEN = """\
+task: broken
+dataset_path: json
+dataset_kwargs: {data_files: nowhere.json}  # without any the hub is asked
+output_type: multiple_choice
+"""
+
+
 def test_what_can_not_be_run_is_one_line(tiny_tuned, tools, folder, tmp_path, monkeypatch):
     def fails(arms=("fixed",), tasks=("choices",), include=folder, **options):
         chosen = parse_arms(list(arms), Arm("x", "fixed", 2, strength=-5.0, unit="unit"))
@@ -317,7 +325,7 @@ def test_what_can_not_be_run_is_one_line(tiny_tuned, tools, folder, tmp_path, mo
     assert "reads labels" in fails(arms=["oracle"])
     assert "no such folder" in fails(include=tmp_path / "none") and "no such folder" in fails(mirror=tmp_path / "none")
     assert "no such file" in fails(tasks=["none.yaml"])
-    (tmp_path / "broken.yaml").write_text("task: broken\ndataset_path: json\noutput_type: multiple_choice\n")
+    (tmp_path / "broken.yaml").write_text(BROKEN)
     assert "can't be run" in fails(tasks=[str(tmp_path / "broken.yaml")])
     from dataclasses import replace
 
