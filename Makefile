@@ -24,9 +24,9 @@ setup: .venv/done
 	touch $@
 
 demo: setup
-	$(BIN)/python cli.py --run runs/demo extract --limit 400 vectors trace --max-new-tokens 24 \
-	  probe --gate ridge --limit 800 probe --gate words --limit 800 sweep --data embedded:traffic --methods mean --limit 240 \
-	  generate --data embedded:traffic --arm baseline --arm chosen --max-new-tokens 16 evaluate report
+	$(BIN)/python cli.py --run runs/demo extract --limit 400 vectors trace --max-new-tokens 24 probe --gate ridge --limit 400 \
+	  sweep --data embedded:traffic --methods mean --limit 240 \
+	  generate --data embedded:traffic --limit 300 --max-new-tokens 16 evaluate report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
