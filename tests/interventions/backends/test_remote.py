@@ -245,8 +245,13 @@ def sent(run_dir: Path) -> int:
     return sum(journal.read_text().count('"id": "') for journal in journals if journal.exists())
 
 
+KILLS = pytest.mark.skipif(
+    "REFUSAL_TEST_KILLS" not in os.environ, reason="a sandbox takes seconds a job; REFUSAL_TEST_KILLS=10 asks for it"
+)
+
+
 @pytest.mark.ndif
-@pytest.mark.parametrize("server", ["ndif", pytest.param("ndif_sandbox", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("server", ["ndif", pytest.param("ndif_sandbox", marks=KILLS)])
 def test_a_killed_client_collects_and_ends_the_same(request, server, run, work, undisturbed, tmp_path):
     """Ten kills where REFUSAL_TEST_KILLS=10; nothing whose id was journalled is computed again."""
     ids: dict[str, set[str]] = {}
