@@ -1,15 +1,10 @@
 """`check`: does this tool read and steer a model rightly?"""
 
-from typing import TYPE_CHECKING
-
 from commands.framework.app import Session, command
 from commands.framework.options import FOR
 from commands.framework.output import Summary, emit
 from commands.framework.settings import Settings
 from data.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(FOR, writes=False)
