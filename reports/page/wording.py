@@ -22,7 +22,7 @@ WORDS = (
     "Words: over-refusal is declining a benign (harmless) prompt, refusal declining a harmful one, as it should be. An arm is one way "
     "to answer the same prompts; the baseline is the model as it is. A steering vector is a direction in the model's inner state, "
     "and the strength says how much of it is added: negative is away from refusal, positive towards it. A gate looks at each prompt "
-    "before it is answered: what it takes for harmful is steered towards refusal, the rest away from it. A broken answer (empty, "
+    "before it is answered: what it takes for harmful is left alone or steered towards refusal, the rest steered away from it. A broken answer (empty, "
     "wordless, repetitive) counts neither as a refusal nor as an answer."
 )
 MINUS = "−"
