@@ -6,6 +6,8 @@ from commands.framework.output import Summary, emit
 from commands.framework.settings import Settings
 from data.errors import UserError
 
+OPENS = "opens"  # a check that fails alone: without a model there is no other
+
 
 @command(FOR, writes=False)
 def check(session: Session, s: Settings) -> Summary:
@@ -28,7 +30,7 @@ def check(session: Session, s: Settings) -> Summary:
     except UserError as refusal:
         if s.get("where") == "remote":
             raise
-        name, found = s.get("model"), [Check("opens", False, str(refusal), tuple(wanted))]
+        name, found = s.get("model"), [Check(OPENS, False, str(refusal), tuple(wanted))]
     odd, stopped = [one.name for one in found if not one.holds], off(found)
     rows = [{"check": one.name, "holds": one.holds, "found": one.found, "off": list(one.off)} for one in found]
     table = pl.DataFrame(rows, {"check": pl.String, "holds": pl.Boolean, "found": pl.String, "off": pl.List(pl.String)})
@@ -38,5 +40,7 @@ def check(session: Session, s: Settings) -> Summary:
     if not odd:
         return told
     emit("check", told | ({"off": stopped} if s.get("as_json") else {}), s.get("as_json"))
+    if odd == [OPENS]:
+        raise UserError(f"{name} can't be opened, so that every command is off: {found[0].found}")
     raise UserError(f"{name}: {', '.join(odd)} {'does' if len(odd) == 1 else 'do'} not hold; off: {', '.join(stopped)}; "
                     "--for COMMAND asks for one command's sake alone")  # fmt: skip
