@@ -76,7 +76,9 @@ def rows_of(path: Path) -> int:
     """How many rows an activations file has, as its table says; 0 where that can't be read."""
     import polars as pl
 
+    from data.store.tables import parquet_rows
+
     try:
-        return pl.scan_parquet(path.with_suffix(".parquet")).select(pl.len()).collect().item()
+        return parquet_rows(path.with_suffix(".parquet"))
     except (OSError, pl.exceptions.PolarsError):
         return 0

@@ -16,8 +16,6 @@ from tests.ndif.server import CannotRunError, Server
 
 # As the command line does, before anything imports the hub's client.
 os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
-if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of several workers only wait for one another
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("anywhere", deadline=None)  # a busy machine is no failure
 settings.load_profile("anywhere")
 

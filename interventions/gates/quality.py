@@ -48,11 +48,11 @@ def theme_folds(harmful: np.ndarray, themes: Sequence[str], folds: int = FOLDS) 
     """Rows to fit on and rows to score, so that no theme is on both sides; every row is scored once.
 
     Raises:
-        UserError: Too few themes, so that one side would lack harmful or benign rows.
+        UserError: Too few themes or rows, so that one side would lack harmful or benign ones.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds, found = min(folds, len(set(themes))), []
+    folds, found = min(folds, len(set(themes)), int(harmful.sum()), int((~harmful).sum())), []
     if folds > 1:
         found = list(StratifiedGroupKFold(folds).split(np.zeros(len(harmful)), harmful, list(themes)))
     if not found or not all(0 < harmful[train].sum() < len(train) for train, _ in found):
