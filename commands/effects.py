@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from commands.framework.app import Session, command
 from commands.framework.arms import chosen_arms
 from commands.framework.artefacts import EFFECTS
-from commands.framework.options import BENIGN, NEW_TOKENS, PLAIN_TEXT, STEERING, TEST
+from commands.framework.options import BENIGN, FOLLOW, NEW_TOKENS, PLAIN_TEXT, STEERING, TEST
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import check_there, fingerprint_of, prompts_of
-from commands.framework.records import model_key, note, unchanged
+from commands.framework.records import answering_key, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Settings
 from data.errors import UserError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @command(
     *STEERING, NEW_TOKENS.but(help="Tokens an answer, and of the unsteered answer that every arm reads."),
-    PLAIN_TEXT, BENIGN, TEST,
+    FOLLOW, PLAIN_TEXT, BENIGN, TEST,
 )  # fmt: skip
 def effects(session: Session, s: Settings) -> Summary:
     """Measure what every arm does to harmless prompts and plain text: KL, perplexity, broken answers."""
@@ -37,7 +37,7 @@ def effects(session: Session, s: Settings) -> Summary:
     model, arms, tools, rests_on = chosen_arms(session, s)
     prompts = unseen(s, harmless_prompts(s), rests_on)
     options = {name: s.get(name) for name in ("max_new_tokens", "seed")}
-    key = model_key(model) | rests_on | options | {
+    key = answering_key(model) | rests_on | options | {
         "fingerprint": fingerprint_of(prompts),
         "text": hashlib.sha256("\n\n".join(texts).encode()).hexdigest(),
         "arms": [arm.record for arm in arms],

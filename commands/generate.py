@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from commands.framework.answers import all_asked, answer_prompts, asked_prompts, prepare, split_of
 from commands.framework.app import Session, command, perform
 from commands.framework.artefacts import GENERATIONS, VECTORS, Artefact, Making, made_by
-from commands.framework.options import DATA, NEW_TOKENS, REPLACE, STEERING, TEST
+from commands.framework.options import DATA, FOLLOW, NEW_TOKENS, REPLACE, STEERING, TEST
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import check_there, prompts_of
 from commands.framework.seen import fitted_texts
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-@command(*STEERING, NEW_TOKENS, REPLACE, TEST)
+@command(*STEERING, NEW_TOKENS, FOLLOW, REPLACE, TEST)
 def generate(session: Session, s: Settings) -> Summary:
     """Answer prompts in every arm; answers that are there already stay, other arms and prompts join them."""
     check_there(s, s.get("split"))

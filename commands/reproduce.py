@@ -13,7 +13,7 @@ from commands.framework.activations import needs_pairs, pairing, read_activation
 from commands.framework.answers import Ready, answer_prompts, prepare
 from commands.framework.app import Session, command, perform
 from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, VECTORS, Artefact, need
-from commands.framework.options import DEPTH, LAYER, LIMIT, NEW_TOKENS, SCORING, STRENGTH, TEST, UNIT, Declared
+from commands.framework.options import DEPTH, FOLLOW, LAYER, LIMIT, NEW_TOKENS, SCORING, STRENGTH, TEST, UNIT, Declared
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fitting_prompts, spread, spread_in_kinds
 from commands.framework.recipe import PAPER, RECIPE, RESIDUAL, Recipe, read_recipe
@@ -73,7 +73,7 @@ class Set:
     LAYER.but(help="Block to read and to steer.", shown=f"the file's, else {DEPTH}"), *STRENGTHS,
     LIMIT.but(help="N prompts of each set, evenly spread over it; vectors, probe and map are then fitted on at most N of each label "
               "and category in each split."),
-    NEW_TOKENS.but(default=None, shown="the file's, 128"), *SCORING, TEST, cls=Reproduction,
+    NEW_TOKENS.but(default=None, shown="the file's, 128"), FOLLOW, *SCORING, TEST, cls=Reproduction,
 )  # fmt: skip
 def reproduce(session: Session, s: Settings) -> Summary:
     """Run the whole table of arXiv 2603.13359, and put paper and ours side by side.

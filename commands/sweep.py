@@ -11,7 +11,7 @@ from commands.framework.arms import need_tools, single_arm
 from commands.framework.artefacts import ACTIVATIONS, GATE_FOLDER, PAIRS, PROBE, SWEEP, VECTORS, gate_artefact, need
 from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.prompts import check_there, fingerprint_of, prompts_of
-from commands.framework.records import Key, model_key, note, unchanged
+from commands.framework.records import Key, answering_key, note, unchanged
 from commands.framework.settings import Record, Settings
 from data.contract import KEPT, LABELS, METHODS, TUNED_MODEL
 from data.errors import UserError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     o.CATEGORY, o.UNIT, o.SCOPE,
     o.ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen "
               "of all.", shown="gated and gated:harmful=0 if there is a probe, else fixed"),
-    o.BEST, o.NEW_TOKENS, o.REFUSAL_LOSS, o.METHODS, o.KL,
+    o.BEST, o.NEW_TOKENS, o.FOLLOW, o.REFUSAL_LOSS, o.METHODS, o.KL,
     o.KEEP_REFUSAL.but(help="With --methods: share of the unsteered refusals of harmful prompts that the chosen setting keeps, with 95 % "
                        "confidence.", shown=f"{KEPT:g}"),
     o.VALIDATION,
@@ -72,7 +72,9 @@ def try_settings(session: Session, s: Settings) -> Summary:
     layers = s.get("layers") or sweep_layers(model.n_layers, steering.layers)
     arms = grid(words, default, layers, s.get("strengths"), tools.lowrank.layer if tools.lowrank is not None else None)
     options = {name: s.get(name) for name in ("best", "max_new_tokens", "refusal_loss")}
-    key = model_key(model) | rests_on | {"fingerprint": fingerprint_of(prompts), "arms": [arm.record for arm in arms]}
+    key = (
+        answering_key(model) | rests_on | {"fingerprint": fingerprint_of(prompts), "arms": [arm.record for arm in arms]}
+    )
     key |= options
     path = SWEEP.path(s.run)
     if unchanged(s, SWEEP, key):
@@ -118,7 +120,7 @@ def compare_methods(session: Session, s: Settings) -> Summary:
         "budgets": list(s.get("kl")),
         "share": share,
     }
-    key = model_key(model) | rests_on | options | {"fingerprint": fingerprint_of(prompts), "sources": sources,
+    key = answering_key(model) | rests_on | options | {"fingerprint": fingerprint_of(prompts), "sources": sources,
                                                    "arms": [one.arm.record for one in tried]}  # fmt: skip
     path, compared = SWEEP.path(s.run), s.run / "compared.parquet"
     if compared.exists() and unchanged(s, SWEEP, key):

@@ -7,7 +7,7 @@ from commands.framework.answers import Adding, Ready
 from commands.framework.app import Session, command
 from commands.framework.arms import need_tools, refuse_idle, single_arm
 from commands.framework.artefacts import TRACES, VECTORS, need
-from commands.framework.options import DATA, NEW_TOKENS, PROMPT, REPLACE, STEERING, STRENGTH, TEST
+from commands.framework.options import DATA, FOLLOW, NEW_TOKENS, PROMPT, REPLACE, STEERING, STRENGTH, TEST
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import prompts_of
 from commands.framework.settings import Settings
@@ -28,7 +28,7 @@ STRENGTHS = STRENGTH.but(help="How much of it; several, such as -0.2,-0.4, trace
 
 @command(
     *(STRENGTHS if option is STRENGTH else option for option in STEERING),
-    NEW_TOKENS.but(help="Also generate so many.", type=ANY_COUNT, default=0), PROMPT, REPLACE,
+    NEW_TOKENS.but(help="Also generate so many.", type=ANY_COUNT, default=0), FOLLOW, PROMPT, REPLACE,
     DATA.but(default=None, shown=PROMPT.shown), TEST,
 )  # fmt: skip
 def trace(session: Session, s: Settings) -> Summary:

@@ -10,7 +10,7 @@ from commands.framework.artefacts import Artefact, as_before
 from commands.framework.options import TEST
 from commands.framework.output import warn
 from commands.framework.prompts import fingerprint_of, prompts_of
-from commands.framework.records import Key, identity, model_key, note, replaced
+from commands.framework.records import Key, answering_key, identity, note, replaced
 from commands.framework.settings import Record, Settings, Values
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Ready:
     @property
     def shared(self) -> Key:
         """What all rows of a table must have in common."""
-        return model_key(self.model) | {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        return answering_key(self.model) | {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
 
     def key(self, prompts: "pl.DataFrame") -> Key:
         """What answers to these prompts are made from."""
@@ -178,7 +178,7 @@ class Adding:
     @property
     def _shared(self) -> Key:
         """What all rows of the table must have in common; traces may differ in length."""
-        return self.ready.shared if self.fits is None else model_key(self.ready.model)
+        return self.ready.shared if self.fits is None else answering_key(self.ready.model)
 
     def _write(self, table: "pl.DataFrame", arms: "list[Arm]", held: Standing, start: str) -> None:
         """The table and its record, unless both are so already."""

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,19 +57,23 @@ class Session:
 
         One that was not opened before goes through cheap checks, unless it is trusted.
         """
+        from interventions.model.kinds import rules_of
         from interventions.model.opening import open_model
         from interventions.reading.checks import check_once
 
         backend = self.backend(s)
         name = s.get("model", record) or self._default_model(backend)
         put = prompt_format(s, record)
+        follow = bool(s.given("generation_config"))
         key = (name, backend, s.get("device"), put, s.get("dtype", record))
         if key not in self.models:
-            model = open_model(name, remote=backend, device=key[2], dtype=key[4], prompt_format=put)
+            model = open_model(name, remote=backend, device=key[2], dtype=key[4], prompt_format=put, follow=follow)
             if not (trusted or backend.is_remote):
                 check_once(model)
             self.models |= {key: model, (*key[:4], model.dtype): model}
-        return self.models[key]
+        model = self.models[key]
+        rules = rules_of(model.module, name) if follow else {}
+        return model if model.rules == rules else replace(model, rules=rules)
 
     def first_positions(self, model: "Model", prompts: "pl.DataFrame") -> "FirstPositions":
         """The first generated position of prompts, unsteered; looked at once."""

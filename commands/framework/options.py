@@ -174,6 +174,7 @@ SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt toke
 ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
+FOLLOW = Declared("--generation-config/--no-generation-config", "Whether answers follow what the model's generation_config asks of greedy decoding (repetition_penalty, suppress_tokens, …), as transformers' generate does; the tables' first-token figures are the model's own either way.", bool, False, shown="no", name="generation_config")
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)
 PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="embedded examples")
 STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")

@@ -178,6 +178,11 @@ def identity(key: Key) -> str:
     return rundir.identity(key)
 
 
+def answering_key(model: "Model") -> Key:
+    """What makes a model the same model that answers."""
+    return model_key(model) | ({"generation_config": dict(model.rules)} if model.rules else {})
+
+
 def model_key(model: "Model") -> Key:
     """What makes a model the same model."""
     tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()

@@ -3,17 +3,20 @@
 import logging
 from typing import Any
 
+import torch
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from data.errors import UserError
+from data.errors import UserError, cause_of
+from interventions.traced.next_token import of_row
 
 logger = logging.getLogger(__name__)
 
 PLACES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 # Of a generation_config: what changes which token transformers' `generate` takes without sampling, and what changes nothing.
-GREEDY = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1,
+PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1,
           "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
           "forced_eos_token_id": None, "sequence_bias": None, "encoder_repetition_penalty": 1.0}  # fmt: skip
+BEAMS = "num_beams"  # which is no processor of logits
 
 
 def keeps_state(module: Any) -> bool:
@@ -70,10 +73,34 @@ def places_of(config: Any, name: str) -> int:
     return int(min(turns))
 
 
-def warn_of_processors(generation: Any, name: str) -> None:
-    """Say what a model's generation_config asks of greedy decoding that is not followed here."""
-    odd = [f"{field} {value}" for field, plain in GREEDY.items()
-           if (value := getattr(generation, field, plain)) not in (plain, None)]  # fmt: skip
-    if odd:
+def asked_of_decoding(generation: Any) -> dict[str, Any]:
+    """What a generation_config asks of greedy decoding: field -> value, but for what changes nothing."""
+    asked = {name: getattr(generation, name, plain) for name, plain in PLAIN.items()}
+    return {name: value for name, value in asked.items() if value not in (PLAIN[name], None)}
+
+
+def rules_of(module: Any, name: str) -> dict[str, Any]:
+    """What of a model's generation_config can be followed: field -> value, all but beams.
+
+    Raises:
+        UserError: It asks for something that transformers can't do.
+    """
+    rules = {field: value for field, value in asked_of_decoding(module.generation_config).items() if field != BEAMS}
+    one, size = torch.zeros(1, dtype=torch.long), module.config.get_text_config().vocab_size
+    try:
+        of_row(rules, one, one, 1)(one[None], torch.zeros(1, size))
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"{name}: its generation_config can't be followed ({cause_of(error)}): leave --generation-config out"
+        ) from None
+    return rules
+
+
+def warn_of_rules(generation: Any, name: str, follow: bool) -> None:
+    """Say what a model's generation_config asks of greedy decoding that is not followed."""
+    asked = asked_of_decoding(generation)
+    left = [f"{field} {value}" for field, value in asked.items() if not follow or field == BEAMS]
+    if left:
+        more = "" if follow else "; --generation-config follows it"
         logger.warning("%s: its generation_config has %s, which transformers' generate and lm-eval follow in greedy decoding: "
-                       "answers here are the plain most probable tokens", name, ", ".join(odd))  # fmt: skip
+                       "answers here are the plain most probable tokens%s", name, ", ".join(left), more)  # fmt: skip

@@ -3,7 +3,8 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Model:
         revision: Commit of the hub, release of the embedded weights, or a hash of a local folder.
         dtype: Name of the weights' type, e.g. `float32`.
         backend: Where its traces run.
+        rules: What its generation_config asks of greedy decoding, where that is followed: field -> value.
     """
 
     nnsight: Any
@@ -38,6 +40,7 @@ class Model:
     revision: str
     dtype: str
     backend: Backend = LOCAL
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -78,7 +81,7 @@ class Model:
     @property
     def identity(self) -> list[str]:
         """What results of this model rest on, for a journal's key."""
-        return [self.name, self.revision, self.template_hash, self.dtype]
+        return [self.name, self.revision, self.template_hash, self.dtype, *map(repr, self.rules.items())]
 
     @property
     def template_hash(self) -> str:

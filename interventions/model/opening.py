@@ -25,7 +25,7 @@ from interventions.model.embedded import ALIASES, TUNED, embedded_folder
 from interventions.model.foreign.checkpoint import check_files, check_kind, check_sizes, every_weight, quantised
 from interventions.model.foreign.rendering import check_template
 from interventions.model.formats.choice import PromptFormat, set_format
-from interventions.model.kinds import places_of, warn_of_processors
+from interventions.model.kinds import places_of, rules_of, warn_of_rules
 from interventions.model.model import Model
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
@@ -46,6 +46,7 @@ def open_model(
     device: str | None = None,
     dtype: str | None = None,
     prompt_format: PromptFormat | None = None,
+    follow: bool = False,
 ) -> Model:
     """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
@@ -56,6 +57,8 @@ def open_model(
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
         prompt_format: How prompts are put into words; default the tokenizer's own template.
+        follow: Whether answers follow what the model's generation_config asks of greedy decoding, such as
+            `repetition_penalty`, as transformers' `generate` does.
 
     Raises:
         UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks that can't be
@@ -101,7 +104,7 @@ def open_model(
     module.eval()
     if module.generation_config.pad_token_id is None:
         module.generation_config.pad_token_id = tokenizer.pad_token_id
-    warn_of_processors(module.generation_config, name)
+    warn_of_rules(module.generation_config, name, follow)
     tokenizer.model_max_length = places_of(config, name)
     tokenizer.table_rows = module.get_input_embeddings().weight.shape[0]
     path = decoder_path(module, name)
@@ -121,6 +124,7 @@ def open_model(
         revision=revision,
         dtype=weights_type.removeprefix("torch."),
         backend=backend,
+        rules=rules_of(module, name) if follow else {},
     )
     if backend.is_remote and dtype is not None and dtype != model.dtype:
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)

@@ -109,7 +109,7 @@ def answer(
     """Greedy continuations of a batch in every arm.
 
     Args:
-        model: An open model.
+        model: An open model; what its `rules` say is followed.
         batch: Padded batch of B rows, of `batches.pad_batch`.
         plans: A arms in tensors.
         asked: What is wanted of each.
@@ -140,10 +140,15 @@ def answer(
             ending=torch.tensor(list(asked.stops), dtype=torch.long),
             gates=list(asked.gates),
             top_k=asked.top_k,
+            rules=model.rules,
         ),
     )
     out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1],
                    logits_from(model.nnsight, model.module), question)  # fmt: skip
+    if out.get("follows") is False:
+        raise UserError(
+            "in a sandbox, as with an ordinary key, answers can't follow a generation_config: leave --generation-config out"
+        )
     _check(out, groups, question, rows, model)
     return _assembled(out, groups, len(plans))
 

@@ -57,6 +57,7 @@ def answered(network: Network, backend: NnsightBackend, last: Block, head: Block
         out = nnsight.save({})
         with torch.no_grad():
             apart, device = is_apart(network), device_of(network, last)
+            out["follows"] = not (apart and question.how.rules)  # the model's own loop would take padding for words
             batch = on(device, question.batch)
             how = question.how._replace(
                 refusing=question.how.refusing.to(device), ending=question.how.ending.to(device)

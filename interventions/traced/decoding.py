@@ -6,15 +6,14 @@ Runs inside a session, wherever that is: tuples and plain functions of tensors a
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Blocks, Network, hidden
 from interventions.traced.caching import branched, cached, cropped, keys_values
-from interventions.traced.divergence import kl
 from interventions.traced.edits import (
     LATER,
     WIDE,
@@ -28,6 +27,7 @@ from interventions.traced.edits import (
 )
 from interventions.traced.gating import LAST, Gate, Marks, States, added
 from interventions.traced.masks import tail_mask
+from interventions.traced.next_token import Processed, kl, most_probable, processed
 
 LEAVE = 8  # copying a row's cache, which leaving takes of all rows, costs about an eighth of the row's next step
 
@@ -42,6 +42,7 @@ class Decoding(NamedTuple):
         ending: Ids that end an answer.
         gates: What gated arms go by.
         top_k: How many of the most probable first tokens to give; 0 gives neither them nor the KL divergence.
+        rules: What a generation_config asks of greedy decoding, of `next_token.PROCESSORS`.
     """
 
     steps: int
@@ -50,6 +51,7 @@ class Decoding(NamedTuple):
     ending: torch.Tensor
     gates: list[Gate]
     top_k: int
+    rules: Mapping[str, Any]
 
 
 class FirstPosition(NamedTuple):
@@ -135,13 +137,14 @@ def decoded(
     logits, past = stepped or one_by_one(network, blocks, batch, None if wide else cache, edits, alive, many)
     logits = with_bias(logits, plans, seen, how.gates, alive)
     first = first_position(logits, seen, how, alive // many, back.view(rows, many))
-    tokens = logits.argmax(-1)[:, None]
+    whose = alive // many
+    rules = processed(how.rules, batch, whose, how.ending, how.steps)
+    tokens = most_probable(logits, rules, torch.arange(len(whose)), whose[:, None][:, :0])
     del logits
     if past is not None and how.steps > 1:
         later = [at for at in blocks if any(plan.scope in LATER and at[0] in plan.layers for plan in plans)]
-        whose = alive // many
         start = Rows(batch["attention_mask"][whose], batch["position_ids"][whose, -1:], alive)
-        tokens = continued(network, later, past, edits, tokens, start, how)
+        tokens = continued(network, later, past, edits, tokens, start, how, rules)
     vector, strength = (part.view(rows, many).cpu() for part in (edits.vector, edits.strength))
     return Decoded(tokens[back].view(rows, many, -1).cpu(), vector, strength, first)
 
@@ -228,6 +231,7 @@ def continued(
     first: torch.Tensor,
     start: Rows,
     how: Decoding,
+    rules: Processed,
 ) -> torch.Tensor:
     """All tokens (rows, steps) of rows that have their first one (rows, 1), greedily, until every row has ended.
 
@@ -239,6 +243,7 @@ def continued(
         first: The first tokens.
         start: The rows, at the ends of their prompts.
         how: How to decode.
+        rules: What a generation_config asks of each row.
     """
     mask, places, which = start
     now = first
@@ -261,7 +266,7 @@ def continued(
             for number, block in blocks:
                 apply_edit(hidden(block.output), edits.layers[number], which, False, False)
             logits = network.output.logits[:, -1, :]
-        now = logits.argmax(-1)[:, None].to(tokens.device)
+        now = most_probable(logits, rules, at, tokens[at, :step]).to(tokens.device)
         tokens[at, step] = now[:, 0]
         over = over | torch.isin(now[:, 0], how.ending)
     return tokens

@@ -15,8 +15,8 @@ import torch
 from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Block, Network, NnsightBackend, device_of, hidden, is_apart, on
-from interventions.traced.divergence import kl
 from interventions.traced.edits import LowRankEdit, lowrank_delta
+from interventions.traced.next_token import kl
 
 Tensors = dict[str, torch.Tensor]
 

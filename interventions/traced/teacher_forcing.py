@@ -12,7 +12,6 @@ from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, hidden, on
 from interventions.traced.caching import cropped, keys_values
-from interventions.traced.divergence import kl
 from interventions.traced.edits import (
     WIDE,
     ArmPlan,
@@ -23,6 +22,7 @@ from interventions.traced.edits import (
     with_bias,
 )
 from interventions.traced.gating import LAST, Gate, Marks, States, added, begun, score
+from interventions.traced.next_token import kl
 
 
 class Given(NamedTuple):
