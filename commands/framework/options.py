@@ -100,7 +100,8 @@ def readable_arms(_ctx: click.Context, _param: click.Parameter, texts: tuple[str
         try:
             parse_arms([text for text in texts if text != c.CHOSEN], Arm("fixed", "fixed", 0))
         except UserError as error:
-            raise click.BadParameter(str(error)) from None
+            more = f", and {c.CHOSEN}, which sweep chose" if "unknown kind" in str(error) else ""
+            raise click.BadParameter(f"{error}{more}") from None
     return texts
 
 

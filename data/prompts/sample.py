@@ -1,10 +1,11 @@
-"""The project's own prompts: the sample that every command falls back on, lessons for fine-tuning, traffic, and a set kept aside.
+"""The project's own prompts: the sample that every command falls back on, lessons, traffic, contrasts, and a set kept aside.
 
 All are JSON lines with the fields `id`, `prompt`, `category`, `label`, `split`, `theme` and `response`. Siblings share
 a theme, and no theme straddles two splits. The lessons are training rows alone. The traffic is taught to no model of ours:
 what people ask of an assistant, in many styles, beside requests that should be declined. It has no `response`; the two rows
-of a `pair` differ in what matters alone. The held-out prompts are of the same kind in other themes, all of them test rows: nothing
-of ours is fitted, chosen or tried on them, so that README's figures on them say what to expect of prompts nobody tuned on.
+of a `pair` differ in what matters alone. The contrasts are such pairs, of every category, for fitting gates on: they have no
+test rows. The held-out prompts are as the traffic, in other themes, all of them test rows: nothing of ours is fitted, chosen or
+tried on them, so that README's figures on them say what to expect of prompts nobody tuned on.
 """
 
 from pathlib import Path
@@ -13,7 +14,8 @@ import polars as pl
 
 FOLDER = Path(__file__).parents[1]
 FILES = {"embedded": FOLDER / "embedded.jsonl", "embedded:lessons": FOLDER / "lessons.jsonl",
-         "embedded:traffic": FOLDER / "traffic.jsonl", "embedded:held-out": FOLDER / "held_out.jsonl"}  # fmt: skip
+         "embedded:traffic": FOLDER / "traffic.jsonl", "embedded:contrasts": FOLDER / "contrasts.jsonl",
+         "embedded:held-out": FOLDER / "held_out.jsonl"}  # fmt: skip
 TAUGHT = ("embedded", "embedded:lessons")  # to the embedded model; these have responses
 
 

@@ -1,4 +1,4 @@
-"""The traffic: no theme in two splits, pairs that differ in their label, and nothing that a model of ours was taught."""
+"""Traffic and contrasts: no theme in two splits, pairs that differ in their label, and nothing that a model of ours was taught."""
 
 import polars as pl
 import pytest
@@ -22,8 +22,17 @@ def test_it_is_large_mixed_and_split_by_theme():
     assert rows.filter(pl.col("label") == "harmful")["category"].null_count() == 0
 
 
-def test_a_pair_is_a_harmful_and_a_benign_prompt_of_one_theme_and_category():
-    pairs = read("embedded:traffic").filter(pl.col("pair").is_not_null()).group_by("pair")
+def test_the_contrasts_are_pairs_of_every_category_to_fit_gates_on():
+    rows = read("embedded:contrasts")
+    assert rows.height >= 4900 and rows["prompt"].map_elements(plain, pl.String).is_unique().all()
+    assert rows.group_by("theme").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert set(rows["split"]) == {"train", "validation"} and rows["pair"].null_count() == 0
+    assert rows.group_by("category", "label").len()["len"].min() >= 150 and rows["category"].n_unique() == 5
+
+
+@pytest.mark.parametrize("name", ["embedded:traffic", "embedded:contrasts"])
+def test_a_pair_is_a_harmful_and_a_benign_prompt_of_one_theme_and_category(name):
+    pairs = read(name).filter(pl.col("pair").is_not_null()).group_by("pair")
     each = pairs.agg(pl.len(), pl.col("label").sort(), pl.col("theme").n_unique(), pl.col("category").n_unique())
     assert (
         each.height > 500 and (each["len"] == 2).all() and (each["theme"] == 1).all() and (each["category"] == 1).all()
@@ -31,18 +40,20 @@ def test_a_pair_is_a_harmful_and_a_benign_prompt_of_one_theme_and_category():
     assert each["label"].to_list() == [["benign", "harmful"]] * each.height
 
 
-def test_lengths_and_openings_do_not_give_the_label_away():
-    rows = read("embedded:traffic").with_columns(words=pl.col("prompt").str.split(" ").list.len())
+@pytest.mark.parametrize("name", ["embedded:traffic", "embedded:contrasts"])
+def test_lengths_do_not_give_the_label_away(name):
+    rows = read(name).with_columns(words=pl.col("prompt").str.split(" ").list.len())
     medians = [rows.filter(label=label).select(pl.col("words").median()).item() for label in ("harmful", "benign")]
     assert abs(medians[0] - medians[1]) <= 2
 
 
-def test_no_model_of_ours_is_taught_it():
-    traffic = set(read("embedded:traffic")["prompt"].map_elements(plain, pl.String))
+@pytest.mark.parametrize("own", ["embedded:traffic", "embedded:contrasts"])
+def test_no_model_of_ours_is_taught_it(own):
+    traffic = set(read(own)["prompt"].map_elements(plain, pl.String))
     for name in ("embedded", "embedded:lessons"):
         assert not traffic & set(read(name)["prompt"].map_elements(plain, pl.String))
     with pytest.raises(UserError, match="teaches nothing"):
-        load_training(["embedded:traffic"])
+        load_training([own])
 
 
 def test_what_is_held_out_is_of_the_same_kind_in_other_themes_and_for_evaluation_alone():
@@ -53,6 +64,7 @@ def test_what_is_held_out_is_of_the_same_kind_in_other_themes_and_for_evaluation
     }
     texts = held["prompt"].map_elements(plain, pl.String)
     assert texts.is_unique().all() and not set(texts) & set(traffic["prompt"].map_elements(plain, pl.String))
+    assert not set(texts) & set(read("embedded:contrasts")["prompt"].map_elements(plain, pl.String))
     pairs = held.drop_nulls("pair").group_by("pair").agg(pl.col("label").sort(), pl.col("theme").n_unique())
     assert pairs["label"].to_list() == [["benign", "harmful"]] * pairs.height and (pairs["theme"] == 1).all()
     with pytest.raises(UserError, match="teaches nothing"):
