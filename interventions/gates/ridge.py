@@ -5,7 +5,7 @@ inverse of the class's size, solved in the rows' dual (rows are fewer than dimen
 
 Which layers and positions, and λ, is chosen by the AUC of scores that leave each row's theme out. These need no fits of their own:
 with G = C^½ K C^½ + λ and β = G⁻¹ C^½ y they are y_g − C_g^−½ ((G⁻¹)_gg)⁻¹ β_g for the rows g of a theme, so that one eigendecomposition
-of C^½ K C^½ gives them for every λ.
+of C^½ K C^½ gives them for every λ. Its cost grows with the cube of the rows: of many rows, every so many themes choose for all.
 """
 
 import json
@@ -20,6 +20,7 @@ from interventions.model.model import Model
 from interventions.traced.gating import Read
 
 PENALTY, PENALTIES = 0.3, (0.3, 0.03, 0.1, 1.0, 3.0)
+CHOOSING = 2000  # rows at most that layers, positions and penalty are chosen on
 SHARPNESS = 4.0  # of the sigmoid: monotonous, so that it changes no decision
 THROUGH, EARLY, LATE = ((8, 11, 14, 17, 20, 23), (4, 9, 14, 19), (20, 23, 26, 29))  # of 30 blocks
 GRID = (
@@ -79,22 +80,30 @@ def without_theme(
 
 def fit_chosen(features: Features, rows: np.ndarray, harmful: np.ndarray, themes: Sequence[str]) -> FittedGate:
     """On some rows, reads and penalty chosen among them."""
-    choices = grid(features.n_layers)
-    share, kernels = _shares(harmful), {}
+    choices, some = grid(features.n_layers), choosing(themes)
+    those, label, names = rows[some], harmful[some], [themes[at] for at in some]
+    share, kernels = _shares(label), {}
     for read in dict.fromkeys(read for reads in choices for read in reads):
-        x = features.residual(read, rows)
+        x = features.residual(read, those)
         mean, scale = _standard(x, share)
         z = (x - mean) * scale
         kernels[read] = z @ z.T / x.shape[1]
     told = []
     for reads in choices:
         kernel = np.mean([kernels[read] for read in reads], axis=0)
-        told += [(auc(harmful, score), reads, penalty) for score, penalty in
-                 zip(without_theme(kernel, harmful, themes, PENALTIES), PENALTIES, strict=True)]  # fmt: skip
+        told += [(auc(label, score), reads, penalty) for score, penalty in
+                 zip(without_theme(kernel, label, names, PENALTIES), PENALTIES, strict=True)]  # fmt: skip
     best, reads, penalty = max(told, key=lambda one: one[0])  # the first of equals
     x = np.concatenate([features.residual(read, rows) for read in reads], axis=1)
     return fitted(*fit(x, harmful, penalty), reads=json.dumps(reads), penalty=f"{penalty:g}", chosen_by_auc=f"{best:.6f}",
-                  chosen_among=str(len(told)))  # fmt: skip
+                  chosen_among=str(len(told)), chosen_rows=str(len(some)))  # fmt: skip
+
+
+def choosing(themes: Sequence[str], most: int = CHOOSING) -> np.ndarray:
+    """Numbers of the rows to choose on: all of them, or of more than `most` those of every so many themes, at least ten of these."""
+    names = list(dict.fromkeys(themes))
+    kept = set(names[:: min(-(-len(themes) // most), max(1, len(names) // 10))])
+    return np.array([at for at, theme in enumerate(themes) if theme in kept])
 
 
 def _shares(harmful: np.ndarray) -> np.ndarray:

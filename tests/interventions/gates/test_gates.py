@@ -475,6 +475,16 @@ def test_leaving_a_theme_out_in_closed_form_is_fitting_without_it():
             assert np.allclose(found[at, out], known.predict(z[out]), atol=1e-8)
 
 
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 300))
+def test_of_many_rows_whole_themes_choose_for_all(themes, each, most):
+    names = [f"theme {at % themes}" for at in range(themes * each)]
+    chosen = ridge.choosing(names, most).tolist()
+    kept = {names[at] for at in chosen}
+    assert chosen == [at for at, name in enumerate(names) if name in kept]
+    assert len(kept) >= min(themes, 10) and (len(names) > most or len(chosen) == len(names))
+    assert len(chosen) <= max(most, (2 * 10) * each)
+
+
 def test_harmfulness_is_the_difference_of_two_cosines():
     draw = np.random.default_rng(7)
     x, harmful = draw.normal(size=(50, 6)) + 3, draw.random(50) < 0.5
