@@ -12,6 +12,7 @@ import click
 import commands
 from commands.framework.app import cli
 from commands.framework.output import one_line, warn
+from data.visible import VisibleFormatter
 
 for module in pkgutil.iter_modules(commands.__path__, "commands."):  # each registers its command
     importlib.import_module(module.name)
@@ -24,7 +25,9 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
         warnings.simplefilter("ignore", FutureWarning)  # of the libraries, to their callers
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
-    logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(VisibleFormatter())
+    logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, handlers=[shown])
     for own in ("commands", "data", "interventions", "reports"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:

@@ -1,6 +1,5 @@
 """What people and scripts see: a table, one line, or one JSON object for each command."""
 
-import json
 import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import click
 
 from data.errors import UserError
 from data.store.files import is_full, no_room
+from data.visible import visible, visible_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,7 +22,7 @@ def emit(name: str, summary: Summary, as_json: bool) -> None:
     """A command's summary on stdout, for people or as one JSON object."""
     if as_json:
         plain = {k: v.to_dicts() if hasattr(v, "to_dicts") else v for k, v in summary.items()}
-        click.echo(json.dumps({"command": name, **plain}, ensure_ascii=False, default=str))
+        click.echo(visible_json({"command": name, **plain}))
         return
     table, remote = summary.pop("table", None), summary.pop("remote", {})
     if table is not None:
@@ -30,7 +30,7 @@ def emit(name: str, summary: Summary, as_json: bool) -> None:
     wrote = f" -> {summary.pop('wrote')}" if "wrote" in summary else ""
     words = [*(f"{key} {_shown(value)}" for key, value in summary.items()), *_traffic(remote)]
     if words:
-        click.echo(f"{name}: {', '.join(words)}{wrote}")
+        click.echo(visible(f"{name}: {', '.join(words)}{wrote}"))
 
 
 def _traffic(counts: dict[str, int]) -> list[str]:
@@ -58,6 +58,7 @@ def as_text(table: "pl.DataFrame", width: int | None = None) -> str:
         width: Columns of the terminal; default this one's.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
+    table = table.rename(_headings(table.columns))
     cells = {name: [_cell(name, value) for value in table[name]] for name in table.columns}
     right = {name for name in table.columns if table.schema[name].is_numeric()}
     shown = list(cells)
@@ -78,6 +79,12 @@ def as_text(table: "pl.DataFrame", width: int | None = None) -> str:
     )
 
 
+def _headings(columns: list[str]) -> dict[str, str]:
+    """Names of columns, which may be categories of anybody's data, as they are shown."""
+    shown = {name: visible(name) for name in columns}
+    return shown if len(set(shown.values())) == len(columns) else {name: ascii(name) for name in columns}
+
+
 def _cell(name: str, value: Any) -> str:
     """A value as people read it."""
     if value is None:
@@ -88,7 +95,7 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _printable(str(value))[:LONGEST]
+    return visible(str(value)[:LONGEST])
 
 
 def _widths(cells: dict[str, list[str]], width: int) -> dict[str, int] | None:
@@ -125,10 +132,6 @@ def _line(blocks: list[list[str]], widths: dict[str, int], right: set[str]) -> l
     return found
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -140,7 +143,7 @@ def direction(strength: float) -> str:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    click.echo(message, err=True)
+    click.echo(visible(message), err=True)
 
 
 def one_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """What is going on, on stderr: a bar, and what a server says of jobs under way."""
 
-import json
 import sys
 import threading
 import time
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
+
+from data.visible import visible, visible_json
 
 KINDS = {
     **dict.fromkeys(("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED"), "queued"),
@@ -43,18 +44,18 @@ class Watch:
             self._states[job] = state
             if self.as_json:
                 event = {"job": job, "state": state, "words": words, **self._counts()}
-                sys.stderr.write(json.dumps(event, ensure_ascii=False) + "\n")
+                sys.stderr.write(visible_json(event) + "\n")
                 return
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{self.summary()}: {words}", refresh=sys.stderr.isatty())
             if state in SAID and not (self._bar is not None and sys.stderr.isatty()) and words != self._said:
                 self._said = words
-                tqdm.write(f"server: {job}: {words}", file=sys.stderr)
+                tqdm.write(visible(f"server: {job}: {words}"), file=sys.stderr)
 
     def say(self, words: str) -> None:
         """A line of its own."""
         with self._lock:
-            text = json.dumps({"said": words}, ensure_ascii=False) if self.as_json else words
+            text = visible_json({"said": words}) if self.as_json else visible(words)
             tqdm.write(text, file=sys.stderr)
 
     def begin(self, bar: Any) -> None:
@@ -68,7 +69,7 @@ class Watch:
         if self.as_json:
             with self._lock:
                 event = {"rows": done, "of": total, "what": name, **self._counts()}
-                sys.stderr.write(json.dumps(event) + "\n")
+                sys.stderr.write(visible_json(event) + "\n")
 
     def summary(self) -> str:
         """Counts, such as `2 queued, 1 running, 5 done`."""

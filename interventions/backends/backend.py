@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BATCHES_A_JOB, JOB_BYTES = 8, 32 << 20  # batches travel together up to these
 SUMMED_BATCHES = 24  # of one job, where its batches are added up
 SUMMED_BYTES = 16 << 20  # of a whole run of such jobs, where it can be
-LARGE_SUMS = 8 << 20  # of one such job: for each part of this size it may hold as many batches again
+LARGE_SUMS = 4 << 20  # of one such job: for each part of this size it may hold as many batches again
 LINE_BYTES = 128 << 20  # of results that may come in at once, whatever the model
 
 

@@ -14,7 +14,7 @@ from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.budget import passes
 from interventions.reading.packing import branches, common_opening, pack_batch
 from interventions.traced.blocks import Batch
-from interventions.traced.residual import Pass, read
+from interventions.traced.residual import Pass, read, sizes, whole
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,9 @@ def read_residual(
     backend = model.backend.nnsight(model.nnsight)
     found = read(model.nnsight, backend, blocks, beyond, first, passes)
     if members is not None:
-        shape = (len(members[0]), len(layers), model.d_model + 1)
-        return [expect(found[0] if len(found) == 1 else None, shape, "sums of activations").double()]
+        shape, (centre, left) = (len(layers), model.d_model + 1), found if len(found) == 2 else (None, None)
+        parts = expect(centre, shape, "a mean of activations"), expect(left, (len(members[0]), *shape), "sums of activations")
+        return [whole(*parts, sizes(passes))]
     rows = [
         len(batch["input_ids"]) * (len(one.places) if one.places else 1)
         for batch, one in zip(batches, passes, strict=True)

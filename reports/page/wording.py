@@ -1,7 +1,6 @@
 """Numbers and names as people read them."""
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from data import contract
+from data.visible import visible as visible
 
 LABELS = tuple(sorted(contract.LABELS))  # benign first: over-refusal is what steering is meant to mend
 PROMPTS = {**{label: f"{label} prompts" for label in LABELS}, None: "prompts without a label"}
@@ -27,16 +27,6 @@ WORDS = (
 )
 MINUS = "−"
 LONGEST_NAME = 60
-# What may stand between letters though it shows nothing: joiners of scripts and emoji.
-HARMLESS = "\n\t\u200c\u200d"
-
-
-def visible(text: str) -> str:
-    """Text with control characters, direction marks and other invisible ones written out as \\u2026-like escapes."""
-    if text.isascii() and text.isprintable():
-        return text
-    hidden = ("C", "Zl", "Zp")
-    return "".join(_escaped(c) if c not in HARMLESS and unicodedata.category(c).startswith(hidden) else c for c in text)
 
 
 def name(value: Any, longest: int = LONGEST_NAME) -> str:
@@ -175,8 +165,3 @@ def column(frame: pl.DataFrame, write: Any, *names: str) -> pl.Series:
 def table_of(frame: pl.DataFrame, *columns: tuple[Any, ...]) -> pl.DataFrame:
     """What stands on the page: a heading, a function and the names of its arguments' columns, for each column."""
     return pl.DataFrame({heading: column(frame, write, *names) for heading, write, *names in columns})
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\u{{{code:x}}}"

@@ -15,6 +15,7 @@ from interventions.backends.backend import Backend
 from interventions.methods.fit import fit_vectors, group_of
 from interventions.model.prompt_format import encode
 from interventions.reading.sums import extract_sums
+from interventions.traced.residual import parted, whole
 from tests.oracles import hooked
 
 
@@ -99,7 +100,22 @@ def test_a_run_that_was_killed_reads_no_batch_twice(there, prompts, tmp_path, mo
 
 def test_what_comes_back_does_not_grow_with_the_prompts(tmp_path):
     """A 70B model's six sums in 80 layers, and a small model's: long jobs where each brings much."""
-    sums = 8 * 6 * 80 * 8193
+    sums = 4 * 7 * 80 * 8193
     backend = Backend("remote", in_flight=4)
-    assert backend._most(400, 1, sums) == 72 and backend._most(59, 1, sums) == 59
-    assert backend._most(400, 1, 8 * 6 * 30 * 577) == 24 and backend._most(20, 1, 8 * 6 * 30 * 577) == 5
+    assert backend._most(400, 1, sums) == 96 and backend._most(59, 1, sums) == 59
+    assert sums < 20e6  # of 2,000 prompts of 60 tokens, in the 59 batches of one request
+    assert backend._most(400, 1, 4 * 7 * 30 * 577) == 24 and backend._most(20, 1, 4 * 7 * 30 * 577) == 5
+
+
+def test_sums_travel_in_half_the_bytes_and_lose_nothing_of_their_differences():
+    """Groups that differ by a hundred-thousandth of what they share, as beside massive activations."""
+    random = np.random.default_rng(0)
+    counts = np.array([400.0, 3.0, 1000.0])
+    means = 3000 * random.standard_normal((1, 2, 50)) + 0.03 * random.standard_normal((3, 2, 50))
+    sums = torch.from_numpy(means * counts[:, None, None])
+    centre, left = parted(sums, torch.from_numpy(counts))
+    assert centre.dtype == left.dtype == torch.float32
+    again = whole(centre, left, torch.from_numpy(counts)).numpy() / counts[:, None, None]
+    wanted, plain = means[0] - means[2], (sums.float().double().numpy() / counts[:, None, None])
+    assert np.abs(again[0] - again[2] - wanted).max() < 1e-6 * np.abs(wanted).max()
+    assert np.abs(plain[0] - plain[2] - wanted).max() > 1e-4 * np.abs(wanted).max()  # float32 sums would
