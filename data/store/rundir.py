@@ -34,23 +34,17 @@ PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
 def writing(folder: Path) -> Iterator[None]:
     """Hold the run directory's lock; the system frees it when its holder dies, however it dies.
 
-    What a command that was killed left half-written goes.
+    What a command that was killed left half-written goes, and a directory that was made for a command that then wrote nothing.
 
     Raises:
         UserError: Another process writes there; it is named. Or a folder in there is a link to one elsewhere.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for inside in folder.iterdir():
         if inside.is_symlink() and inside.is_dir():
             raise UserError(f"{inside} is a link to a folder elsewhere, where files would be replaced; remove the link")
-    with room_for(folder / ".lock"), open_own(folder / ".lock", "a+") as lock:
-        deadline = time.monotonic() + DYING
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                raise UserError(f"{folder} is being written by {holder}; wait for it, or pass another --run")
-            time.sleep(0.05)
+    with _holding(folder) as lock:
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -61,6 +55,39 @@ def writing(folder: Path) -> Iterator[None]:
         finally:
             _WRITTEN.pop()
             lock.truncate(0)
+            _take_back(folder, missing)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path) -> Iterator[IO[str]]:
+    """The locked `.lock` of a run directory.
+
+    Raises:
+        UserError: Another process holds it; it is named.
+    """
+    path, deadline = folder / ".lock", time.monotonic() + DYING
+    while True:
+        with room_for(path), open_own(path, "a+") as lock:
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "another process"
+                    raise UserError(f"{folder} is being written by {holder}; wait for it, or pass another --run")
+                time.sleep(0.05)
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                yield lock
+                return
+        folder.mkdir(parents=True, exist_ok=True)  # who held it has taken it back with its directory
+
+
+def _take_back(folder: Path, made: list[Path]) -> None:
+    """Remove the directories that were made for a command, innermost first, if it left no file there but its lock."""
+    if folder not in made or [path for path in folder.rglob("*") if not path.is_dir()] != [folder / ".lock"]:
+        return
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)
+        for path in made[1:]:
+            path.rmdir()
 
 
 def _clean(folder: Path) -> None:
