@@ -151,6 +151,8 @@ class Adding:
 
         known, path = records(self.s.run), self.artefact.path(self.s.run)
         record = known.get(self.artefact.name)
+        if record is None:
+            self.artefact.check(self.s.run)
         if record is None or not path.exists() or "arms" not in record["key"]:
             return Standing()
         key = record["key"]

@@ -85,12 +85,15 @@ class Artefact(Generic[T]):
         """Is it what was recorded? With `own`, what a command made that ended before it was recorded will do too.
 
         Raises:
-            UserError: It was altered since.
+            UserError: It was altered since, or nothing here made it.
         """
-        from data.store.digests import altered
+        from data.store.digests import altered, check_made_here
         from data.store.rundir import records
 
-        odd = altered(run, records(run).get(self.name))
+        record = records(run).get(self.name)
+        if record is None:
+            check_made_here(run, self.files(run))
+        odd = altered(run, record)
         if odd is not None and not (own and odd.is_own):
             raise UserError(odd.words)
 

@@ -30,12 +30,14 @@ def unchanged(s: Settings, artefact: "Artefact[Any]", key: Key, elsewhere: Path 
     """Whether the artefact, or the file that stands for it elsewhere, was made with this very key; says so if not.
 
     Raises:
-        UserError: It was, and a file of it was altered since.
+        UserError: It was, and a file of it was altered since; or a file that nothing here made has its name.
     """
     from data.store.digests import altered
     from data.store.rundir import records
 
     record = records(s.run).get(artefact.name)
+    if record is None and elsewhere is None:
+        artefact.check(s.run)
     if record is None or not (elsewhere or artefact.path(s.run)).exists():
         return False
     if record["id"] == identity(key):

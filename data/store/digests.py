@@ -124,6 +124,22 @@ def check_files(folder: Path, record: Record | None) -> None:
         raise UserError(found.words)
 
 
+def check_made_here(folder: Path, files: Iterable[Path]) -> None:
+    """Were files that no record tells of made by a command that ended before it recorded them?
+
+    Raises:
+        UserError: One was not: what nothing here made is not replaced.
+    """
+    ledger = _Ledger(folder)
+    for path in files:
+        if not path.is_file() or path.is_symlink():  # a link gives way, and what it leads to stays
+            continue
+        name = name_of(path, folder)
+        made = ledger.lines.get(name, {}).get(SHA256)
+        if made is None or ledger.digest(name, path, (made,)) != made:
+            raise UserError(f"{path} has no record in run.json, so that it is neither used nor replaced: move it away, or pass another --run")
+
+
 def verify(folder: Path) -> Iterator[tuple[str, str, bool | None]]:
     """Hash every file that `run.json` tells of: artefact, file, and whether it is as it was; None where it is gone.
 

@@ -49,3 +49,24 @@ def test_who_waited_for_a_directory_that_is_taken_back_holds_the_new_one(tmp_pat
         assert not inside.is_set()
     waiting.join(30)
     assert outcome == [True, "alone"]
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("generations.parquet", ["evaluate"]), ("generations.parquet", ["generate", "--max-new-tokens", 2, "--replace"]),
+    ("activations/prompts.parquet", ["extract"]), ("vectors.safetensors", ["trace", "--prompt", "tell me"]),
+    ("traces.parquet", ["trace", "--prompt", "tell me"]), ("probe.safetensors", ["probe"]),
+])  # fmt: skip
+def test_what_nothing_here_made_is_not_replaced(run, tiny_tuned_folder, prompts_file, tmp_path, name, words):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"somebody's answers")
+    code, _, err = run("--run", tmp_path, "--model", tiny_tuned_folder, "--data", prompts_file, *words)
+    assert code == 1 and f"error: {path} has no record in run.json" in err
+    assert path.read_bytes() == b"somebody's answers"
+
+
+def test_what_a_command_made_that_died_before_its_record_is_made_again(run, tiny_tuned_folder, prompts_file, tmp_path):
+    words = ["--run", tmp_path, "--model", tiny_tuned_folder, "--data", prompts_file, "extract", "vectors"]
+    assert run(*words)[0] == 0
+    (tmp_path / "run.json").unlink()
+    assert run(*words)[0] == 0
