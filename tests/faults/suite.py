@@ -189,23 +189,24 @@ Note = Callable[[str, int], None]
 
 
 def chain_of(root: Path) -> dict[str, list[str]]:
-    """Every command that writes, each with words that make it short."""
+    """Every command that writes, each with words that make it short; `affine` and `gate` are ways of `vectors` and `probe`."""
     words = {
-        "extract": "",
-        "vectors": "",
-        "probe": "",
-        "lowrank": "--epochs 1",
-        "trace": "--arm fixed --max-new-tokens 2 --prompt TEXT",
-        "generate": "--limit 12 --max-new-tokens 2 --arm baseline --arm fixed --arm gated --arm lowrank",
-        "evaluate": "",
-        "effects": "--limit 8 --max-new-tokens 2 --arm baseline --arm fixed",
-        "sweep": "--strengths -1,1 --layers 1,2 --max-new-tokens 2 --limit 12",
-        "diff": f"--against {root / 'base'} --layers 1,2",
-        "export": "",
-        "bake": "",
-        "report": "",
+        "extract": "extract",
+        "vectors": "vectors",
+        "probe": "probe",
+        "lowrank": "lowrank --epochs 1",
+        "trace": "trace --arm fixed --max-new-tokens 2 --prompt TEXT",
+        "generate": "generate --limit 12 --max-new-tokens 2 --arm baseline --arm fixed --arm gated --arm lowrank",
+        "evaluate": "evaluate",
+        "effects": "effects --limit 8 --max-new-tokens 2 --arm baseline --arm fixed",
+        "sweep": "sweep --strengths -1,1 --layers 1,2 --max-new-tokens 2 --limit 12",
+        "diff": f"diff --against {root / 'base'} --layers 1,2",
+        "category": "category --limit 12 --random 2",
+        "affine": "vectors --method affine",
+        "gate": "probe --gate words",
+        "finetune": "finetune --epochs 1 --rank 2 --limit 16",
+        "export": "export",
+        "bake": "bake",
+        "report": "report",
     }
-    return {
-        name: [name, *(("kill a person" if word == "TEXT" else word) for word in text.split())]
-        for name, text in words.items()
-    }
+    return {name: ["kill a person" if word == "TEXT" else word for word in text.split()] for name, text in words.items()}

@@ -28,6 +28,12 @@ FILES = {  # of a run directory -> the commands that read them
     "sweep.parquet": ("sweep", "report"),
     "sweep_prompts.parquet": ("sweep",),
     "diff.parquet": ("diff", "report"),
+    "category.parquet": ("category", "report"),
+    "category_test.parquet": ("category",),
+    "methods/affine.safetensors": ("affine",),
+    "gates/words.safetensors": ("gate",),
+    "gates/words_quality.parquet": ("gate", "report"),
+    "model/model.safetensors": ("finetune",),
 }
 
 

@@ -1,6 +1,7 @@
 """A disk that is too small: every command finishes right, or says so in a line and finishes right once there is room."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from data.errors import UserError
 from data.store import files
 from data.store.journal import Journal
 from data.store.rundir import replacing
+from tests.faults.suite import Note, Place, chain_of, differing, holds, some
 
 COMMANDS = ("extract", "vectors", "generate", "evaluate", "report")
 LEVELS = (0, 4, 12, 24, 48, 64, 80, 96, 128, 192, 384)  # KB left on the disk
@@ -29,11 +31,11 @@ TENSORS = ("activations/prompts.safetensors", "vectors.safetensors")
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory):
-    """A file system of 4 MB in memory."""
+    """A file system of 16 MB in memory."""
     folder = tmp_path_factory.mktemp("disk")
     try:
         made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, check=False
         )
     except FileNotFoundError:
         pytest.skip("no mount here")
@@ -121,6 +123,25 @@ def test_every_command_finishes_right_or_says_that_the_disk_is_full(
         assert (folder / "report.html").read_bytes().endswith(b"</html>\n")
         subprocess.run(["rm", "-r", str(folder)], check=True)
     assert refused >= len(LEVELS)
+
+
+@pytest.mark.parametrize("command", some(list(chain_of(Path("any"))), 4))
+def test_a_command_goes_on_once_there_is_room(place: Place, disk: Path, command: str, note: Note) -> None:
+    folder, levels = disk / "any", some(LEVELS, 3)
+    for level in levels:
+        shutil.rmtree(folder, ignore_errors=True)
+        before = place.before(command)
+        if before is not None:
+            shutil.copytree(before, folder)
+        ballast = fill(disk, level)
+        done = place.zygote.run(place.words(command, folder))
+        holds(done, folder, codes=(0, 1))
+        assert done.code == 0 or "no room left on the disk" in done.err.splitlines()[-1], (level, done)
+        ballast.unlink()
+        holds(place.zygote.run(place.words(command, folder)), folder, codes=(0,))
+        assert differing(place.state(command), folder) == [], (level, done)
+    shutil.rmtree(folder)
+    note("commands on a disk that fills up", len(levels))
 
 
 def test_a_write_that_takes_the_beginning_alone_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
