@@ -209,4 +209,6 @@ def chain_of(root: Path) -> dict[str, list[str]]:
         "bake": "bake",
         "report": "report",
     }
-    return {name: ["kill a person" if word == "TEXT" else word for word in text.split()] for name, text in words.items()}
+    return {
+        name: ["kill a person" if word == "TEXT" else word for word in text.split()] for name, text in words.items()
+    }
