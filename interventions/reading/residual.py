@@ -183,6 +183,8 @@ def read_residual(
     blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
     backend = model.backend.nnsight(model.nnsight)
     found = read(model.nnsight, backend, blocks, beyond, first, passes)
+    if not isinstance(found, list):
+        raise UserError("activations came back in another form than they were asked for; is this an NDIF server?")
     if members is not None:
         shape, (centre, left) = (len(layers), model.d_model + 1), found if len(found) == 2 else (None, None)
         parts = expect(centre, shape, "a mean of activations"), expect(left, (len(members[0]), *shape), "sums of activations")

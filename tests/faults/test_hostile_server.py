@@ -6,23 +6,29 @@ import pickle
 import resource
 import time
 import zipfile
+from dataclasses import replace
 
 import nnsight
+import numpy as np
 import pytest
 import torch
 import zstandard
 from nnsight.modeling.huggingface import _ID_CACHE
 
+from data import load_all
 from data.errors import UserError
+from interventions.backends.backend import Backend
 from interventions.backends.ndif import request as jobs
 from interventions.backends.ndif.client import Client, address_of, cleaned, may_hold_results
 from interventions.backends.ndif.request import Request
 from interventions.backends.ndif.result import SPARE_BYTES, expect
 from interventions.backends.ndif.server import deployments, key_words, version_table
+from interventions.reading.sums import extract_sums
 from tests.faults.ndif import packed, standing_in
 from tests.faults.suite import ASKED, SKIPPED, some
 
 MARK = []  # what a pickle would append to
+SANDBOX = False
 
 
 class Harm:
@@ -39,6 +45,12 @@ class Huge:
         return bytearray, (1 << 40,)
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["trusted", "sandboxed"])
+def key(request, monkeypatch):
+    """What the server makes of the user's key, as far as a client can ask for it."""
+    monkeypatch.setattr(f"{__name__}.SANDBOX", request.param)
+
+
 @pytest.fixture(autouse=True)
 def fast(monkeypatch, tiny_folder):
     monkeypatch.setitem(_ID_CACHE, str(tiny_folder), str(tiny_folder))
@@ -47,7 +59,7 @@ def fast(monkeypatch, tiny_folder):
 
 
 def ask(model, address):
-    network, block, client = model.nnsight, model.layers[0], Client(address, 120.0)
+    network, block, client = model.nnsight, model.layers[0], Client(address, 120.0, sandbox=SANDBOX)
     inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
     with torch.no_grad(), network.trace(inputs, backend=Request(network, client, "it")) as tracer:
         seen = nnsight.save(block.output)
@@ -219,3 +231,20 @@ def test_a_key_goes_over_plain_http_to_this_machine_alone(monkeypatch):
 def test_another_shape_or_kind_is_refused(value):
     with pytest.raises(UserError, match="came back as"):
         expect(value, (3, 2), "activations")
+
+
+SUMS = torch.zeros(1, 2, 65)  # of a group, in two layers of the tiny model
+ODD_SUMS = [7, "sums", None, {}, [], [SUMS], SUMS, [SUMS, SUMS], [SUMS[0], SUMS, SUMS], [SUMS[0], SUMS.long()],
+            [SUMS[0, :1], SUMS], [SUMS[0], SUMS.repeat(2, 1, 1)], [SUMS[0], [SUMS]], [SUMS[0] * torch.nan, SUMS],
+            [SUMS[0], SUMS + torch.inf]]  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", ODD_SUMS, ids=range(len(ODD_SUMS)))
+def test_sums_that_are_none_are_one_line(tiny, prompts_file, tmp_path, kept, note):
+    note("hostile server replies", 1)
+    with standing_in(result=lambda _: packed(kept=kept)) as server:
+        far = replace(tiny, backend=Backend("remote", Client(server.address, 60.0, sandbox=SANDBOX)))
+        with pytest.raises(UserError) as said:
+            extract_sums(far, load_all([str(prompts_file)]), tmp_path, lambda rows: np.zeros(rows.height, int), layers=[0, 1])
+    assert "came back" in str(said.value) or "are not numbers" in str(said.value)
+    assert not list(tmp_path.glob("*.safetensors"))
