@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.framework.activations import pairing
+from commands.framework.activations import pairing, say_rows
 from commands.framework.app import Session, command
 from commands.framework.artefacts import DIFF, activations_artefact
-from commands.framework.options import AGAINST, BENIGN, LAYERS, OWN_SPLIT, TEXT, TRAIN
+from commands.framework.options import AGAINST, BENIGN, LAYERS, MEANS, OWN_SPLIT, TEXT, TRAIN
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, load_prompts
 from commands.framework.records import model_key, note, unchanged
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 
-@command(AGAINST, LAYERS.but(help="Blocks to compare, such as 5, 0-9 or 3,5."), TEXT, OWN_SPLIT, BENIGN, TRAIN)
+@command(AGAINST, LAYERS.but(help="Blocks to compare, such as 5, 0-9 or 3,5."), TEXT, MEANS, OWN_SPLIT, BENIGN, TRAIN)
 def diff(session: Session, s: Settings) -> Summary:
     """Compare the categories' directions of a base and its fine-tuned model."""
     import polars as pl
 
     from data.store.rundir import now
     from data.store.tables import write_table
-    from interventions.fitting.diffing import compare
+    from interventions.fitting.diffing import compare, compare_means
     from interventions.model.same_tokens import reading_as, splitting_alone
     from interventions.reading.extract import checked_layers
 
@@ -40,6 +40,7 @@ def diff(session: Session, s: Settings) -> Summary:
     layers = checked_layers(tuned, s.get("layers"))
     key = {"base": model_key(reader), "tuned": model_key(tuned), "fingerprint": fingerprint_of(rows), "layers": layers,
            "texts": list(kinds), "split": split, "own_split": own, "seed": s.get("seed")}  # fmt: skip
+    key |= {"means": True} if s.get("means") else {}
     path = DIFF.path(s.run)
     if unchanged(s, DIFF, key):
         table = DIFF.read(s.run)
@@ -47,7 +48,8 @@ def diff(session: Session, s: Settings) -> Summary:
         tables, pair = [], {"base": reader, "tuned": tuned}
         for prompts, suffixes in kinds.values():
             files = [read(s, model, name, prompts, layers, suffixes) for name, model in pair.items()]
-            tables.append(compare(*files, split=split, seed=key["seed"], same_tokens=not own))
+            how = {"split": split, "same_tokens": not own}
+            tables.append(compare_means(*files, **how) if s.get("means") else compare(*files, seed=key["seed"], **how))
         table = pl.concat(tables)
         write_table(path, table)
         note(s, DIFF, key, tuned, start, data=s.get("data"))
@@ -109,16 +111,24 @@ def compared_texts(
 def read(
     s: Settings, model: "Model", name: str, prompts: "pl.DataFrame", layers: list[int], suffixes: tuple[str, ...]
 ) -> Path:
-    """The activations file of one of the two models."""
+    """The activations file of one of the two models, or of means alone the file of their sums."""
     from data.store.rundir import now
+    from interventions.fitting.diffing import summed
     from interventions.reading.extract import extract
+    from interventions.reading.sums import extract_sums
 
-    start = now()
-    artefact = activations_artefact(f"diff-{name}/{'pairs' if suffixes else 'prompts'}")
+    start, kind, means = now(), "pairs" if suffixes else "prompts", s.get("means")
+    artefact = activations_artefact(f"diff-{name}-{kind}/sums" if means else f"diff-{name}/{kind}")
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "layers": layers, "suffixes": list(suffixes)}
+    key |= {"split": s.get("split")} if means else {}
     path = artefact.path(s.run)
     if not unchanged(s, artefact, key):
-        extract(model, prompts, path.parent, layers=layers, position="suffix" if suffixes else "last", suffixes=suffixes,
-                batch_tokens=s.get("batch_tokens"))  # fmt: skip
+        how = {"layers": layers, "position": "suffix" if suffixes else "last", "suffixes": suffixes,
+               "batch_tokens": s.get("batch_tokens")}  # fmt: skip
+        if means:
+            extract_sums(model, prompts, path.parent, lambda rows: summed(rows, split=s.get("split")), **how)
+        else:
+            say_rows(s, "the interval, ceiling and floor of each cosine draw them; --means does without")
+            extract(model, prompts, path.parent, **how)
         note(s, artefact, key, model, start, data=s.get("data"))
     return path

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from commands.framework.activations import as_read, pairing, read_activations
+from commands.framework.activations import as_read, pairing, read_activations, say_rows, why_rows
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PAIRS, Artefact, Making, made_by
 from commands.framework.options import BENIGN, LAYERS, POSITION, SHOW_PROMPT, SUFFIX
@@ -69,7 +69,12 @@ def read_again(session: Session, s: Settings, artefact: Artefact[Any], record: R
     much = f" over {prompts.height * max(1, len(suffixes)):,} rows"
     if record is not None and (was := rows_of(artefact.path(s.run))):
         much += f", in place of {was:,}"
-    return Making(words, lambda: read_activations(session, settings, prompts, suffixes), much)
+
+    def make() -> Summary:
+        say_rows(s, why_rows(s))
+        return read_activations(session, settings, prompts, suffixes)
+
+    return Making(words, make, much)
 
 
 def rows_of(path: Path) -> int:

@@ -41,6 +41,22 @@ def read_activations(session: Session, s: Settings, prompts: "pl.DataFrame", suf
     return {"rows": prompts.height * max(1, len(suffixes)), "layers": len(key["layers"]), "wrote": str(path)}
 
 
+def say_rows(s: Settings, why: str) -> None:
+    """Where a server computes, and before it is asked: why it is activations that come back, and not their sums."""
+    if s.get("where") == "remote":
+        warn(f"{s.command}: activations of single rows come back, not their sums: {why}")
+
+
+def why_rows(s: Settings) -> str:
+    """What of a command that needs activations rests on single rows."""
+    if s.command == "probe":
+        fit = "a logistic regression is fitted to them, and " if s.get("fit") != "mass-mean" else ""
+        return f"{fit}its threshold is chosen by their scores; `extract --layers L` reads one layer alone"
+    if s.command == "vectors":
+        return f"--method {s.get('method')} is fitted to them; mean and contrastive do with sums"
+    return f"{s.command} is fitted to them"
+
+
 def as_read(s: Settings, like: Record | None) -> Settings:
     """Settings to read prompts as before: model, dtype and layers stay, and without --data the prompts."""
     settings = s.for_command("extract")

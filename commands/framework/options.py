@@ -207,6 +207,7 @@ MAP = Declared("--map", "Map of activations.", c.MAPS, "pca", name="map_of_activ
 JOBS = Declared("--jobs", "Also this run directory's jobs whose results are not here yet.", bool, False)
 AGAINST = Declared("--against", "The model that --model was tuned from.", shown=f"{c.BASE_MODEL}, for {c.TUNED_MODEL}")
 TEXT = Declared("--text", "tagged: at a [category] or [respond] behind the prompt; untagged: at the last prompt token.", c.TEXTS, shown="both")
+MEANS = Declared("--means", "Cosines alone, without interval, ceiling and floor, which draw single rows: a server then adds up what cosines rest on.", bool, False)
 OWN_SPLIT = Declared("--own-split", "As published: the base splits a tag in its own way, and is read at its `]`.", bool, False, shown="both models read the same token ids")
 
 # lm-eval

@@ -67,6 +67,11 @@ class Sums:
         """Block numbers along the second axis."""
         return json.loads(self.metadata["layers"])
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, layers and d_model of the activations that were added up."""
+        return self.rows.height, *self.totals.shape[1:]
+
     def of(self, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sums of groups of rows (groups, layers, d_model), and of all their norms (layers,).
 

@@ -15,8 +15,10 @@ from data.contract import RESPOND
 from data.errors import UserError
 from data.store.activations import Activations
 from data.store.progress import progress
+from data.store.sums import Sums
 from data.store.tables import DIFF
 from interventions.fitting.contrasts import Contrast, contrasts, has_suffixes
+from interventions.fitting.differences import mean_differences, members
 
 DIFFERENCES = ("contrastive", "mean")
 DRAWS, SPLITS = 1000, 100
@@ -97,6 +99,40 @@ def compare(
     return pl.DataFrame(found, DIFF).fill_nan(None)
 
 
+def summed(rows: pl.DataFrame, *, split: str = "train", respond: str = RESPOND) -> np.ndarray:
+    """For each row of a row table the sum that it counts to in `compare_means` of the same options, or -1: (rows,) int64."""
+    return members(rows.height, contrasts(rows, split, paired=has_suffixes(rows), respond=respond))
+
+
+def compare_means(
+    base: Path, tuned: Path, *, split: str = "train", respond: str = RESPOND, same_tokens: bool = True
+) -> pl.DataFrame:
+    """The same cosines of sums over the rows of `summed`; what draws single rows is missing.
+
+    Args:
+        base: Sums of the base model.
+        tuned: Sums of the fine-tuned model over the same rows.
+        split: As in `compare`.
+        respond: As in `compare`.
+        same_tokens: As in `compare`.
+
+    Raises:
+        UserError: As `compare`.
+    """
+    one, two = Sums.open(base), Sums.open(tuned)
+    _check_same(one, two, same_tokens)
+    tagged = has_suffixes(one.rows)
+    chosen = contrasts(one.rows, split, paired=tagged, respond=respond)
+    vectors = [mean_differences(sums, chosen)[0] for sums in (one, two)]
+    found = [
+        {"category": contrast.category, "text": "tagged" if tagged else "untagged", "n": len(contrast.positive),
+         "layer": layer, "cosine": cosine}
+        for contrast, x, y in zip(chosen, *vectors, strict=True)
+        for layer, cosine in zip(one.layers, cosines(x, y).tolist(), strict=True)
+    ]  # fmt: skip
+    return pl.DataFrame(found, DIFF).fill_nan(None)
+
+
 def draw(contrast: Contrast, draws: int, rng: np.random.Generator) -> Draws:
     """Weights of the rows [positive, negative], or of the pairs' differences."""
     sides = [(len(contrast.positive), 1.0)]
@@ -152,7 +188,7 @@ def _rows(activations: Activations, layer: int, contrast: Contrast) -> np.ndarra
     return positive - negative if contrast.paired else np.concatenate([positive, negative])
 
 
-def _check_same(one: Activations, two: Activations, same_tokens: bool) -> None:
+def _check_same(one: Activations | Sums, two: Activations | Sums, same_tokens: bool) -> None:
     """Do both files hold the same rows, token for token as far as the tables say?"""
     for key in ("layers", "position", "site"):
         if one.metadata.get(key) != two.metadata.get(key):

@@ -109,7 +109,7 @@ def _run(
     groups, *one = shape
     job_bytes = 4 * (groups + 1) * int(np.prod(one))
     total, left = sum(map(len, journal.plan)), sum(len(units) for _, units in journal.todo())
-    model.backend.announce(f"vectors: sums of {left:,} rows", journal, 0, job_bytes=job_bytes)
+    model.backend.announce(f"sums of {left:,} rows", journal, 0, job_bytes=job_bytes)
     with progress(total, total - left, "sums", model.backend.watch) as bar:
         for group, sums in model.backend.each(journal, read, 0, job_bytes=job_bytes):
             if not np.isfinite(sums).all():

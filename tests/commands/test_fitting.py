@@ -262,6 +262,21 @@ def test_diff_compares_what_both_models_read_in_the_same_token_ids(
     assert (folder / "activations" / "diff-base" / "prompts.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("where", [[], ["--simulate", "--sandbox"]], ids=["here", "sandboxed"])
+def test_means_alone_give_the_same_cosines_and_nothing_else(run, against, tmp_path, where):
+    assert run(*against)[0] == 0
+    whole = pl.read_parquet(tmp_path / "run" / "diff.parquet")
+    shutil.rmtree(tmp_path / "run" / "activations")
+    code, _, err = run(*against, "--means", *where)
+    assert code == 0, err
+    table = pl.read_parquet(tmp_path / "run" / "diff.parquet")
+    assert table.schema == whole.schema and (table["cosine"] - whole["cosine"]).abs().max() < 1e-6
+    assert table.select("low", "high", "ceiling", "floor_low", "floor_high", "halves").null_count().row(0) == (16,) * 6
+    left = {path.parent.name for path in (tmp_path / "run" / "activations").rglob("*.safetensors")}
+    assert left == {f"diff-{name}-{kind}" for name in ("base", "tuned") for kind in ("pairs", "prompts")}
+    assert run(*against, "--means", "report", "--no-auto")[0] == 0
+
+
 def test_a_model_against_itself_agrees(run, chain, tiny_tuned_folder, tmp_path):
     assert run(*chain, "diff", "--against", tiny_tuned_folder, "--layers", "1,3")[0] == 0
     table = pl.read_parquet(tmp_path / "run" / "diff.parquet")

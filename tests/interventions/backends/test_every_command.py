@@ -46,6 +46,8 @@ def test_every_command_writes_there_what_it_writes_here(server, run, kept, tiny_
         assert run("--run", kept["run"], *words)[0] == 0
     code, _, err = run("--remote", "--host", server.url, "--run", tmp_path / "there", *words)
     assert code == 0, err
+    for name in ("probe", "diff"):
+        assert f"{name}: activations of single rows come back, not their sums" in err
     assert "activations/sums" in json.loads((tmp_path / "there/run.json").read_text())["artefacts"]
     same_tables(kept["run"], tmp_path / "there", but=["activations/pairs.parquet"])
 
