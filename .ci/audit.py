@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TOOLS, OUT, OWN = ROOT / "build" / "tools", ROOT / "build" / "audit", ROOT / ".venv" / "bin" / "python"
@@ -34,11 +35,7 @@ def main() -> int:
         (TOOLS / "pins").write_text(PINS.read_text())
     OUT.mkdir(parents=True, exist_ok=True)
     licences, bill, known = OUT / "licences.md", OUT / "sbom.cdx.json", OUT / "vulnerabilities.json"
-    subprocess.run(
-        tool("pip-licenses", "--python", OWN, "--format", "markdown", "--order", "license", "--with-urls", "--output-file", licences),
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    say(f"licences of {len(licences.read_text().splitlines()) - 2} packages: {licences}")
+    say(f"licences of {write_licences(licences)} packages: {licences}")
     # Its own check of what it writes takes minutes and finds nothing that is ours.
     subprocess.run(
         tool("cyclonedx-py", "environment", OWN, "--output-reproducible", "--no-validate", "--of", "JSON", "-o", bill),
@@ -58,9 +55,31 @@ def main() -> int:
     if not known.exists():
         say(f"known vulnerabilities: not asked ({' '.join(found.stderr.split())[-200:]})")
         return 0
+    return told(json.loads(known.read_text())["dependencies"])
+
+
+def write_licences(path: Path) -> int:
+    """A table of what is installed under which licence, each package in a line; how many there are."""
+    words = tool(
+        "pip-licenses", "--python", OWN, "--format", "json", "--order", "license", "--with-urls", "--with-system"
+    )
+    rows = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    columns = ("Name", "Version", "License", "URL")
+    cells = [[" ".join(str(row.get(name, "")).split()).replace("|", "\\|") for name in columns] for row in rows]
+    lines = [list(columns), ["---"] * len(columns), *cells]
+    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), "utf-8")
+    return len(rows)
+
+
+def told(packages: list[dict[str, Any]]) -> int:
+    """Say which vulnerabilities are known, and of how many packages that could not be asked; 1 if there are any."""
     hit = [f"{one['name']} {one['version']}: {', '.join(flaw['id'] for flaw in one['vulns'])}"
-           for one in json.loads(known.read_text())["dependencies"] if one.get("vulns")]  # fmt: skip
-    say("\n".join(["known vulnerabilities:", *hit]) if hit else "known vulnerabilities: none")
+           for one in packages if one.get("vulns")]  # fmt: skip
+    left = [one["skip_reason"] for one in packages if one.get("skip_reason")]
+    if asked := len(packages) - len(left):
+        say("\n".join([f"known vulnerabilities of {asked} packages:", *(hit or ["none"])]))
+    if left:
+        say(f"known vulnerabilities: {len(left)} packages were not asked about: {left[0]}, …")
     return 1 if hit else 0
 
 
