@@ -245,6 +245,8 @@ def test_sums_that_are_none_are_one_line(tiny, prompts_file, tmp_path, kept, not
     with standing_in(result=lambda _: packed(kept=kept)) as server:
         far = replace(tiny, backend=Backend("remote", Client(server.address, 60.0, sandbox=SANDBOX)))
         with pytest.raises(UserError) as said:
-            extract_sums(far, load_all([str(prompts_file)]), tmp_path, lambda rows: np.zeros(rows.height, int), layers=[0, 1])
+            extract_sums(
+                far, load_all([str(prompts_file)]), tmp_path, lambda rows: np.zeros(rows.height, int), layers=[0, 1]
+            )
     assert "came back" in str(said.value) or "are not numbers" in str(said.value)
     assert not list(tmp_path.glob("*.safetensors"))
