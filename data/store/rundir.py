@@ -166,8 +166,16 @@ def _odd(entry: Any) -> str:
         moments = [None]
     if None in moments:
         return "has no valid time"
-    values = [one for value in entry["options"].values() for one in (value if isinstance(value, list) else [value])]
-    return "has an option of no kind" if any(isinstance(one, (dict, list)) for one in values) else ""
+    if not all(isinstance(one, str) for one in entry.get("data") or []):
+        return "has no valid 'data'"
+    earlier = entry.get("earlier") or []
+    if not all(isinstance(one, dict) and isinstance(one.get("arms"), list) for one in earlier):
+        return "has no valid 'earlier'"
+    for options in (entry["options"], entry.get("prompt_format") or {}, *earlier):
+        values = [one for value in options.values() for one in (value if isinstance(value, list) else [value])]
+        if any(isinstance(one, (dict, list)) for one in values):
+            return "has an option of no kind"
+    return ""
 
 
 def identity(key: dict[str, Any]) -> str:

@@ -70,3 +70,14 @@ def test_what_a_command_made_that_died_before_its_record_is_made_again(run, tiny
     assert run(*words)[0] == 0
     (tmp_path / "run.json").unlink()
     assert run(*words)[0] == 0
+
+
+@pytest.mark.parametrize("damage", [{"data": [[]]}, {"earlier": [7]}, {"earlier": [{"arms": 3}]}, {"prompt_format": {"name": {}}},
+                                    {"earlier": [{"arms": [], "data": [[]]}]}], ids=str)  # fmt: skip
+def test_a_record_of_odd_parts_is_damaged(tmp_path, damage):
+    key = {"a": 1}
+    rundir.record(
+        tmp_path, "it", {"id": rundir.identity(key), "key": key, "options": {}, "start": rundir.now()} | damage
+    )
+    with pytest.raises(UserError, match=r"run\.json is damaged: the record of 'it' has"):
+        rundir.records(tmp_path)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tests import ROOT
 
@@ -170,19 +170,26 @@ def differing(one: Path, other: Path) -> list[str]:
         name = path.relative_to(one)
         if path.suffix not in (".parquet", ".safetensors") or path.name.startswith("."):
             continue
-        if not (other / name).is_file():
-            odd.append(f"{name} is missing")
-        elif (path.suffix == ".parquet" and not pl.read_parquet(path).equals(pl.read_parquet(other / name))) or (
-            path.suffix == ".safetensors" and _tensors(path) != _tensors(other / name)
-        ):
-            odd.append(f"{name} is another")
+        try:
+            same = _same(path, other / name)
+        except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
+            odd.append(f"{name} is missing or damaged ({type(error).__name__})")
+        else:
+            odd += [] if same else [f"{name} is another"]
     return odd
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two tables, or two files of tensors, hold the same."""
+    if one.suffix == ".parquet":
+        return pl.read_parquet(one).equals(pl.read_parquet(other))
+    return _tensors(one) == _tensors(other)
 
 
 def _tensors(path: Path) -> tuple[dict[str, tuple[Any, bytes]], dict[str, str]]:
     with safe_open(path, "np") as file:
-        names = list(file.keys())
-        return {name: (file.get_tensor(name).shape, file.get_tensor(name).tobytes()) for name in names}, file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        return {name: (one.shape, one.tobytes()) for name, one in tensors.items()}, file.metadata()
 
 
 Note = Callable[[str, int], None]

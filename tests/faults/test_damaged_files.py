@@ -37,6 +37,14 @@ FILES = {  # of a run directory -> the commands that read them
 }
 
 
+# What was made of these stands, so that the command is done without a look at them.
+UNREAD = {
+    ("activations/prompts.parquet", "evaluate"),
+    ("activations/diff-base/prompts.safetensors", "diff"),
+    ("activations/diff-tuned/pairs.parquet", "diff"),
+}
+
+
 def halved(path: Path, _place: Place) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -98,7 +106,14 @@ def test_no_damage_goes_unsaid(place: Place, name: str, note: Note) -> None:
         if (
             done.code == 0
             and command != "report"
-            and (odd := [one for one in differing(place.whole, folder) if damage is not gone or command in one])
+            and (
+                odd := [
+                    one
+                    for one in differing(place.whole, folder)
+                    if (damage is not gone or command in one)
+                    and not ((name, command) in UNREAD and one.startswith(name))
+                ]
+            )
         ):
             wrong.append(f"wrong: {case}: {odd}")
     assert not wrong, "\n".join(wrong)
