@@ -100,18 +100,19 @@ def measure(name: str, work: Work, models: dict[str, Model], prompts: pl.DataFra
           f"({min(ratios):.1f} to {max(ratios):.1f}) |", flush=True)  # fmt: skip
 
 
-def compare_sums(models: dict[str, Model], rows: int) -> None:
+def compare_sums(here: Model, there: Model, rows: int) -> None:
     """Vectors of sums beside those of activations that were read here, over many prompts: how far apart, how many bytes."""
     prompts = load_all(["embedded"]).filter(pl.col("label").is_not_null()).with_columns(split=None).head(rows)
-    _, _, wanted = timed(vectors, models["here"], prompts)
-    assert isinstance(wanted, SteeringVectors)
-    for way in WAYS[1:]:
-        seconds, traffic, found = timed(vectors, models[way], prompts)
-        assert isinstance(found, SteeringVectors)
-        apart = max(float((found.tensors[name] - one).norm(dim=-1).div(one.norm(dim=-1)).max()) for name, one in wanted.tensors.items())
-        print(f"{way}: sums of {prompts.height:,} prompts in {len(wanted.tensors)} categories and {len(wanted.layers)} layers: "
-              f"{traffic['received'] / 1e6:.2f} MB in {traffic['jobs']} requests, {seconds:.0f} s, at most {apart:.1e} of a "
-              "vector's length from those of activations", flush=True)  # fmt: skip
+    seconds, traffic, found = timed(vectors, there, prompts)
+    _, _, wanted = timed(vectors, here, prompts)
+    assert isinstance(wanted, SteeringVectors) and isinstance(found, SteeringVectors)
+    apart = max(
+        float(((found.tensors[name] - one).norm(dim=-1) / one.norm(dim=-1)).max())
+        for name, one in wanted.tensors.items()
+    )
+    print(f"sums of {prompts.height:,} prompts in {len(wanted.tensors)} categories and {len(wanted.layers)} layers: "
+          f"{traffic['received'] / 1e6:.2f} MB in {traffic['jobs']} requests, {seconds:.0f} s; at most {apart:.1e} of a "
+          "vector's length from those of activations", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -129,13 +130,15 @@ def main() -> None:
         }
         _, _, steering = timed(vectors, models["here"], few)
         assert isinstance(steering, SteeringVectors)
-        print("| | ms a prompt: here | trusted | sandboxed | KB sent | KB brought back | sandboxed : trusted |\n|---|---|---|---|---|---|---|")
+        print(
+            "| | ms a prompt: here | trusted | sandboxed | KB sent | KB brought back | sandboxed : trusted |\n|---|---|---|---|---|---|---|"
+        )
         measure("extract, one layer", one_layer, models, few, asked.turns)
         measure("extract, all 30 layers", all_layers, models, few, asked.turns)
         measure("vectors, all 30 layers", vectors, models, few, asked.turns)
         measure(f"generate, {len(ARMS)} arms, {TOKENS} tokens", generating(steering), models, few, asked.turns)
         if asked.sums:
-            compare_sums(models, asked.sums)
+            compare_sums(models["here"], models["trusted"], asked.sums)
 
 
 if __name__ == "__main__":
