@@ -46,6 +46,7 @@ class Run:
         tables: Name -> table; empty tables are left out.
         vectors: Steering vectors, if there are any.
         faults: Files that are there and could not be read, a line each.
+        threshold: The probe's, if there is one.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     vectors: Vectors | None = None
     faults: list[str] = field(default_factory=list)
+    threshold: float | None = None
 
     def table(self, name: str) -> pl.DataFrame | None:
         """A table of the contract, or None where there is none or it is empty."""
@@ -122,7 +124,20 @@ def open_run(folder: Path) -> Run:
             vectors = read_vectors(path)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"vectors.safetensors: {_first_line(error)}")
-    return Run(folder, known, tables, vectors, faults)
+    return Run(folder, known, tables, vectors, faults, _threshold(folder, known, faults))
+
+
+def _threshold(folder: Path, known: dict[str, Record], faults: list[str]) -> float | None:
+    """The threshold in the probe's file; None without one that can be read."""
+    path = folder / "probe.safetensors"
+    if not path.exists() or not _is_as_recorded(path, folder, known, faults):
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            return float(file.get_tensor("threshold").ravel()[0])
+    except (SafetensorError, OSError, IndexError, ValueError) as error:
+        faults.append(f"probe.safetensors: {_first_line(error)}")
+        return None
 
 
 def _is_as_recorded(path: Path, folder: Path, known: dict[str, Record], faults: list[str]) -> bool:

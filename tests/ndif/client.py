@@ -83,7 +83,7 @@ def after(run_dir: Path, ids: int, act: Callable[[], object]) -> Iterator[thread
         thread.join(60)
 
 
-def ask(model: Any, line: Client, known: Any = None, note: Callable[[Any], object] = lambda _: None) -> Any:
+def ask(model: Any, line: Client, known: Any = None, note: Callable[[Any], None] = lambda _: None) -> Any:
     """One trace as a job; what it saved."""
     network, block = model.nnsight, model.layers[0]
     with (

@@ -74,3 +74,22 @@ def test_whole_and_missing_activations_are_no_fault(run, tmp_path: Path, whole: 
     assert 'id="activations"' in (folder / "report.html").read_text()
     shutil.rmtree(folder / "activations")
     assert run("--run", folder, "report")[::2] == (0, "")
+
+
+def test_no_threshold_of_a_swapped_probe_is_drawn(run, tmp_path: Path, whole: Path) -> None:
+    from reports.page.run import open_run
+
+    folder = shutil.copytree(whole, tmp_path / "run")
+    assert run("--run", folder, "probe")[0] == 0
+    path = folder / "probe.safetensors"
+    with safe_open(path, "np") as file:
+        metadata, tensors = (
+            file.metadata(),
+            {name: file.get_tensor(name) for name in ("weight", "mean", "bias", "threshold")},
+        )
+    assert open_run(folder).threshold == pytest.approx(float(tensors["threshold"][0]))
+    save_file(tensors | {"threshold": np.array([0.123], np.float32)}, path, metadata)
+    swapped = open_run(folder)
+    assert swapped.threshold is None and ["probe.safetensors" in fault for fault in swapped.faults] == [True]
+    path.unlink()
+    assert open_run(folder).threshold is None and not open_run(folder).faults

@@ -2,7 +2,6 @@
 
 import numpy as np
 import polars as pl
-from safetensors import SafetensorError, safe_open
 
 from reports.page import charts
 from reports.page import wording as say
@@ -31,7 +30,7 @@ def curves(run: Run, table: pl.DataFrame) -> Chart:
     """The receiver operating characteristic, a curve a split; rows that the probe was fitted on come last."""
     there = table["split"].drop_nulls().unique().to_list()
     splits = sorted(there, key=lambda split: (split == "train", split == "test"))
-    threshold, told_of = chosen_threshold(run), sizes(run)
+    threshold, told_of = run.threshold, sizes(run)
     names = {
         split: f"{say.name(split)} (AUC {say.fixed(area(table.filter(pl.col('split') == split)), 3)})"
         for split in splits
@@ -112,12 +111,3 @@ def point(curve: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """The curve's point at a threshold: the last whose own threshold is not below it."""
     rows = curve.drop_nulls(["fpr", "tpr", "threshold"]).filter(pl.col("threshold") >= threshold - 1e-7)
     return rows.sort("threshold").head(1).select("fpr", "tpr", "threshold")
-
-
-def chosen_threshold(run: Run) -> float | None:
-    """The threshold in the probe's file."""
-    try:
-        with safe_open(run.folder / "probe.safetensors", "np") as file:
-            return float(file.get_tensor("threshold").ravel()[0])
-    except (SafetensorError, OSError, IndexError, ValueError):
-        return None
