@@ -137,7 +137,9 @@ def check_made_here(folder: Path, files: Iterable[Path]) -> None:
         name = name_of(path, folder)
         made = ledger.lines.get(name, {}).get(SHA256)
         if made is None or ledger.digest(name, path, (made,)) != made:
-            raise UserError(f"{path} has no record in run.json, so that it is neither used nor replaced: move it away, or pass another --run")
+            raise UserError(
+                f"{path} has no record in run.json, so that it is neither used nor replaced: move it away, or pass another --run"
+            )
 
 
 def verify(folder: Path) -> Iterator[tuple[str, str, bool | None]]:

@@ -187,7 +187,10 @@ def read_residual(
         raise UserError("activations came back in another form than they were asked for; is this an NDIF server?")
     if members is not None:
         shape, (centre, left) = (len(layers), model.d_model + 1), found if len(found) == 2 else (None, None)
-        parts = expect(centre, shape, "a mean of activations"), expect(left, (len(members[0]), *shape), "sums of activations")
+        parts = (
+            expect(centre, shape, "a mean of activations"),
+            expect(left, (len(members[0]), *shape), "sums of activations"),
+        )
         return [whole(*parts, sizes(passes))]
     rows = [
         len(batch["input_ids"]) * (len(one.places) if one.places else 1)
