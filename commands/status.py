@@ -74,7 +74,7 @@ def asked_state(client: "Client", job: str) -> str:
     try:
         told = client.exchange("GET", f"/response/{quote(job, safe='')}", JOB_SECONDS).json()
         return cleaned(told["status"])[:40]
-    except (LateError, PassingError, TooLongError, ValueError, KeyError, TypeError):
+    except (LateError, PassingError, TooLongError, ValueError, RecursionError, KeyError, TypeError):
         return "unknown"
 
 

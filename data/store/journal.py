@@ -23,7 +23,7 @@ def jobs_under_way(path: Path) -> dict[str, Object]:
         jobs = {line["job"]: line["noted"] for line in lines if "job" in line}
         done = {int(number) for line in lines for number in line.get("done", ())}
         return {name: noted for name, noted in jobs.items() if noted.get("id") and not done >= set(batches_of(name))}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         return {}
 
 
@@ -81,7 +81,7 @@ class Journal:
                 file.truncate(len(whole))
         try:
             return [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
 
     def todo(self) -> list[tuple[int, list[int]]]:

@@ -296,6 +296,6 @@ def detail(answer: "httpx.Response") -> str:
     try:
         body = answer.json()
         text = body.get("detail", body) if isinstance(body, dict) else body
-    except ValueError:
+    except (ValueError, RecursionError):
         text = answer.reason_phrase
     return cleaned(str(text))[:300] or str(answer.status_code)

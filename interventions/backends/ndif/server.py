@@ -129,7 +129,7 @@ def get(address: str, path: str, seconds: float) -> Any:
         )
     try:
         return answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(_no_server(address)) from None
 
 
@@ -146,7 +146,7 @@ def deployments(address: str, seconds: float = STATUS_SECONDS) -> list[Deploymen
     body = get(address, "/status", seconds)
     try:
         return listed(body["deployments"])
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         raise UserError(f"what {shown(address)} says of its models can't be read; is it an NDIF server?") from None
 
 
