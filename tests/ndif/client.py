@@ -45,14 +45,17 @@ def one_line(outcome: tuple[int, str, str], reason: str) -> None:
 
 
 def begun(words: list[str], run_dir: Path, ids: int = 1) -> subprocess.Popen[str]:
-    """A run with its first jobs sent."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    """A run with so many jobs sent; a server too busy to answer a ping is asked again."""
     deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if sent(run_dir) >= ids:
-            return process
-        time.sleep(0.02)
-    raise AssertionError(process.communicate(timeout=5)[1])
+    while True:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        while time.monotonic() < deadline and process.poll() is None:
+            if sent(run_dir) >= ids:
+                return process
+            time.sleep(0.02)
+        told = process.communicate(timeout=5)[1]
+        if "did not answer" not in told or time.monotonic() > deadline:
+            raise AssertionError(told)
 
 
 def sent(run_dir: Path) -> int:

@@ -9,6 +9,8 @@ import time
 import polars as pl
 import pytest
 
+from data import load_all
+from interventions.reading.extract import extract
 from tests.ndif.client import CANARY, begun, command, sent
 from tests.oracles import same_activations
 
@@ -20,12 +22,25 @@ KILLS = pytest.mark.skipif(
 )
 
 
+def part_of(work, many, rows, model, folder):
+    """The work on so many of its prompts, and a folder with what it makes."""
+    few = folder / "few.jsonl"
+    few.write_text("".join(many.read_text().splitlines(keepends=True)[:rows]))
+    extract(model, load_all([str(few)]), folder / "undisturbed", batch_tokens=24)
+    return [few if word == many else word for word in work], folder / "undisturbed"
+
+
 @pytest.mark.ndif
 @pytest.mark.parametrize("server", ["ndif", pytest.param("ndif_sandbox", marks=KILLS)])
-def test_a_killed_client_collects_and_ends_the_same(request, server, run, work, undisturbed, tmp_path):
+def test_a_killed_client_collects_and_ends_the_same(
+    request, server, run, work, many, undisturbed, tiny_tuned, tmp_path
+):
     """Ten kills where REFUSAL_TEST_KILLS=10; nothing whose id was journalled is computed again."""
     ids: dict[str, set[str]] = {}
     ndif = request.getfixturevalue(server)
+    if server == "ndif_sandbox":
+        work, undisturbed = part_of(work, many, 450, tiny_tuned, tmp_path)
+    tmp_path = tmp_path / "run"
     random_ = random.Random(0)
     for _ in range(int(os.environ.get("REFUSAL_TEST_KILLS", "3"))):
         process = begun(command("--run", tmp_path, *work, host=ndif.url), tmp_path, sent(tmp_path) + 1)
