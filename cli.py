@@ -25,7 +25,7 @@ def main() -> None:
         warnings.simplefilter("ignore", FutureWarning)  # of the libraries, to their callers
     # Libraries stay quiet even with --debug: HTTP ones log whole addresses, which may hold a key.
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr, format="%(message)s")
-    for own in ("commands", "data", "interventions", "reports"):
+    for own in ("commands", "data", "interventions", "reports", "serving"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         cli.main(standalone_mode=False)
