@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from commands.framework.app import Session, command
 from commands.framework.arms import at_setting, chosen_arms, single_arm, swept_setting
-from commands.framework.artefacts import FITTED_METHODS, GATE_FOLDER, GENERATIONS, LOWRANK, PROBE, SUMMARY, VECTORS, Artefact, gate_artefact, unfit  # fmt: skip
+from commands.framework.artefacts import (  # fmt: skip
+    FITTED_METHODS,
+    GATE_FOLDER,
+    GENERATIONS,
+    LOWRANK,
+    PROBE,
+    SUMMARY,
+    VECTORS,
+    Artefact,
+    gate_artefact,
+    unfit,
+)
 from commands.framework.options import ALLOW_HOST, ALLOW_ORIGIN, LISTEN, PORT, QUEUE, ROWS, SERVED_TOKENS, STEERING
 from commands.framework.output import Summary, warn
 from commands.framework.settings import Settings
@@ -28,6 +39,7 @@ def serve(session: Session, s: Settings) -> Summary:
     """Answer over HTTP: the run's arms as models of an OpenAI-compatible endpoint, and a page to try them, until it is stopped."""
     try:
         import uvicorn  # noqa: F401
+
         from serving.app import application
     except ImportError:
         raise UserError("serve needs FastAPI and uvicorn: pip install 'refusal-steering[serve]'") from None
@@ -46,7 +58,9 @@ def serve(session: Session, s: Settings) -> Summary:
     rules = Rules(token, [name.lower() for name in (*s.get("allow_host"), address)], s.get("allow_origin"), bool(token))
     engine = Engine(offer.model, offer.tools.vectors, rows=s.get("rows"), queue=s.get("queue"))
     if not engine.decoder.samples:
-        warn("answers of this backend come back whole and greedy, those of one arm together: no sampling, no log-probabilities")
+        warn(
+            "answers of this backend come back whole and greedy, those of one arm together: no sampling, no log-probabilities"
+        )
 
     def ready(port: int) -> None:
         shown = f"[{address}]" if ":" in address else address
@@ -55,8 +69,11 @@ def serve(session: Session, s: Settings) -> Summary:
         if token and not os.environ.get(TOKEN):
             warn(f"requests need Authorization: Bearer {token}; the page opens with {at}/#token={token}")
 
-    answered = run_server(application(offer, engine, rules), address, s.get("port"), ready)
-    return {"answered": answered}
+    try:
+        answered = run_server(application(offer, engine, rules), address, s.get("port"), ready)
+    finally:
+        engine.close()
+    return {"requests": answered}
 
 
 def make_offer(session: Session, s: Settings) -> "Offer":
@@ -93,7 +110,11 @@ def make_offer(session: Session, s: Settings) -> "Offer":
 def _arm(arm: "Arm") -> dict[str, Any]:
     """What the page needs to know of an arm."""
     names = ("name", "kind", "layer", "category", "strength", "harmful", "unit", "scope", "gate")
-    return {name: getattr(arm, name) for name in names} | {"steers": arm.steers, "gated": arm.is_gated, "routed": arm.is_routed}
+    return {name: getattr(arm, name) for name in names} | {
+        "steers": arm.steers,
+        "gated": arm.is_gated,
+        "routed": arm.is_routed,
+    }
 
 
 def _answered(s: Settings, known: "Sequence[Arm]") -> "list[Arm]":

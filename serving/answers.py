@@ -193,10 +193,18 @@ class Answers:
         return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
     def _head(self, kind: str, choices: Sequence[Any]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.arm.name, "choices": list(choices)}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.arm.name,
+            "choices": list(choices),
+        }
 
     def _chunk(self, choice: dict[str, Any] | None) -> str:
-        head = self._head("chat.completion.chunk" if self.chat else "text_completion", [] if choice is None else [choice])
+        head = self._head(
+            "chat.completion.chunk" if self.chat else "text_completion", [] if choice is None else [choice]
+        )
         return f"data: {json.dumps(head if choice is not None else head | {'usage': self.usage()})}\n\n"
 
     def _choice(

@@ -17,6 +17,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 1 << 20  # of a request's body
 BODY_SECONDS = 30.0  # that a body may take to arrive
+SEND_SECONDS = 60.0  # that a client may take to accept what is there for it
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/", "/health")  # what needs no token: neither says anything of a run
 HEADERS = [
@@ -65,7 +66,7 @@ class Guard:
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS, *allowed]}
-            await send(message)
+            await asyncio.wait_for(send(message), SEND_SECONDS)
 
         try:
             self._check(scope, headers, origin)

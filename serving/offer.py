@@ -82,7 +82,9 @@ class Offer:
 
     def _from(self, listed: Arm, given: Mapping[str, Any]) -> Arm:
         """What a listed arm hands on to one that differs from it: its layer, strength, unit, category and scope."""
-        own = {key: getattr(listed, key) for key in ("layer", "strength", "unit", "category", "scope") if key not in given}
+        own = {
+            key: getattr(listed, key) for key in ("layer", "strength", "unit", "category", "scope") if key not in given
+        }
         return replace(self.default, **own)
 
     def _check(self, given: Mapping[str, Any]) -> None:
@@ -122,7 +124,9 @@ class Offer:
         """
         plan, steps = self.plan(arm), wanted.most or self.usual
         if steps > self.most:
-            raise RequestError(f"at most {self.most} new tokens are made here; see --max-new-tokens", param="max_tokens")
+            raise RequestError(
+                f"at most {self.most} new tokens are made here; see --max-new-tokens", param="max_tokens"
+            )
         texts = [_prompt(wanted)] if isinstance(wanted, ChatWanted) else _texts(wanted)
         found: list[Asked] = []
         for text in texts:

@@ -19,7 +19,9 @@ def page() -> str:
 
 
 def _style() -> str:
-    return (Path(reports.page.__file__).parent / "static" / "page.css").read_text(encoding="utf-8") + (HERE / "live.css").read_text(encoding="utf-8")
+    return (Path(reports.page.__file__).parent / "static" / "page.css").read_text(encoding="utf-8") + (
+        HERE / "live.css"
+    ).read_text(encoding="utf-8")
 
 
 def _script() -> str:

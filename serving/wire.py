@@ -1,6 +1,6 @@
 """What requests may say, in OpenAI's words and this tool's own; what is not read is refused, not overlooked."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,7 +30,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "include_reasoning": (None, True, False),
     "chat_template_kwargs": (None, {}),
 }  # parameters of others' servers, and the values with which leaving them out changes nothing
-IDLE = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")  # say nothing of an answer
+IDLE = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "verbosity",
+)  # say nothing of an answer
 
 
 class RequestError(Exception):

@@ -106,7 +106,9 @@ def stacked(rows: Sequence[RowEdits], width: int, device: torch.device) -> Edits
         units = [None if edit is None else edit.unit for edit in own]
         found[layer] = LayerEdit(
             torch.cat([zero if edit is None else edit.add for edit in own]),
-            torch.cat([zero if unit is None else unit for unit in units]) if any(u is not None for u in units) else None,
+            torch.cat([zero if unit is None else unit for unit in units])
+            if any(u is not None for u in units)
+            else None,
             _together([edit.lowrank if edit else [] for edit in own], device),
             _together([edit.turns if edit else [] for edit in own], device),
             torch.cat([no if edit is None else edit.later for edit in own]),
@@ -114,7 +116,9 @@ def stacked(rows: Sequence[RowEdits], width: int, device: torch.device) -> Edits
     return found
 
 
-def _together(own: Sequence[Sequence[tuple[Any, torch.Tensor]]], device: torch.device) -> list[tuple[Any, torch.Tensor]]:
+def _together(
+    own: Sequence[Sequence[tuple[Any, torch.Tensor]]], device: torch.device
+) -> list[tuple[Any, torch.Tensor]]:
     """Maps, or rotations, of single rows with their strengths in the batch; the same one once."""
     found: dict[tuple[int, str], tuple[LowRankEdit | Turn, torch.Tensor]] = {}
     for at, pairs in enumerate(own):
@@ -153,9 +157,7 @@ class Batched:
             [_beside(mine, others, width, 2) for mine, others in zip(pair, own, strict=True)]
             for pair, own in zip(keys_values(self.past), keys_values(other.past), strict=True)
         ]
-        return Batched(
-            cached(layers), _beside(self.mask, other.mask, width, 1), torch.cat([self.places, other.places])
-        )
+        return Batched(cached(layers), _beside(self.mask, other.mask, width, 1), torch.cat([self.places, other.places]))
 
 
 def _beside(one: torch.Tensor, other: torch.Tensor, width: int, axis: int) -> torch.Tensor:
