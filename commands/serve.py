@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.framework.app import Session, command
-from commands.framework.arms import at_setting, chosen_arms, single_arm, swept_setting
+from commands.framework.arms import chosen_arms, single_arm
 from commands.framework.artefacts import (  # fmt: skip
     FITTED_METHODS,
     GATE_FOLDER,
@@ -16,7 +16,6 @@ from commands.framework.artefacts import (  # fmt: skip
     LOWRANK,
     PROBE,
     SUMMARY,
-    VECTORS,
     Artefact,
     gate_artefact,
     unfit,
@@ -88,8 +87,7 @@ def make_offer(session: Session, s: Settings) -> "Offer":
     if not arms:
         raise UserError("every arm asked for reads labels, and a request has none: pass --arm baseline or another")
     vectors = tools.vectors
-    record = _records(s)[VECTORS.name]
-    default = at_setting(s, single_arm(s, model, vectors), swept_setting(s, record))
+    default = single_arm(s, model, vectors)
     tools = _every_tool(session, s, tools)
     about = {
         "run": s.run.name,

@@ -1,6 +1,7 @@
 """The server: OpenAI's endpoints over one engine, and the page."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from serving.guard import Guard, Rules
 from serving.offer import Offer
 from serving.page import POLICY, page
 from serving.wire import ChatWanted, RequestError, TextWanted, read
+
+logger = logging.getLogger(__name__)
 
 
 def application(offer: Offer, engine: Engine, rules: Rules) -> Guard:
@@ -72,6 +75,11 @@ def application(offer: Offer, engine: Engine, rules: Rules) -> Guard:
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(RequestError(str(error.detail), status=error.status_code).body, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        logger.warning("a request failed: %s", type(error).__name__)
+        return JSONResponse(RequestError("the server failed to answer this", status=500).body, 500)
 
     return Guard(app, rules)
 

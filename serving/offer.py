@@ -64,11 +64,12 @@ class Offer:
             if listed is not None and not given:
                 arm = listed
             elif listed is not None:
-                arm = parse_arms([_with(listed, given)], self._from(listed, given))[0]
+                text = _with(listed, given)
+                arm = replace(parse_arms([text], self._from(listed, given))[0], name=text)
             else:
                 (plain,) = parse_arms([word], self.default)
-                arm = parse_arms([_with(replace(plain, said=word.partition(":")[2]), given)], self.default)[0] if given else plain  # fmt: skip
-                arm = replace(arm, name=word)
+                text = _with(plain, given) if given else word
+                arm = replace(parse_arms([text], self.default)[0], name=text)
         except UserError as error:
             if listed is None and wanted.arm is None:
                 raise RequestError(f"no model {word!r}; there are {', '.join(self.names)}, or any arm as --arm takes it",

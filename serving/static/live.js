@@ -177,7 +177,7 @@
       const values = one.projections[depthAt];
       bars($("one"), "Projections of " + JSON.stringify(visible(one.text)) + " at layer " + run.layers[depthAt], run.categories.map((name, c) => [name, values[c]]), number, Math.max(...values.map(Math.abs)));
     }
-    if (one.top) { bars($("next"), "Most probable tokens there", one.top.map((entry) => [entry.token, Math.exp(entry.logprob)]), percent, 1); }
+    if (one.top) { bars($("next"), "Most probable tokens there", one.top.map((entry) => [JSON.stringify(entry.token), Math.exp(entry.logprob)]), percent, 1); }
   }
 
   function paint() {
@@ -323,6 +323,7 @@
   $("anew").addEventListener("click", () => { for (const column of columns) { column.messages = []; column.answers = []; } $("closer").hidden = true; answers(); $("anew").disabled = true; $("prompt").focus(); });
   $("share").addEventListener("click", async () => { settings(); try { await navigator.clipboard.writeText(location.href); say("The link is copied."); } catch { say("The address bar has the link."); } });
   $("save").addEventListener("click", saved);
+  addEventListener("resize", () => run && settings());
   $("key").addEventListener("submit", (event) => { event.preventDefault(); token = $("token").value; sessionStorage.setItem("token", token); start(); });
   start();
 })();

@@ -100,9 +100,9 @@ const show = (() => {
 
   // Over-refusal against refusal, an arm a point; those that a column answers with are filled and bear its letter.
   function tradeOff(place, points, columns) {
-    const wide = 640, high = 340, left = 52, right = 16, top = 12, bottom = 44;
-    const most = Math.min(1, Math.ceil(10 * Math.max(0.05, ...points.map((one) => one.benign.high))) / 10);
-    const least = Math.floor(10 * Math.min(0.95, ...points.map((one) => one.harmful.low))) / 10;
+    const wide = Math.max(300, Math.min(640, place.clientWidth || 640)), high = 340, left = 52, right = 16, top = 12, bottom = 44;
+    const most = Math.min(1, Math.ceil(5 * Math.max(0.05, ...points.map((one) => one.benign.high))) / 5);
+    const least = Math.floor(5 * Math.min(0.95, ...points.map((one) => one.harmful.low))) / 5;
     const x = (rate) => left + rate / most * (wide - left - right);
     const y = (rate) => top + (1 - rate) / (1 - least) * (high - top - bottom);
     const svg = drawn("svg", { viewBox: "0 0 " + wide + " " + high, role: "img" });
@@ -120,10 +120,11 @@ const show = (() => {
       const letters = columns.filter((column) => column.arm === one.arm && column.measured).map((column) => column.letter).join("");
       const colour = letters ? "#d55e00" : "#7d8590";
       const group = drawn("g", { tabindex: 0, role: "img", "aria-label": one.arm });
+      const beyond = x(one.benign.rate) > 0.6 * wide;
       group.append(drawn("line", { x1: x(one.benign.low), x2: x(one.benign.high), y1: y(one.harmful.rate), y2: y(one.harmful.rate), stroke: colour }),
         drawn("line", { x1: x(one.benign.rate), x2: x(one.benign.rate), y1: y(one.harmful.low), y2: y(one.harmful.high), stroke: colour }),
         drawn("circle", { cx: x(one.benign.rate), cy: y(one.harmful.rate), r: letters ? 7 : 5, fill: letters ? colour : "var(--paper)", stroke: colour, "stroke-width": 2 }),
-        drawn("text", { x: x(one.benign.rate) + 10, y: y(one.harmful.rate) - 9 }, (letters ? letters + "  " : "") + visible(one.arm)),
+        drawn("text", { x: x(one.benign.rate) + (beyond ? -10 : 10), y: y(one.harmful.rate) - 9, "text-anchor": beyond ? "end" : "start" }, (letters ? letters + "  " : "") + visible(one.arm)),
         drawn("title", {}, visible(one.arm) + ": over-refusal " + percent(one.benign.rate) + " of " + one.benign.n + ", refusal " + percent(one.harmful.rate) + " of " + one.harmful.n));
       svg.append(group);
     });

@@ -63,6 +63,7 @@ class Engine:
         for row in rows:
             row.gone = True
         with self._more:
+            self._waiting = deque(row for row in self._waiting if not row.gone)
             self._more.notify()
 
     @property
@@ -95,9 +96,6 @@ class Engine:
         longest = max((row.asked.size for row in under_way), default=0)
         while self._waiting:
             row = self._waiting[0]
-            if row.gone:
-                self._waiting.popleft()
-                continue
             longest, rows = max(longest, row.asked.size), len(under_way) + len(new) + 1
             if rows > self.most or (rows > 1 and rows * longest > self.tokens):
                 break
