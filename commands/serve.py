@@ -20,7 +20,17 @@ from commands.framework.artefacts import (  # fmt: skip
     gate_artefact,
     unfit,
 )
-from commands.framework.options import ALLOW_HOST, ALLOW_ORIGIN, LISTEN, PORT, QUEUE, ROWS, SERVED_TOKENS, STEERING
+from commands.framework.options import (
+    ALLOW_HOST,
+    ALLOW_ORIGIN,
+    FOLLOW,
+    LISTEN,
+    PORT,
+    QUEUE,
+    ROWS,
+    SERVED_TOKENS,
+    STEERING,
+)
 from commands.framework.output import Summary, warn
 from commands.framework.settings import Settings
 from data.errors import UserError
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
 TOKEN = "REFUSAL_SERVE_TOKEN"
 
 
-@command(*STEERING, SERVED_TOKENS, PORT, LISTEN, ALLOW_HOST, ALLOW_ORIGIN, ROWS, QUEUE, writes=False)
+@command(*STEERING, SERVED_TOKENS, FOLLOW, PORT, LISTEN, ALLOW_HOST, ALLOW_ORIGIN, ROWS, QUEUE, writes=False)
 def serve(session: Session, s: Settings) -> Summary:
     """Answer over HTTP: the run's arms as models of an OpenAI-compatible endpoint, and a page to try them, until it is stopped."""
     try:

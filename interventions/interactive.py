@@ -209,6 +209,7 @@ def open_model(
     device: str | None = None,
     dtype: str | None = None,
     prompt_format: PromptFormat | None = None,
+    follow: bool = False,
 ) -> InteractiveModel:
     """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
@@ -219,12 +220,14 @@ def open_model(
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
         prompt_format: How prompts are put into words; default the tokenizer's own template.
+        follow: Whether answers follow what the model's generation_config asks of greedy decoding, such as
+            `repetition_penalty`, as transformers' `generate` does.
 
     Raises:
         UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks
             that can't be found or don't have the shape that steering needs.
     """
-    model = open_plain(name, remote=remote, device=device, dtype=dtype, prompt_format=prompt_format)
+    model = open_plain(name, remote=remote, device=device, dtype=dtype, prompt_format=prompt_format, follow=follow)
     return InteractiveModel(**vars(model))
 
 

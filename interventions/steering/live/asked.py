@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
+from transformers import LogitsProcessorList
 
 from interventions.steering.plans import Plan
 from interventions.traced.gating import Gate
@@ -112,8 +113,8 @@ class Row:
         asked: What is wanted.
         tell: Called with what is new of it, in the engine's thread.
         gone: Set by anybody: nobody waits for it any more.
-        count: How many tokens it has.
-        last: Its last one.
+        made: Its tokens so far.
+        rules: What a generation_config that is followed asks of it.
         over: Whether it has ended.
         draws: Its random numbers.
     """
@@ -121,8 +122,8 @@ class Row:
     asked: Asked
     tell: Callable[[Event], None]
     gone: bool = False
-    count: int = 0
-    last: int = 0
+    made: list[int] = field(default_factory=list)
+    rules: LogitsProcessorList | None = None
     over: bool = False
     draws: torch.Generator = field(init=False)
 

@@ -18,11 +18,12 @@ def chosen(logits: torch.Tensor, rows: Sequence[Row], projections: torch.Tensor 
         rows: Whose they are.
         projections: (rows, layers, categories), of the position that each is chosen at.
     """
-    greedy = logits.argmax(-1).tolist()
+    shaped = followed(logits, rows)
+    greedy = shaped.argmax(-1).tolist()
     found: list[Token] = []
     for at, row in enumerate(rows):
         asked = row.asked
-        number = greedy[at] if asked.sampling.temperature == 0 else drawn(logits[at], row)
+        number = greedy[at] if asked.sampling.temperature == 0 else drawn(shaped[at], row)
         shadow = projections[at].tolist() if projections is not None and asked.projects else None
         if asked.top is None:
             found.append(Token(number, projections=shadow))
@@ -32,6 +33,18 @@ def chosen(logits: torch.Tensor, rows: Sequence[Row], projections: torch.Tensor 
         top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         found.append(Token(number, float(shares[number]), top, shadow))
     return found
+
+
+def followed(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Logits as a generation_config that is followed makes them, row by row."""
+    if not any(row.rules for row in rows):
+        return logits
+    shaped = logits.clone()
+    for at, row in enumerate(rows):
+        if row.rules:
+            ids = torch.tensor([[*row.asked.ids, *row.made]], device=logits.device)
+            shaped[at] = row.rules(ids, logits[at : at + 1].clone())[0]  # type: ignore[arg-type]
+    return shaped
 
 
 def drawn(logits: torch.Tensor, row: Row) -> int:

@@ -21,6 +21,7 @@ from interventions.steering.live.passes import Batched, Edits, Reading, run, sta
 from interventions.steering.texts import finite, stop_tokens
 from interventions.traced.edits import RowEdits
 from interventions.traced.gating import Gate
+from interventions.traced.next_token import of_row
 
 
 class Decoder(Protocol):
@@ -64,6 +65,10 @@ class Continuous:
 
     def join(self, rows: Sequence[Row]) -> None:
         """Read their prompts, give them their first tokens."""
+        if self.model.rules:
+            ending = torch.tensor(sorted(self._stops))
+            for row in rows:
+                row.rules = of_row(self.model.rules, torch.tensor(row.asked.ids), ending, row.asked.steps)
         for new in self.joining.together(rows, BATCH_TOKENS):
             self._take(new)
         self._leave()
@@ -77,7 +82,7 @@ class Continuous:
         batch.places = batch.places + 1
         batch.mask = torch.cat([batch.mask, torch.ones_like(batch.places)], dim=1)
         inputs = {
-            "input_ids": torch.tensor([[row.last] for row in self.rows], device=device),
+            "input_ids": torch.tensor([row.made[-1:] for row in self.rows], device=device),
             "attention_mask": batch.mask,
             "position_ids": batch.places,
         }
@@ -97,12 +102,12 @@ class Continuous:
 
     def _give(self, rows: Sequence[Row], tokens: Sequence[Token]) -> None:
         for row, token in zip(rows, tokens, strict=True):
-            row.last, row.count = token.id, row.count + 1
+            row.made.append(token.id)
             if token.id in self._stops:
                 row.end("stop")
                 continue
             row.tell(token)
-            if row.count >= row.asked.steps:
+            if len(row.made) >= row.asked.steps:
                 row.end("length")
 
     def _leave(self) -> None:
