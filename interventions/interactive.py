@@ -68,7 +68,7 @@ class Activations:
                 parts.append(
                     self.table.select("prompt").with_columns(
                         pl.lit(direction.name).alias("direction"),
-                        pl.lit(layer).alias("layer"),
+                        pl.lit(layer, dtype=pl.Int64).alias("layer"),
                         pl.Series("projection", values.tolist(), pl.Float64),
                     )
                 )

@@ -87,7 +87,7 @@ def test_completions_take_texts_as_they_are(served):
     address, _offer, _ = served
     client = client_of(address)
     chat = ask(client, "baseline", "tell me", max_tokens=6)
-    raw = client.completions.create(model="baseline", prompt=["<user>tell me<bot>", "<user>write a poem<bot>"], max_tokens=6, logprobs=2)  # fmt: skip
+    raw = client.completions.create(model="baseline", prompt=["<bos><user>tell me<bot>", "<bos><user>write a poem<bot>"], max_tokens=6, logprobs=2)  # fmt: skip
     assert raw.choices[0].text == chat.choices[0].message.content
     assert len(raw.choices) == 2
     assert len(raw.choices[0].logprobs.tokens) == len(raw.choices[0].logprobs.token_logprobs)
