@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interventions.interactive import open_model
     from interventions.methods.vectors import SteeringVectors
     from interventions.model.model import Model
-    from interventions.model.opening import open_model
     from interventions.reading.extract import extract
     from interventions.steering.generate import generate
 
@@ -45,8 +45,8 @@ _check_siblings()
 __all__ = ["Model", "SteeringVectors", "extract", "generate", "open_model"]
 
 _HOMES = {
-    "Model": "interventions.model.opening",
-    "open_model": "interventions.model.opening",
+    "Model": "interventions.interactive",
+    "open_model": "interventions.interactive",
     "extract": "interventions.reading.extract",
     "SteeringVectors": "interventions.methods.vectors",
     "generate": "interventions.steering.generate",

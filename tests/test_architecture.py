@@ -27,12 +27,13 @@ MAY = {
     "reports.scoring": ("data",),
     "reports.statistics": ("reports.scoring", "data"),
     "reports.page": ("reports.statistics", "reports.scoring", "data"),
+    "serving": ("interventions", "reports", "data"),
     "commands.framework": ("interventions", "reports", "data"),
-    "commands": ("commands.framework", "interventions", "reports", "data"),
+    "commands": ("commands.framework", "serving", "interventions", "reports", "data"),
 }  # fmt: skip
 MAY["interventions.tuning"] = ("interventions.steering", *MAY["interventions.steering"])
 MAY["interventions.carried"] = ("interventions.steering", *MAY["interventions.steering"])
-OWN = ("commands", "data", "interventions", "reports")
+OWN = ("commands", "data", "interventions", "reports", "serving")
 
 
 def said_in(path: Path) -> set[str]:

@@ -217,6 +217,15 @@ FEWSHOT = Declared("--num-fewshot", "Examples before an item.", types.ANY_COUNT,
 CHAT = Declared("--chat-template", "Put items into the model's chat template.", bool, False, shown="off, as in lm-eval")
 BATCH_SIZE = Declared("--batch-size", "Rows a batch, or auto.", types.ROWS, c.BATCH_SIZE)
 
+# Serving
+SERVED_TOKENS = NEW_TOKENS.but(help="Tokens of an answer where a request names no number.", default=256)
+PORT = Declared("--port", "Port to listen on; 0: any that is free.", click.IntRange(0, 65_535), 8080)
+LISTEN = Declared("--listen", "Address to listen on. One that others reach takes a token, which requests must bear: REFUSAL_SERVE_TOKEN, else one is made and shown.", shown="127.0.0.1, this machine alone")
+ALLOW_HOST = Declared("--allow-host", "Another name that requests may call this server by; repeatable.", multiple=True)
+ALLOW_ORIGIN = Declared("--allow-origin", "Pages of another site that may ask, such as http://localhost:3000; repeatable.", multiple=True)
+ROWS = Declared("--rows", "Answers that decode at once.", click.IntRange(1, 1024), 32)
+QUEUE = Declared("--queue", "Answers that may wait beside these; more are refused with 429.", click.IntRange(1, 100_000), 128)
+
 # Teaching and carrying away
 RANK = Declared("--rank", "Rank of the LoRA.", COUNT, c.RANK)
 LEARNING_RATE = Declared("--learning-rate", "At its peak.", types.Numbers(0, 1, min_open=True), c.LEARNING_RATE)

@@ -13,10 +13,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from data.contract import MEAN
+from data.contract import DEFAULT_UNIT, MEAN
 from data.errors import UserError
 from data.store.activations import are_layers, are_numbers, spans
 from data.store.tensors import load_tensors, save_tensors
+from interventions.methods.direction import Direction
 from interventions.model.fits import check_model
 
 if TYPE_CHECKING:
@@ -85,6 +86,25 @@ class SteeringVectors:
         scale = json.loads(self.metadata["residual_norms"])[self.layers.index(layer)] if unit == "residual" else 1.0
         return strength * scale / norm * vector
 
+    def direction(self, category: str = MEAN, unit: str = DEFAULT_UNIT) -> Direction:
+        """What a strength of 1 adds at each layer, to reckon with: `vectors["mean"] * -0.3` is what the arm `fixed` adds.
+
+        Raises:
+            UserError: No such category, or its vector is zero or not finite at some layer.
+        """
+        tensor = torch.stack([self.delta(layer, category, 1.0, unit) for layer in self.layers])
+        return Direction(tensor, self.layers, self.metadata, category)
+
+    def __getitem__(self, category: str) -> Direction:
+        """The direction of a category, or of `mean`, in units of the residual stream's mean length."""
+        return self.direction(category)
+
+    @classmethod
+    def of(cls, direction: Direction) -> "SteeringVectors":
+        """A direction as vectors of a single category, called as it is, whose strength 1 in the unit `raw` is all of it."""
+        counts = {"counts": json.dumps({direction.name: 0}), "layers": json.dumps(direction.layers)}
+        return cls({direction.name: direction.tensor}, dict(direction.metadata) | counts)
+
     def table(self, layer: int) -> pl.DataFrame:
         """Norm, rows behind it and cosine with every other category, one row a category."""
         counts = json.loads(self.metadata["counts"])
@@ -109,12 +129,13 @@ class SteeringVectors:
         save_tensors(path, self.tensors, self.metadata)
 
     @classmethod
-    def load(cls, path: Path) -> "SteeringVectors":
+    def load(cls, path: Path | str) -> "SteeringVectors":
         """Read safetensors.
 
         Raises:
             UserError: The file is missing, is no such file, or lacks what the format asks for.
         """
+        path = Path(path)
         needed = ("model", "layers", "site", "counts", "residual_norms")
         tensors, metadata = load_tensors(path, "vectors", FORMAT, needed)
         try:

@@ -103,6 +103,10 @@ class Plan:
             bias=bias and bias._replace(strengths=bias.strengths[at]),
         )
 
+    def repeated(self, rows: int) -> "Plan":
+        """The plan of one row, for many."""
+        return Plan(self.arm, self.names, self.for_rows([0] * rows))
+
 
 def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, str | None]]) -> Plan:
     """An arm in tensors.
