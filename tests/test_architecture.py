@@ -28,11 +28,12 @@ MAY = {
     "reports.statistics": ("reports.scoring", "data"),
     "reports.page": ("reports.statistics", "reports.scoring", "data"),
     "commands.framework": ("interventions", "reports", "data"),
-    "commands": ("commands.framework", "interventions", "reports", "data"),
+    "commands": ("commands.framework", "refusal_steering", "interventions", "reports", "data"),
+    "refusal_steering": ("commands.framework", "interventions", "reports", "data"),
 }  # fmt: skip
 MAY["interventions.tuning"] = ("interventions.steering", *MAY["interventions.steering"])
 MAY["interventions.carried"] = ("interventions.steering", *MAY["interventions.steering"])
-OWN = ("commands", "data", "interventions", "reports")
+OWN = ("commands", "data", "interventions", "refusal_steering", "reports")
 
 
 def said_in(path: Path) -> set[str]:
