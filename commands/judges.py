@@ -75,7 +75,9 @@ def judges(session: Session, s: Settings) -> Summary:
     note(s, JUDGES, key, record, start)
     half = "all" if own else HELD
     classes, rates = tables["judges_classes"], tables["judges_rates"]
-    shown = found.filter(half=half).drop("half", "wrong", "n_refused", "n_other")
+    shown = found.filter(half=half).select(
+        *("scorer", "n", "n_failed", "error", "low", "high", "kappa", "sensitivity", "specificity")
+    )
     return {
         "answers": answers.height, "table": shown, f"calls, of {half} rows": classes.filter(half=half).drop("half"),
         **({"corrected rates": rates} if rates.height else {}),

@@ -66,7 +66,8 @@ def said(completion: Any) -> str:
         return _streamed(completion)
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
-        raise NoVerdictError(f"no completion: {' '.join(str(completion).split())[:KEPT_REPLY]}")
+        error = getattr(completion, "error", None) or getattr(completion, "detail", None)
+        raise NoVerdictError(f"no completion: {_words(error or completion)}")
     choice = choices[0]
     message, why = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
     _check_end(why, getattr(choice, "error", None))
@@ -84,7 +85,13 @@ def _check_end(why: Any, error: Any = None) -> None:
     if why in ("length", "content_filter"):
         raise NoVerdictError({"length": "the reply was cut at its most tokens"}.get(why, "the reply was filtered"))
     if why == "error" or error:
-        raise NoVerdictError(f"the reply ended in an error: {' '.join(str(error or 'no cause').split())[:KEPT_REPLY]}")
+        raise NoVerdictError(f"the reply ended in an error: {_words(error or 'without a cause')}")
+
+
+def _words(error: Any) -> str:
+    """What an error says, on one line."""
+    told = error.get("message", error) if isinstance(error, dict) else error
+    return " ".join(str(told).split())[:KEPT_REPLY]
 
 
 def _text(content: Any) -> str:
@@ -122,7 +129,7 @@ def _streamed(body: str) -> str:
         delta = choice.get("delta") or choice.get("message")
         told.append(_text(delta.get("content")) if isinstance(delta, dict) else "")
     if not ended or not "".join(told).strip():
-        raise NoVerdictError(f"no completion: {' '.join(body.split())[:KEPT_REPLY]}")
+        raise NoVerdictError(f"no completion: {_words(body)}")
     return "".join(told)
 
 
