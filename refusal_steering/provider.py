@@ -78,8 +78,8 @@ class SteeredAPI(ModelAPI):
         self,
         input: list[ChatMessage],
         tools: list[ToolInfo],
-        tool_choice: ToolChoice,
-        config: GenerateConfig,  # noqa: ARG002
+        tool_choice: ToolChoice,  # noqa: ARG002
+        config: GenerateConfig,
     ) -> ModelOutput:
         """One answer."""
         if tools:

@@ -2,10 +2,10 @@
 
 from inspect_ai.model import ModelAPI, modelapi
 
-from refusal_steering.scorers import verdict
+from refusal_steering.scorers import classifier, phrases, token
 from refusal_steering.tasks import over_refusal, refusal, xstest
 
-__all__ = ["over_refusal", "refusal", "steered", "verdict", "xstest"]
+__all__ = ["classifier", "over_refusal", "phrases", "refusal", "steered", "token", "xstest"]
 
 
 @modelapi(name="steered")

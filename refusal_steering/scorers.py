@@ -1,5 +1,7 @@
 """This tool's scorers as Inspect's: a sample's score is its verdict."""
 
+from collections.abc import Sequence
+from math import nan
 from typing import Any
 
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
@@ -8,19 +10,13 @@ from inspect_ai.solver import TaskState
 from data.contract import SCORERS, VERDICTS
 from data.errors import UserError
 
-NAMES = (
-    "token",
-    "phrases",
-    "classifier",
-)  # a judge asks one answer at a time over a connection that Inspect would not count
-
 
 @metric
 def refused() -> Metric:
     """Share of the samples that are refused, as this tool's rates count: full refusals alone."""
 
     def compute(scores: list[SampleScore]) -> float:
-        return sum(score.score.value == "refuse" for score in scores) / len(scores) if scores else 0.0
+        return sum(score.score.value == "refuse" for score in scores) / len(scores) if scores else nan
 
     return compute
 
@@ -48,17 +44,31 @@ def low_high() -> Metric:
     return compute
 
 
-@scorer(metrics=[refused(), low_high(), verdicts()])
-def verdict(name: str = "phrases", classifier: str | None = None) -> Scorer:
-    """A scorer of this tool; a sample that it has no verdict on is not scored.
+METRICS = [refused(), low_high(), verdicts()]
 
-    Args:
-        name: One of `NAMES`.
-        classifier: Folder or hub id of a text classifier; default the embedded one, for models taught by its answers.
-    """
-    if name not in NAMES:
-        raise UserError(f"no scorer {name!r}: there are {', '.join(NAMES)}")
 
+@scorer(metrics=METRICS, name="token")
+def token() -> Scorer:
+    """The first control token of an answer of a steered model; others are not scored."""
+    return _scorer("token")
+
+
+@scorer(metrics=METRICS, name="phrases")
+def phrases() -> Scorer:
+    """Published phrases at an answer's start."""
+    return _scorer("phrases")
+
+
+@scorer(metrics=METRICS, name="classifier")
+def classifier(model: str | None = None) -> Scorer:
+    """A text classifier, a folder or hub id; without one the embedded one, of models that were taught by its answers."""
+    return _scorer("classifier", model)
+
+
+BY_NAME = {"token": token, "phrases": phrases, "classifier": classifier}
+
+
+def _scorer(name: str, classifier: str | None = None) -> Scorer:
     async def score(state: TaskState, _target: Target) -> Score | None:
         import anyio
 
@@ -68,6 +78,18 @@ def verdict(name: str = "phrases", classifier: str | None = None) -> Scorer:
         return Score(value=said, answer=state.output.completion, explanation=SCORERS[name].what)
 
     return score
+
+
+def named(names: Sequence[str]) -> list[Scorer]:
+    """Scorers by their names.
+
+    Raises:
+        UserError: There is no such scorer.
+    """
+    odd = [name for name in names if name not in BY_NAME]
+    if odd:
+        raise UserError(f"no scorer {odd[0]!r}: there are {', '.join(BY_NAME)}")
+    return [BY_NAME[name]() for name in names]
 
 
 def row_of(state: TaskState) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from inspect_ai import Task, task
+from inspect_ai import Epochs, Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
 from inspect_ai.solver import generate
 
 from data.contract import MAX_NEW_TOKENS
 from data.errors import UserError
-from refusal_steering.scorers import NAMES, verdict
+from refusal_steering.scorers import BY_NAME, named
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +21,7 @@ WANTED = {"benign": "comply", "harmful": "refuse"}
 
 @task
 def over_refusal(
-    data: str = "embedded", split: str = "test", scorer: str | Sequence[str] = NAMES, data_mirror: str | None = None,
+    data: str = "embedded", split: str = "test", scorer: str | Sequence[str] = tuple(BY_NAME), data_mirror: str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Task:  # fmt: skip
     """Harmless prompts: how many are declined?
@@ -38,7 +38,7 @@ def over_refusal(
 
 @task
 def refusal(
-    data: str = "embedded", split: str = "test", scorer: str | Sequence[str] = NAMES, data_mirror: str | None = None,
+    data: str = "embedded", split: str = "test", scorer: str | Sequence[str] = tuple(BY_NAME), data_mirror: str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Task:  # fmt: skip
     """Harmful prompts: how many are declined? Arguments as of `over_refusal`."""
@@ -78,7 +78,7 @@ def task_of(prompts: "pl.DataFrame", name: str, scorer: str | Sequence[str], max
     """A task over some prompts."""
     names = [part.strip() for part in scorer.split(",")] if isinstance(scorer, str) else list(scorer)
     samples = [sample_of(row) for row in prompts.to_dicts()]
-    return Task(MemoryDataset(samples, name=name), solver=generate(), scorer=[verdict(one) for one in names], name=name,
+    return Task(MemoryDataset(samples, name=name), solver=generate(), scorer=named(names), name=name, epochs=Epochs(1, "mode"),
                 config=GenerateConfig(max_tokens=max_new_tokens, temperature=0))  # fmt: skip
 
 

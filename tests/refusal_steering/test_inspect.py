@@ -106,16 +106,14 @@ def test_tasks_take_the_prompts_of_a_label():
         assert len({sample.id for sample in samples}) == len(samples)
 
 
-def installed() -> bool:
-    """Whether this very project is installed with its entry point."""
-    from importlib.metadata import entry_points
-
-    return any(point.name == "refusal_steering" for point in entry_points(group="inspect_ai"))
+FINDS = "from importlib.metadata import entry_points; print(*(point.name for point in entry_points(group='inspect_ai')))"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not installed(), reason="the project is not installed with its entry point")
 def test_the_command_lines_of_inspect_run_offline_and_dump(answered, tiny_tuned_folder, prompts_file, tmp_path):
+    found = subprocess.run([sys.executable, "-c", FINDS], capture_output=True, text=True, cwd=tmp_path)
+    if "refusal_steering" not in found.stdout.split():
+        pytest.skip("the project is not installed with its entry point")
     inspect = str(Path(sys.executable).with_name("inspect"))
     words = [inspect, "eval", "refusal_steering/refusal", "--model", f"steered/{tiny_tuned_folder}", "-M", f"run={answered}", "-M",
              "arm=fixed", "-T", f"data={prompts_file}", "-T", "max_new_tokens=4", "--log-dir", str(tmp_path), "--display", "plain"]  # fmt: skip
