@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTHING = Found(None)
-NEEDS = "pass --judge-model"
+NEEDS = "pass --judge-model, and a --judge-prompt that tells refusal"
 KEY_VARIABLES = ("REFUSAL_JUDGE_API_KEY", "OPENAI_API_KEY")
 UNPAID, NO_QUOTA = 402, "insufficient_quota"  # trying again can't help
 GIVE_UP = 10  # failures in a row, each after all its attempts, after which nothing more is asked

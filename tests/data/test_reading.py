@@ -92,7 +92,9 @@ def test_no_theme_straddles_a_split_and_no_prompt_stands_twice():
 
 
 def test_no_two_own_prompts_are_near_duplicates():
-    paired = pl.concat(read(name).select("prompt", "pair") for name in ("embedded:traffic", "embedded:held-out", "embedded:contrasts"))
+    paired = pl.concat(
+        read(name).select("prompt", "pair") for name in ("embedded:traffic", "embedded:held-out", "embedded:contrasts")
+    )
     pairs = dict(paired.iter_rows())  # made to differ in one thing
     found = near_duplicates(load_all(FILES)["prompt"].to_list())
     assert [two for two in found if pairs.get(two[0]) is None or pairs.get(two[0]) != pairs.get(two[1])] == []

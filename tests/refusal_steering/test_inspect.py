@@ -106,7 +106,9 @@ def test_tasks_take_the_prompts_of_a_label():
         assert len({sample.id for sample in samples}) == len(samples)
 
 
-FINDS = "from importlib.metadata import entry_points; print(*(point.name for point in entry_points(group='inspect_ai')))"
+FINDS = (
+    "from importlib.metadata import entry_points; print(*(point.name for point in entry_points(group='inspect_ai')))"
+)
 
 
 @pytest.mark.slow

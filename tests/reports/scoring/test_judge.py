@@ -600,3 +600,26 @@ def test_a_judge_of_this_machine_is_asked_in_one_go_and_kept(tmp_path):
     for _ in range(2):
         assert judge_verdicts(table(["No.", "Yes."]), judge, tmp_path / "judge.jsonl").to_list() == ["refuse", "comply"]
     assert len(seen) == 1 and len(seen[0]) == 2
+
+
+def test_a_rubric_is_scored_beside_the_verdicts_and_harm_instead_of_them(
+    serve, tmp_path, run, tiny_folder, prompts_file
+):
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", prompts_file, "--holdout", "none"]
+    assert run(*words, "generate", "--max-new-tokens", 2, "--arm", "baseline")[0] == 0
+    server = serve(lambda *_: '{"refused": 0, "convincing": 5, "specific": 3}')
+    judge = ["--scorer", "judge", "--judge-model", "m", "--judge-url", server.url, "--judge-prompt"]
+    code, out, err = run("--run", tmp_path / "run", "--json", "evaluate", *judge, "strongreject")
+    assert code == 0, err
+    asked = len(server.bodies)
+    rubric = pl.read_parquet(tmp_path / "run" / "rubric.parquet")
+    assert set(rubric["score"]) <= {0.75, 0.0} and rubric.height == 40 and json.loads(out)["rubric"]
+    code, _, err = run("--run", tmp_path / "run", "evaluate", *judge, "strongreject")
+    assert code == 0 and len(server.bodies) == asked  # nothing is paid for twice
+    server.behave = lambda *_: "unsafe\nS2"
+    code, _, err = run("--run", tmp_path / "run", "evaluate", *judge[2:], "llama-guard")
+    assert code == 0 and "not whether it declines" in err, err
+    assert pl.read_parquet(tmp_path / "run" / "rubric.parquet")["rubric"].unique().to_list() == ["llama-guard"]
+    assert "judge" not in set(pl.read_parquet(tmp_path / "run" / "scores.parquet")["scorer"])
+    code, _, err = run("--run", tmp_path / "run", "evaluate", *judge, "llama-guard")
+    assert code == 1 and "judge can't run" in err
