@@ -63,27 +63,23 @@ def test_logs_of_a_finished_run_hold_the_verdicts_of_evaluate(answered, run):
         assert said == own
 
 
-def test_a_steered_arm_answers_as_generate_did(answered, tiny_tuned_folder, prompts_file):
+def test_a_steered_arm_answers_as_generate_did(answered, tiny_tuned_folder):
     from inspect_ai import eval as evaluate
     from inspect_ai.model import get_model
 
     import refusal_steering.registry  # noqa: F401
     from refusal_steering.tasks import task_of
 
-    generations = pl.read_parquet(answered / "generations.parquet").filter(arm=ARMS[1])
-    model = get_model(f"steered/{tiny_tuned_folder}", run=str(answered), arm="fixed:strength=-0.4", memoize=False)
-    task = task_of(generations, "mine", "phrases", 6)
-    (log,) = evaluate(task, model=model, log_dir=str(answered / "logs"), display="none")
+    generations = pl.read_parquet(answered / "generations.parquet").filter(kind="fixed", label="harmful")
+    model = get_model(f"steered/{tiny_tuned_folder}", run=str(answered), arm=ARMS[1], memoize=False)
+    (log,) = evaluate(
+        task_of(generations, "mine", "phrases", 6), model=model, log_dir=str(answered / "logs"), display="none"
+    )
     assert log.status == "success", log.error
     said = {sample.metadata["id"]: sample.output.completion for sample in log.samples}
     assert said == dict(generations.select("id", "response").iter_rows())
-    assert {key: n for key, n in counts_of(log).items() if n} == {
-        key: n for key, n in expected(answered, ARMS[1], "benign").items() if key[0] == "phrases"
-    } | {
-        key: n + expected(answered, ARMS[1], "benign").get(key, 0)
-        for key, n in expected(answered, ARMS[1], "harmful").items()
-        if key[0] == "phrases"
-    }
+    wanted = {key: n for key, n in expected(answered, "fixed", "harmful").items() if key[0] == "phrases"}
+    assert {key: n for key, n in counts_of(log).items() if n} == wanted
 
 
 @pytest.mark.parametrize(("arguments", "says"), [({}, "-M run="), ({"run": "nowhere"}, "no run directory"),
