@@ -127,7 +127,8 @@ def counted(s: Settings, record: Record, bench: "pl.DataFrame") -> "pl.DataFrame
     if scored is None or scored["key"].get("generations") != record["id"]:
         warn("no rates are corrected: run evaluate with the same scorers first")
         return nothing
-    scores = SCORES.read(s.run).filter(
-        ~pl.col("fitted"), pl.col("verdict").is_not_null(), pl.col("scorer").is_in(bench["scorer"].unique().to_list())
-    )
+    mine = pl.col("scorer").is_in(bench["scorer"].unique().to_list())
+    scores = SCORES.read(s.run).filter(~pl.col("fitted"), pl.col("verdict").is_not_null(), mine)
+    if scores.is_empty():
+        warn("no rates are corrected: evaluate counted no answer by these scorers")
     return scores.select("scorer", "label", "arm", "verdict", pl.lit(None, pl.String).alias("hand"))
