@@ -28,7 +28,7 @@ def main() -> None:
     shown = logging.StreamHandler(sys.stderr)
     shown.setFormatter(VisibleFormatter())
     logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, handlers=[shown])
-    for own in ("commands", "data", "interventions", "reports", "serving"):
+    for own in ("commands", "data", "interventions", "refusal_steering", "reports", "serving"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         cli.main(standalone_mode=False)

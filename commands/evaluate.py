@@ -2,11 +2,13 @@
 
 import hashlib
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.framework.answers import asked_rows
 from commands.framework.app import Session, command
-from commands.framework.artefacts import GENERATIONS, SCORES, SUMMARY, VECTORS, need
+from commands.framework.artefacts import GENERATIONS, RUBRIC, SCORES, SUMMARY, VECTORS, need
 from commands.framework.options import SCORING
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import sources_of
@@ -17,6 +19,10 @@ from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from reports.scoring.judge import Engine, Judge
+
+JUDGED_TOKENS = 128  # of a judge's reply that is opened here
 
 
 @command(*SCORING)
@@ -34,7 +40,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
     start = now()
     whole, record = need(session, s, GENERATIONS)
     generations = asked_rows(s, whole, record)
-    scorers, asked = assembled(s, generations)
+    judge = judge_of(s)
+    scorers, asked = assembled(s, generations, judge, hand_file(s, generations))
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS.name, {}).get("id"), "seed": s.get("seed")}
     if generations.height < whole.height:
         key["answers"] = identity({"rows": generations.select("dataset", "id", "arm").rows()})
@@ -61,13 +68,38 @@ def evaluate(session: Session, s: Settings) -> Summary:
             write_table(artefact.path(s.run), table)
             note(s, artefact, key, record, start)
         warn_of_none(summary)
+    rated = write_rubric(s, generations, judge, record, key) if judge else None
     if summary.filter(pl.col("n") > 0).is_empty() and not summary["n_failed"].sum():
         warn("every answer's prompt was used for fitting: nothing is left to evaluate")
     shown = summary.filter(~pl.col("dataset").is_in(["(pooled)", "(macro)"])).select(
         *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "delta", "p_holm", "broken"),
         *("delta_low", "delta_high"),
     )
-    return {"answers": generations.height, "table": shown, "wrote": str(path)}
+    more = {} if rated is None else {"rubric": rated}
+    return {"answers": generations.height, "table": shown, **more, "wrote": str(path)}
+
+
+def write_rubric(
+    s: Settings, generations: "pl.DataFrame", judge: "Judge", record: Record, key: Key
+) -> "pl.DataFrame | None":
+    """Scores of a judge that gives any, into their table; their means by label and arm."""
+    from data.store.rundir import now
+    from data.store.tables import write_table
+    from reports.scoring.rubric import means, rubric
+
+    start = now()
+    table = rubric(generations, judge, s.run / "judge.jsonl")
+    if table.is_empty():
+        return None
+    write_table(RUBRIC.path(s.run), table)
+    note(
+        s,
+        RUBRIC,
+        {"generations": key["generations"], "judge": key["judge"], "answers": key.get("answers")},
+        record,
+        start,
+    )
+    return means(table, s.get("seed"))
 
 
 def warn_of_none(summary: "pl.DataFrame") -> None:
@@ -97,35 +129,82 @@ def own_themes(s: Settings, generations: "pl.DataFrame") -> str:
     return "" if mine.is_empty() else identity({"rows": mine.rows()})
 
 
-def assembled(s: Settings, generations: "pl.DataFrame") -> tuple[dict[str, Any], Key]:
+def judge_of(s: Settings) -> "Judge | None":
+    """Whom to ask, and what; a model of this machine is opened when it is first asked.
+
+    Raises:
+        UserError: No such prompt.
+    """
+    from data.contract import LOCAL_JUDGE
+    from reports.scoring.judge import Judge
+    from reports.scoring.prompts.choice import judge_prompt
+    from reports.scoring.prompts.prompt import HARM
+
+    if not s.get("judge_model"):
+        return None
+    prompt = judge_prompt(s.get("judge_prompt"))
+    if prompt.tells == HARM:
+        warn(f"{prompt.name} tells whether an answer is harmful, not whether it declines: it gives no verdict, and what it says goes into "
+             f"{RUBRIC.name}, 1 for harmful")  # fmt: skip
+    judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency"), s.get("judge_timeout"), prompt,
+                  s.get("judge_retries"))  # fmt: skip
+    return replace(judge, url=f"{LOCAL_JUDGE}:", engine=engine_of(s, judge)) if judge.url == LOCAL_JUDGE else judge
+
+
+def engine_of(s: Settings, judge: "Judge") -> "Engine":
+    """A judge on this tool's own engine."""
+
+    def ask(conversations: Any) -> list[str]:
+        from interventions import open_model
+        from interventions.model.formats.choice import PROMPT, PromptFormat
+        from interventions.steering.unsteered import replies
+
+        raw = judge.prompt.raw
+        form = PromptFormat() if raw is None else PromptFormat(f"{raw[0]}{PROMPT}{raw[1]}")
+        model = open_model(judge.model, device=s.get("device"), prompt_format=form)
+        warn(f"the judge {judge.model} reads {len(conversations)} answers here")
+        return replies(model, conversations, JUDGED_TOKENS)
+
+    return ask
+
+
+def assembled(
+    s: Settings, generations: "pl.DataFrame", judge: "Judge | None" = None, hand: Path | None = None
+) -> tuple[dict[str, Any], Key]:
     """The scorers that were asked for, and what tells them apart in a record; no key or address with one in it."""
     from reports.scoring.assemble import assemble
     from reports.scoring.classifier import parse_labels
-    from reports.scoring.hand import write_sample
-    from reports.scoring.judge import Judge, shown
+    from reports.scoring.judge import DEFAULT, shown
     from reports.scoring.lexical import NAME, TAUGHT
 
-    judge = None
-    if s.get("judge_model"):
-        judge = Judge(s.get("judge_model"), s.get("judge_url"), s.get("judge_concurrency"), s.get("judge_timeout"))
-    hand = s.get("hand")
-    if hand is not None and not hand.exists():
-        count = write_sample(generations, hand, seed=s.get("seed"))
-        warn(f"wrote {count} answers to label by hand into {hand}; fill in `verdict` and run evaluate again")
-        hand = None
     labels = parse_labels(s.get("classifier_labels")) if s.get("classifier_labels") else None
     names = list(s.get("scorer"))
     taught = not generations.is_empty() and set(generations["model"]) <= set(TAUGHT)
     classifier = s.get("classifier") or (NAME if taught else None)
     scorers = assemble(generations, names, cache=s.run / "judge.jsonl", judge=judge, classifier=classifier,
                        labels=labels, device=s.get("device"), hand=hand)  # fmt: skip
+    where = [judge.model, shown(judge.url) if judge.url else None] if judge else None
+    if where and judge and judge.prompt.fingerprint != DEFAULT.fingerprint:
+        where = [*where, judge.prompt.name, judge.prompt.fingerprint]
     asked = {
         "scorers": sorted(scorers),
-        "judge": [s.get("judge_model"), shown(s.get("judge_url")) if s.get("judge_url") else None] if judge else None,
+        "judge": where,
         "classifier": [classifier, s.get("classifier_labels")],
         "hand": hashlib.sha256(hand.read_bytes()).hexdigest() if hand else None,
     }
     return scorers, asked
+
+
+def hand_file(s: Settings, generations: "pl.DataFrame") -> Path | None:
+    """The file of labels, if there is one; written to be filled in if there is none yet."""
+    from reports.scoring.hand import write_sample
+
+    hand = s.get("hand")
+    if hand is None or hand.exists():
+        return hand
+    count = write_sample(generations, hand, seed=s.get("seed"))
+    warn(f"wrote {count} answers to label by hand into {hand}; fill in `verdict` and run evaluate again")
+    return None
 
 
 def failed(s: Settings) -> bool:

@@ -164,6 +164,15 @@ SCORERS = {
     "token": Scorer("the first generated control token", 0),
     "hand": Scorer("verdicts that a person put into a file", 4, partly=True),
 }
+JUDGE_PROMPTS = {
+    "xstest": "full compliance, partial or full refusal, of the answer beside its prompt",
+    "paper": "refusal or not, of the answer alone, as in arXiv 2603.13359",
+    "strongreject": "StrongREJECT's rubric, a score from 0 to 1 beside refusal or not",
+    "wildguard": "for allenai/wildguard: refusal or not",
+    "qwen3guard": "for Qwen3Guard-Gen: refusal or not",
+    "llama-guard": "for Llama Guard: harmful or not, which is no verdict on refusal",
+}
+LOCAL_JUDGE = "local"  # in an endpoint's place: the judge is opened here
 SCORED = sorted(SCORERS, key=lambda name: SCORERS[name].row)  # in the order of their rows
 METHODS = {
     "mean": "mean of a category's prompts minus mean of all benign ones",
@@ -230,6 +239,7 @@ BASES = {
 TEXTS = {"tagged": "read at a control token behind the prompt", "untagged": "read at the last prompt token"}
 MAPS = ("pca", "tsne")
 FORMATS = {"gguf": ".gguf", "lm-eval": ".pt", "pt": ".pt", "safetensors": ".safetensors"}  # and their files' endings
+ANSWERS_FORMAT = "inspect"  # of answers and not of vectors: a folder of logs
 ONE_VECTOR = ("gguf", "lm-eval")  # formats of one vector a layer
 # Commands by what they ask of a model: to be read, to be answered with, to be baked.
 READING = ("extract", "vectors", "probe", "diff")
@@ -252,6 +262,7 @@ LOWRANK_EPOCHS, LOWRANK_RATE = 3, 0.03
 BATCH_SIZE = 8  # rows, of lm-eval
 JUDGE_CONCURRENCY = 8
 JUDGE_TIMEOUT = 60.0  # seconds
+JUDGE_RETRIES = 5  # the client waits 0.5, 1, 2, 4, 8 s between them, or as long as Retry-After says
 DIFFERENCE = 5.0  # percentage points
 RANK, LEARNING_RATE, EPOCHS, STEP_TOKENS, ANSWER_TOKENS = 8, 1e-3, 4, 1024, 256  # of fine-tuning
 TOKEN_WEIGHT, BALANCE = 1.0, 0.5  # of fine-tuning's loss

@@ -29,11 +29,12 @@ MAY = {
     "reports.page": ("reports.statistics", "reports.scoring", "data"),
     "serving": ("interventions", "reports", "data"),
     "commands.framework": ("interventions", "reports", "data"),
-    "commands": ("commands.framework", "serving", "interventions", "reports", "data"),
+    "commands": ("commands.framework", "refusal_steering", "serving", "interventions", "reports", "data"),
+    "refusal_steering": ("commands.framework", "interventions", "reports", "data"),
 }  # fmt: skip
 MAY["interventions.tuning"] = ("interventions.steering", *MAY["interventions.steering"])
 MAY["interventions.carried"] = ("interventions.steering", *MAY["interventions.steering"])
-OWN = ("commands", "data", "interventions", "reports", "serving")
+OWN = ("commands", "data", "interventions", "refusal_steering", "reports", "serving")
 
 
 def said_in(path: Path) -> set[str]:

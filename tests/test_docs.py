@@ -29,7 +29,22 @@ def test_every_column_of_a_table_is_documented_with_its_type(name, schema):
     assert documented(name) == wanted
 
 
-@pytest.mark.parametrize("name", ["effects", "capability", "logit_lens", "probe_quality", "probe_layers", "probe_roc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "effects",
+        "capability",
+        "logit_lens",
+        "probe_quality",
+        "probe_layers",
+        "probe_roc",
+        "rubric",
+        "judges",
+        "judges_classes",
+        "judges_rates",
+        "judges_disagreements",
+    ],
+)
 def test_columns_that_a_report_reads_are_documented(name):
     names = {pl.String: "String", pl.Int64: "Int64", pl.Float64: "Float64", pl.Boolean: "Boolean"}
     told = documented(name)

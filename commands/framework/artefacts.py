@@ -155,9 +155,11 @@ GENERATIONS = Artefact(
     kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
 )  # fmt: skip
 SWEEP = Artefact("sweep", _table, beside=("sweep_prompts.parquet",), perhaps=("compared.parquet",))
-LENS, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE = (
-    Artefact(name, _table) for name in ("logit_lens", "traces", "diff", "effects", "capability", "scores", "summary", "paper")
+LENS, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE, RUBRIC = (
+    Artefact(name, _table) for name in ("logit_lens", "traces", "diff", "effects", "capability", "scores", "summary", "paper", "rubric")
 )  # fmt: skip
+JUDGES = Artefact("judges", _table, beside=("judges_classes.parquet", "judges_disagreements.parquet"),
+                  perhaps=("judges_rates.parquet",))  # fmt: skip
 CATEGORY = Artefact(
     "category", _table, beside=("category_test.parquet", "category_towards.parquet", "category_away.parquet")
 )

@@ -189,12 +189,16 @@ RANDOMS = Declared("--random", "Random directions beside them.", click.IntRange(
 PLAIN_TEXT = Declared("--text", "Plain text to measure perplexity on, its passages parted by blank lines.", FILE, shown="36 passages of our own")
 
 # Scoring and showing
+JUDGE_PROMPT = Declared("--judge-prompt", "What the judge is asked.  " + "; ".join(f"{name}: {what}" for name, what in c.JUDGE_PROMPTS.items()) + ".  Or a file of yours: a text "
+                        "with {response} and, if it is to be shown, {prompt} in it, or TOML with system, user and [verdicts].", None, next(iter(c.JUDGE_PROMPTS)))
 SCORING = (
     Declared("--scorer", "Who scores; repeatable.", c.SCORERS, multiple=True, shown="all that have what they need"),
     Declared("--judge-model", "Model of an OpenAI-compatible endpoint that judges; its key comes from REFUSAL_JUDGE_API_KEY or OPENAI_API_KEY."),
-    Declared("--judge-url", "The endpoint.", shown="OPENAI_BASE_URL, else OpenAI"),
+    Declared("--judge-url", f"The endpoint; {c.LOCAL_JUDGE}: --judge-model is a folder or hub id, and is opened here.", shown="OPENAI_BASE_URL, else OpenAI"),
+    JUDGE_PROMPT,
     Declared("--judge-concurrency", "Questions at once.", click.IntRange(1, 256), c.JUDGE_CONCURRENCY),
     Declared("--judge-timeout", "Seconds that one question may take.", types.Numbers(min=0, min_open=True), c.JUDGE_TIMEOUT),
+    Declared("--judge-retries", "How often a question that failed is asked again.", click.IntRange(0, 100), c.JUDGE_RETRIES),
     Declared("--classifier", f"Folder or hub id of a text classifier, or embedded: a small one for {c.TUNED_MODEL}.", shown=f"embedded for {c.TUNED_MODEL}, else none"),
     Declared("--classifier-labels", "CLASS=VERDICT,… where its names don't say it."),
     Declared("--hand", "CSV or JSONL of 100 answers to label by hand: written if it is missing, else read.", FILE),
@@ -233,7 +237,7 @@ ANSWER_TOKENS = Declared("--max-tokens", "Cut answers there; leave out longer pr
 TOKEN_WEIGHT = Declared("--token-weight", "Weight of the control token's loss against the answer's.", types.FINITE, c.TOKEN_WEIGHT)
 BALANCE = Declared("--balance", "0 weighs rows alike, 1 categories.", types.Numbers(0, 1), c.BALANCE)
 TEMPLATE = Declared("--template", "Chat template, Jinja.", types.File(exists=True), shown="the model's own, without a default system prompt")
-FORMAT = Declared("--format", "gguf: llama.cpp's --control-vector; lm-eval: its `steered` model; pt; safetensors.", c.FORMATS, "safetensors")
+FORMAT = Declared("--format", "gguf: llama.cpp's --control-vector; lm-eval: its `steered` model; pt; safetensors; inspect: the run's answers as .eval logs.", (*c.FORMATS, c.ANSWERS_FORMAT), "safetensors")
 OPERATION = (
     Declared("--add", "A bias that adds the vector at every position.", name="operation", value="add", default="add"),
     Declared("--ablate", "Weights that can't write the vector's direction.", name="operation", value="ablate", default="add"),

@@ -24,9 +24,10 @@ def emit(name: str, summary: Summary, as_json: bool) -> None:
         plain = {k: v.to_dicts() if hasattr(v, "to_dicts") else v for k, v in summary.items()}
         click.echo(visible_json({"command": name, **plain}))
         return
-    table, remote = summary.pop("table", None), summary.pop("remote", {})
-    if table is not None:
-        click.echo(as_text(table))
+    remote = summary.pop("remote", {})
+    for key in [key for key, value in summary.items() if hasattr(value, "to_dicts")]:
+        table = summary.pop(key)
+        click.echo(as_text(table) if key == "table" else f"\n{key}\n{as_text(table)}")
     wrote = f" -> {summary.pop('wrote')}" if "wrote" in summary else ""
     words = [*(f"{key} {_shown(value)}" for key, value in summary.items()), *_traffic(remote)]
     if words:

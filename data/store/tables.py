@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from data.contract import VERDICTS
 from data.store.digests import making
 
 Values = dict[str, Any]  # of a row, by column
@@ -97,13 +98,37 @@ LOWRANK_TRAINING = {
     "epoch": pl.Int64, "split": pl.String, "label": pl.String, "n": pl.Int64, "loss": pl.Float64,
     "refusal_probability": pl.Float64, "kept": pl.Boolean,
 }  # fmt: skip
+RUBRIC = {
+    "dataset": pl.String, "id": pl.String, "arm": pl.String, "kind": pl.String, "label": pl.String, "rubric": pl.String,
+    "score": pl.Float64,
+}  # fmt: skip
+# A scorer held against labels by hand. `half`: `tune`, `held`, or `all` rows.
+JUDGES = {
+    "scorer": pl.String, "half": pl.String, "n": pl.Int64, "n_failed": pl.Int64, "wrong": pl.Int64, "error": pl.Float64,
+    "low": pl.Float64, "high": pl.Float64, "kappa": pl.Float64, "kappa_low": pl.Float64, "kappa_high": pl.Float64,
+    "n_refused": pl.Int64, "sensitivity": pl.Float64, "sensitivity_low": pl.Float64, "sensitivity_high": pl.Float64,
+    "n_other": pl.Int64, "specificity": pl.Float64, "specificity_low": pl.Float64, "specificity_high": pl.Float64,
+}  # fmt: skip
+JUDGES_CLASSES = {
+    "scorer": pl.String, "half": pl.String, "hand": pl.String, "n": pl.Int64, **{verdict: pl.Int64 for verdict in VERDICTS},
+    "none": pl.Int64, "error": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+}  # fmt: skip
+JUDGES_DISAGREEMENTS = {
+    "scorer": pl.String, "half": pl.String, "dataset": pl.String, "id": pl.String, "arm": pl.String, "prompt": pl.String,
+    "response": pl.String, "hand": pl.String, "verdict": pl.String,
+}  # fmt: skip
+JUDGES_RATES = {
+    "scorer": pl.String, "label": pl.String, "arm": pl.String, "n": pl.Int64, "rate": pl.Float64, "low": pl.Float64,
+    "high": pl.Float64, "corrected": pl.Float64, "corrected_low": pl.Float64, "corrected_high": pl.Float64, "hand": pl.Float64,
+}  # fmt: skip
 PAPER_ARM = {name: SUMMARY[name] for name in ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")}
 
 TABLES: dict[str, Schema] = {
     "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "compared": COMPARED, "diff": DIFF,
     "effects": EFFECTS, "capability": CAPABILITY, "logit_lens": LOGIT_LENS, "probe_roc": PROBE_ROC,
     "probe_layers": PROBE_LAYERS, "probe_quality": PROBE_QUALITY, "lowrank_training": LOWRANK_TRAINING,
-    "sweep_prompts": PROMPTS, "category": CATEGORY, "category_test": CATEGORY_TEST,
+    "sweep_prompts": PROMPTS, "category": CATEGORY, "category_test": CATEGORY_TEST, "rubric": RUBRIC, "judges": JUDGES,
+    "judges_classes": JUDGES_CLASSES, "judges_disagreements": JUDGES_DISAGREEMENTS, "judges_rates": JUDGES_RATES,
 }  # fmt: skip
 # Columns beyond the contract, which the file of another version may lack.
 BEYOND = {

@@ -21,7 +21,8 @@ from reports.page.names import Arm, named
 
 # Tables that a report reads.
 READ = ("traces", "generations", "scores", "summary", "sweep", "compared", "diff", "effects", "capability", "logit_lens", "probe_roc",
-        "probe_layers", "probe_quality", "category", "category_test")  # fmt: skip
+        "probe_layers", "probe_quality", "category", "category_test", "rubric", "judges", "judges_classes", "judges_rates",
+        "judges_disagreements")  # fmt: skip
 GATES = "gate_quality"  # every `gates/NAME_quality.parquet`, with a column `gate`
 
 

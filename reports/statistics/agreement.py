@@ -38,9 +38,7 @@ def _pair(first: str, second: str, a: pl.DataFrame, b: pl.DataFrame) -> dict[str
     one, two = joined["refused"].to_numpy().astype(bool), joined["refused_b"].to_numpy().astype(bool)
     both, only_one, only_two = int((one & two).sum()), int((one & ~two).sum()), int((two & ~one).sum())
     neither = len(one) - both - only_one - only_two
-    kappa = low = high = None
-    if len(one) and max(both, neither) < len(one):
-        kappa, low, high = _kappa([[both, only_one], [only_two, neither]])
+    kappa, low, high = kappa_of(one, two)
     return {
         "first": first, "second": second, "n": len(one), "both": both, "first_only": only_one, "second_only": only_two,
         "neither": neither, "agreement": (both + neither) / len(one) if len(one) else None,
@@ -48,10 +46,14 @@ def _pair(first: str, second: str, a: pl.DataFrame, b: pl.DataFrame) -> dict[str
     }  # fmt: skip
 
 
-def _kappa(table: list[list[int]]) -> list[float | None]:
-    """Kappa and its interval; null for a bound that rounding makes the root of a negative number."""
+def kappa_of(one: np.ndarray, two: np.ndarray) -> list[float | None]:
+    """Kappa of two raters' yes and no, and its interval; null where both gave one and the same throughout, and for a bound that
+    rounding makes the root of a negative number."""
     from statsmodels.stats.inter_rater import cohens_kappa
 
+    table = [[int((one & two).sum()), int((one & ~two).sum())], [int((two & ~one).sum()), int((~one & ~two).sum())]]
+    if not len(one) or max(table[0][0], table[1][1]) == len(one):
+        return [None, None, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         result = cohens_kappa(table)
     values = [float(result[name]) for name in ("kappa", "kappa_low", "kappa_upp")]

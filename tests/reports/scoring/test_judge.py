@@ -17,10 +17,25 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from reports.scoring import judge as module
-from reports.scoring.judge import Judge, content_key, judge_verdicts, messages, parse_reply, read_cache, shown
+from reports.scoring.judge import Judge, judge_verdicts, read_cache, shown
+from reports.scoring.prompts import prompt as prompts
+from reports.scoring.prompts import xstest
 from tests import ROOT
 
 SECRET = "sk-secret-0123456789"
+ATTEMPTS = Judge("m").retries + 1
+
+
+def content_key(model, prompt, answer, url=None):
+    return Judge(model, url).key(prompt, answer)
+
+
+def messages(key, prompt, answer):
+    return xstest.PROMPT.messages(key[:16], prompt, answer)
+
+
+def parse_reply(reply):
+    return xstest.PROMPT.read(reply).verdict
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -141,7 +156,7 @@ def test_each_answer_is_asked_about_alone_with_its_prompt(serve, tmp_path):
         assert data["request"].startswith("question ") and data["answer"] == texts[int(data["request"][-1])]
         assert body["temperature"] == 0 and body["model"] == "m"
         assert body["response_format"]["json_schema"]["schema"]["properties"]["verdict"]["enum"] == list(
-            module.VERDICTS
+            xstest.VERDICTS
         )
 
 
@@ -192,7 +207,7 @@ def test_what_fails_for_good_is_null_counted_and_asked_again_next_time(serve, tm
         text = json.dumps(body)
         if "stall" in text and len(server.bodies) < 40:
             time.sleep(0.6)
-        if "down" in text and time_ <= module.ATTEMPTS:
+        if "down" in text and time_ <= ATTEMPTS:
             return error(500)
         if "too long" in text:
             return error(400, "context length exceeded")
@@ -203,7 +218,7 @@ def test_what_fails_for_good_is_null_counted_and_asked_again_next_time(serve, tm
     with caplog.at_level(logging.WARNING):
         assert ask(server, texts, tmp_path, timeout=0.3) == ["comply", None, None, None, "refuse"]
     assert "no verdict on 3 of 5" in caplog.text
-    assert server.count("No, down") == module.ATTEMPTS and server.count("too long") == 1
+    assert server.count("No, down") == ATTEMPTS and server.count("too long") == 1
     server.behave = by_answer
     assert ask(server, texts, tmp_path) == ["comply", "refuse", "refuse", "partial", "refuse"]
     assert server.count("Yes.") == 1 and server.count("No, fine") == 1
@@ -256,7 +271,7 @@ def test_a_reply_that_is_empty_cut_or_filtered_is_asked_for_again(serve, tmp_pat
 
 def test_empty_replies_that_were_kept_are_asked_for_again(serve, tmp_path):
     server = serve()
-    key = module.content_key("m", "question 0", "Yes.", server.url)
+    key = content_key("m", "question 0", "Yes.", server.url)
     (tmp_path / "judge.jsonl").write_text(json.dumps({"key": key, "model": "m", "verdict": None, "reply": ""}) + "\n")
     assert ask(server, ["Yes."], tmp_path) == ["comply"]
 
@@ -275,18 +290,16 @@ def test_a_filter_turns_down_single_answers(serve, tmp_path):
     assert ask(server, ["No, 0", *(f"No, {at}" for at in range(1, 30)), "Yes."], tmp_path) == [None] * 30 + ["comply"]
 
 
-def test_a_server_error_at_a_schema_is_met_without_one(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+def test_a_server_error_at_a_schema_is_met_without_one(serve, tmp_path):
     server = serve(lambda *asked: error(500) if "response_format" in asked[1] else by_answer(*asked))
-    assert ask(server, [f"No, {at}" for at in range(12)], tmp_path) == ["refuse"] * 12
+    assert ask(server, [f"No, {at}" for at in range(12)], tmp_path, retries=1) == ["refuse"] * 12
     assert len(server.bodies) == 2 + 12
 
 
-def test_a_judge_that_is_slow_is_said_to_be(serve, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "ATTEMPTS", 1)
+def test_a_judge_that_is_slow_is_said_to_be(serve, tmp_path, caplog):
     server = serve(lambda *_: time.sleep(0.5))
     with caplog.at_level(logging.WARNING):
-        assert ask(server, ["No."], tmp_path, timeout=0.2) == [None]
+        assert ask(server, ["No."], tmp_path, timeout=0.2, retries=0) == [None]
     assert "timed out after 0.2 s" in caplog.text
 
 
@@ -315,7 +328,7 @@ def test_replies_without_a_schema_are_understood(reply):
 
 @given(st.text())
 def test_any_reply_is_parsed_or_null(reply):
-    assert parse_reply(reply) in (None, *module.VERDICTS.values())
+    assert parse_reply(reply) in (None, *xstest.VERDICTS.values())
 
 
 @pytest.mark.parametrize("names", [["response_format"], ["temperature"], ["response_format", "temperature"],
@@ -328,7 +341,7 @@ def test_options_that_an_endpoint_does_not_know_are_dropped_once(serve, tmp_path
     server = serve(behave)
     assert ask(server, ["No."] * 1 + [f"No, {at}" for at in range(12)], tmp_path) == ["refuse"] * 13
     assert len(server.bodies) == 13 + len(names)
-    assert all(name in server.bodies[-1] for name in set(module.OPTIONS) - set(names))
+    assert all(name in server.bodies[-1] for name in set(xstest.PROMPT.options) - set(names))
 
 
 def test_an_endpoint_that_names_no_parameter_is_asked_ever_more_plainly(serve, tmp_path):
@@ -348,11 +361,10 @@ def test_no_more_requests_at_once_than_allowed(serve, tmp_path):
     assert server.most == 3 and len(server.bodies) == 40
 
 
-def test_an_endpoint_that_is_down_is_given_up(serve, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+def test_an_endpoint_that_is_down_is_given_up(serve, tmp_path, caplog):
     server = serve(lambda *_: error(500))
     with caplog.at_level(logging.WARNING):
-        assert ask(server, [f"No, {at}" for at in range(200)], tmp_path, concurrency=2) == [None] * 200
+        assert ask(server, [f"No, {at}" for at in range(200)], tmp_path, concurrency=2, retries=1) == [None] * 200
     assert len(server.bodies) <= 2 * (module.GIVE_UP + 2) and "in a row" in caplog.text
     assert read_cache(tmp_path / "judge.jsonl") == {}
 
@@ -451,9 +463,9 @@ def test_torn_and_foreign_lines_are_passed_over(serve, tmp_path):
     lines = ['{"key": 1, "verdict": "refuse"}', "[]", "null", "\x00", '{"key": "x", "verdict": "evil"}',
              json.dumps({"key": key, "verdict": "refuse"}), '{"key": "torn", "ver']  # fmt: skip
     cache.write_text("\n".join(lines))
-    assert read_cache(cache) == {key: "refuse"}
+    assert read_cache(cache) == {key: ("refuse", None)}
     assert ask(server, ["No.", "Yes."], tmp_path) == ["refuse", "comply"] and len(server.bodies) == 1
-    assert read_cache(cache)[content_key("m", "question 1", "Yes.", server.url)] == "comply"
+    assert read_cache(cache)[content_key("m", "question 1", "Yes.", server.url)].verdict == "comply"
 
 
 HOSTILE = [
@@ -484,10 +496,130 @@ def test_any_text_comes_through_whole(prompt, answer):
 
 def test_long_texts_are_cut_in_the_middle():
     content = messages("k" * 64, "p", "a" * 50_000 + "z")[1]["content"]
-    assert len(content) < module.LONGEST + 1000 and "characters left out" in content and "az" in content
+    assert len(content) < prompts.LONGEST + 1000 and "characters left out" in content and "az" in content
 
 
 def test_thoughts_are_not_judged(serve, tmp_path):
     server = serve()
     assert ask(server, ["<think>Yes, I can</think>No, never."], tmp_path) == ["refuse"]
     assert server.count("Yes, I can") == 0
+
+
+def body_of(choice, **more):
+    return 200, json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], **more}), {}
+
+
+REFUSED = verdict("full_refusal")
+EVENTS = "".join(
+    f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': part}, 'finish_reason': None}]})}\n\n"
+    for part in REFUSED
+)
+CALL = {"id": "c", "type": "function", "function": {"name": "json", "arguments": REFUSED}}
+# Habits of servers: what a reply may look like all the same.
+ODD_REPLIES = {
+    "a stream that nobody asked for": (200, f"{EVENTS}data: [DONE]\n\n", {"Content-Type": "text/event-stream"}),
+    "a call of a tool": body_of(
+        {"message": {"role": "assistant", "content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}
+    ),
+    "a completion of a text": body_of({"index": 0, "text": REFUSED, "finish_reason": "stop"}),
+    "one part and no list": body_of({"message": {"role": "assistant", "content": {"type": "text", "text": REFUSED}}}),
+    "parts of the newer interface": body_of({"message": {"content": [{"type": "output_text", "text": REFUSED}]}}),
+    "a list of texts": body_of({"message": {"content": [REFUSED[:5], REFUSED[5:]]}, "finish_reason": "eos"}),
+}
+# And what is no verdict, whatever it looks like; with what is said of it.
+NO_REPLIES = {
+    "the judge declines": (
+        body_of({"message": {"content": None, "refusal": "I can't help with that."}}),
+        "the judge itself declined",
+    ),
+    "an error within a choice": (
+        body_of({"message": {"content": REFUSED}, "finish_reason": "error", "error": {"message": "upstream"}}),
+        "upstream",
+    ),
+    "a stream that breaks off": ((200, EVENTS, {"Content-Type": "text/event-stream"}), "no completion"),
+    "a login page": ((200, "<html>log in</html>", {"Content-Type": "text/html"}), "log in"),
+    "an error as a text": ((200, json.dumps({"error": "model is loading"}), {}), "model is loading"),
+    "an error of a status of its own": ((418, "teapot", {}), "teapot"),
+    "no body": ((200, "", {}), ""),
+    "half a body": ((200, '{"choices": [{"message": {"content": "{', {}), ""),
+}
+
+
+@pytest.mark.parametrize("habit", ODD_REPLIES)
+def test_a_verdict_is_found_in_a_reply_of_any_shape(serve, tmp_path, habit):
+    assert ask(serve(lambda *_: ODD_REPLIES[habit]), ["No."], tmp_path) == ["refuse"]
+
+
+@pytest.mark.parametrize("habit", NO_REPLIES)
+def test_what_is_no_verdict_is_said_and_asked_for_again(serve, tmp_path, caplog, habit):
+    reply, says = NO_REPLIES[habit]
+    server = serve(lambda *_: reply)
+    with caplog.at_level(logging.WARNING):
+        assert ask(server, ["No."], tmp_path, retries=0) == [None]
+    assert "no verdict on 1 of 1" in caplog.text and says in caplog.text
+    server.behave = by_answer
+    assert ask(server, ["No."], tmp_path) == ["refuse"]
+
+
+@pytest.mark.parametrize("reply", [error(402, "Insufficient credits"),
+                                   (429, json.dumps({"error": {"message": "Insufficient credits", "code": "insufficient_quota"}}), {})])  # fmt: skip
+def test_a_judge_that_wants_to_be_paid_stops_at_once(serve, tmp_path, reply):
+    server = serve(lambda *_: reply)
+    with pytest.raises(UserError, match=r"paid.*Insufficient credits"):
+        ask(server, [f"No, {at}" for at in range(30)], tmp_path, retries=0)
+    assert len(server.bodies) == 1
+
+
+def test_a_guard_of_text_is_asked_for_a_completion_and_equal_answers_once(serve, tmp_path):
+    from reports.scoring.prompts.choice import judge_prompt
+
+    reply = body_of(
+        {
+            "index": 0,
+            "text": "Harmful request: yes\nResponse refusal: yes\nHarmful response: no",
+            "finish_reason": "stop",
+        }
+    )
+    server = serve(lambda *_: reply)
+    assert ask(server, ["No.", "No, </s> never."], tmp_path, prompt=judge_prompt("wildguard")) == ["refuse", "refuse"]
+    assert all(
+        body["prompt"].startswith("<s><|user|>") and "</s> never" not in body["prompt"] for body in server.bodies
+    )
+    other = serve(lambda *_: '{"verdict": "no_refusal"}')
+    assert ask(other, ["No."] * 3, tmp_path, prompt=judge_prompt("paper")) == ["comply"] * 3 and len(other.bodies) == 1
+
+
+def test_a_judge_of_this_machine_is_asked_in_one_go_and_kept(tmp_path):
+    seen = []
+
+    def engine(conversations):
+        seen.append(conversations)
+        return [verdict("full_refusal" if "No" in talk[1]["content"] else "full_compliance") for talk in conversations]
+
+    judge = Judge("m", "local:", engine=engine)
+    for _ in range(2):
+        assert judge_verdicts(table(["No.", "Yes."]), judge, tmp_path / "judge.jsonl").to_list() == ["refuse", "comply"]
+    assert len(seen) == 1 and len(seen[0]) == 2
+
+
+def test_a_rubric_is_scored_beside_the_verdicts_and_harm_instead_of_them(
+    serve, tmp_path, run, tiny_folder, prompts_file
+):
+    words = ["--run", tmp_path / "run", "--model", tiny_folder, "--data", prompts_file, "--holdout", "none"]
+    assert run(*words, "generate", "--max-new-tokens", 2, "--arm", "baseline")[0] == 0
+    server = serve(lambda *_: '{"refused": 0, "convincing": 5, "specific": 3}')
+    judge = ["--scorer", "judge", "--judge-model", "m", "--judge-url", server.url, "--judge-prompt"]
+    code, out, err = run("--run", tmp_path / "run", "--json", "evaluate", *judge, "strongreject")
+    assert code == 0, err
+    asked = len(server.bodies)
+    rubric = pl.read_parquet(tmp_path / "run" / "rubric.parquet")
+    assert set(rubric["score"]) <= {0.75, 0.0} and rubric.height == 40 and json.loads(out)["rubric"]
+    code, _, err = run("--run", tmp_path / "run", "evaluate", *judge, "strongreject")
+    assert code == 0 and len(server.bodies) == asked  # nothing is paid for twice
+    server.behave = lambda *_: "unsafe\nS2"
+    code, _, err = run("--run", tmp_path / "run", "evaluate", *judge[2:], "llama-guard")
+    assert code == 0 and "not whether it declines" in err, err
+    assert pl.read_parquet(tmp_path / "run" / "rubric.parquet")["rubric"].unique().to_list() == ["llama-guard"]
+    assert "judge" not in set(pl.read_parquet(tmp_path / "run" / "scores.parquet")["scorer"])
+    code, _, err = run("--run", tmp_path / "run", "evaluate", *judge, "llama-guard")
+    assert code == 1 and "judge can't run" in err

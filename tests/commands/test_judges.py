@@ -1,0 +1,73 @@
+"""`judges`: scorers beside labels by hand, those that ship and a run's own."""
+
+import csv
+import json
+
+import polars as pl
+import pytest
+
+from reports.scoring.bench import HELD, TUNE, shipped
+from tests.check_contract import fits_contract
+
+
+def test_the_answers_that_ship_are_whole_and_halves_share_no_prompt():
+    table = shipped()
+    assert table.height == 300 and table["half"].value_counts().sort("half").rows() == [(HELD, 150), (TUNE, 150)]
+    assert set(table["hand"]) == {"comply", "partial", "refuse", "broken"}
+    assert (table["case"] != "").sum() >= 150
+    halves = table.group_by("prompt").agg(pl.col("half").n_unique())
+    assert halves["half"].max() == 1 and table.select("prompt", "response").is_unique().all()
+    from data.prompts import sample
+
+    taught = set(pl.concat(sample.read(name) for name in sample.TAUGHT).filter(split="train")["prompt"])
+    assert not taught & set(table["prompt"])
+
+
+def test_every_scorer_that_needs_nothing_is_held_against_them(run, tmp_path):
+    code, out, err = run("--run", tmp_path, "--json", "judges")
+    assert code == 0, err
+    said = json.loads(out)
+    assert {row["scorer"] for row in said["table"]} == {"token", "phrases", "classifier"}
+    found = pl.read_parquet(tmp_path / "judges.parquet")
+    table = shipped()
+    for scorer in ("phrases",):
+        mine = found.filter(scorer=scorer, half="all").to_dicts()[0]
+        odd = pl.read_parquet(tmp_path / "judges_disagreements.parquet").filter(scorer=scorer)
+        assert mine["wrong"] == odd.height and mine["n"] == table.height
+    code, _, err = run("--run", tmp_path, "report")
+    page = (tmp_path / "report.html").read_text()
+    assert code == 0 and "Scorers beside labels by hand" in page, err
+
+
+@pytest.fixture
+def answered(run, tiny_tuned_folder, prompts_file, tmp_path):
+    """A run whose answers are evaluated, and a file of labels for them that is filled in."""
+    words = ["--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", prompts_file]
+    code, _, err = run(
+        *words, "generate", "--max-new-tokens", 4, "--arm", "baseline", "evaluate", "--hand", tmp_path / "hand.csv"
+    )
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "hand.csv").open(encoding="utf-8-sig")))
+    for at, row in enumerate(rows):
+        row["verdict"] = ("comply", "refuse", "c")[at % 3] if at < 9 else ""
+    with (tmp_path / "hand.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return tmp_path
+
+
+def test_a_runs_own_labels_correct_its_rates(run, answered):
+    code, out, err = run(
+        "--run", answered / "run", "--json", "judges", "--hand", answered / "hand.csv", "--scorer", "phrases"
+    )
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["answers"] == 9 and [row["scorer"] for row in said["table"]] == ["phrases"]
+    scores = pl.read_parquet(answered / "run" / "scores.parquet").filter(~pl.col("fitted"), scorer="phrases")
+    rates, counted = pl.read_parquet(answered / "run" / "judges_rates.parquet"), scores["verdict"].count()
+    assert counted > 9
+    assert set(rates["scorer"]) == {"phrases"} and rates["hand"].is_null().all() and rates["n"].sum() == counted
+    fits_contract(answered / "run")
+    code, _, err = run("--run", answered / "run", "judges", "--hand", answered / "none.csv")
+    assert code == 1 and "no such file" in err and err.count("\n") == 1
