@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.activations import default_layer, say_rows
+from commands.framework.activations import default_layer
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, activations_artefact, gate_artefact, need
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
@@ -180,33 +180,40 @@ def gate_features(
     reads: "Sequence[tuple[int, str]]",
     first: "FirstPositions | None",
 ) -> "Features":
-    """What a gate reads of prompts; of the residual stream a file a position, which other gates then use too."""
+    """What a gate reads of prompts: of the residual stream in one pass, into a file that other gates then use too."""
+    from data.store.activations import Position
     from interventions.gates.features import Features
+    from interventions.reading.extract import JOIN
 
-    files = {position: read_position(s, model, prompts, position, [layer for layer, where in reads if where == position])
-             for position in dict.fromkeys(position for _, position in reads)}  # fmt: skip
+    layers = {position: sorted(layer for layer, where in reads if where == position) for _, position in reads}
+    files = {}
+    if layers:
+        file = read_positions(s, model, prompts, list(layers), sorted({layer for layer, _ in reads}))
+        there = file.metadata["position"].split(JOIN)
+        files = {name: Position(file, there.index(name), len(there), own) for name, own in layers.items()}
     names, shares = ([], None) if first is None else (first.names, first.log_probabilities)
     return Features(prompts["prompt"].to_list(), model.n_layers, files, tokens=names, log_probabilities=shares)
 
 
-def read_position(
-    s: Settings, model: "Model", prompts: "pl.DataFrame", position: str, layers: "Sequence[int]"
+def read_positions(
+    s: Settings, model: "Model", prompts: "pl.DataFrame", positions: "Sequence[str]", layers: "Sequence[int]"
 ) -> "Activations":
-    """Activations of prompts at some layers and a position, read before or now."""
+    """Activations of prompts at some layers and positions, read before or now."""
     from data.store.activations import Activations
     from data.store.rundir import now
-    from interventions.reading.extract import extract
+    from interventions.reading.extract import JOIN, extract
 
-    start, artefact = now(), activations_artefact(f"gate-{position}")
+    start, artefact = now(), activations_artefact("gate")
     path = artefact.path(s.run)
     if path.exists():
         artefact.check(s.run)
         file = Activations.open(path)
+        there = file.metadata["position"].split(JOIN)
         same = {"model": model.name, "revision": model.revision, "dtype": model.dtype, "template": model.template_hash}
-        if (set(layers) <= set(file.layers) and same.items() <= file.metadata.items()
-                and file.rows.select(prompts.columns).equals(prompts)):  # fmt: skip
+        if (set(layers) <= set(file.layers) and set(positions) <= set(there) and same.items() <= file.metadata.items()
+                and file.rows[:: len(there)].select(prompts.columns).equals(prompts)):  # fmt: skip
             return file
-    say_rows(s, "a gate is fitted to them, and its threshold chosen by their scores")
+    position = JOIN.join(positions)
     extract(
         model,
         prompts,

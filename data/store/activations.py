@@ -114,6 +114,31 @@ class Activations:
         return self.path.stat().st_size - height * depth * width * 4
 
 
+@dataclass(frozen=True)
+class Position:
+    """One position of a file that holds several of each prompt, their rows adjacent.
+
+    Attributes:
+        file: The file.
+        at: Which of them.
+        each: How many there are.
+        layers: The blocks that are meant of those which the file holds.
+    """
+
+    file: Activations
+    at: int
+    each: int
+    layers: list[int]
+
+    def layer(self, number: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """One layer of some prompts, in the order given: float32 (prompts, d_model).
+
+        Raises:
+            UserError: As `Activations.layer`.
+        """
+        return self.file.layer(number, np.asarray(rows) * self.each + self.at)
+
+
 def are_layers(value: Any) -> bool:
     """Whether what came out of a file's JSON is a list of block numbers: ascending, each once, at least one."""
     whole = isinstance(value, list) and all(type(one) is int for one in value)

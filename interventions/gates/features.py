@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.store.activations import Activations
+from data.store.activations import Activations, Position
 from interventions.gates.gate import FittedGate
 from interventions.gates.words import counted
 from interventions.model.model import Model
@@ -29,7 +29,7 @@ class Features:
 
     texts: Sequence[str]
     n_layers: int = 0
-    files: Mapping[str, Activations] = field(default_factory=dict)
+    files: Mapping[str, Activations | Position] = field(default_factory=dict)
     places: np.ndarray | None = None
     tokens: Sequence[str] = ()
     log_probabilities: np.ndarray | None = None

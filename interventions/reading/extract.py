@@ -29,6 +29,7 @@ from interventions.reading.batches import plan_batches
 from interventions.reading.budget import Budget, default_batch_tokens
 from interventions.reading.residual import WEIGHTS, Source
 
+JOIN = "+"  # of positions that are read in one pass
 RESULT_BYTES = 16 << 20  # of one batch: what a line, and this machine's memory, can take
 
 
@@ -52,10 +53,10 @@ def extract(
             NAME is `prompts`, or `pairs` with suffixes (one row for each prompt and suffix, adjacent).
         layers: Block numbers, default all.
         position: `last` token of the rendered prompt; `mean` over the user's tokens; `instruction`, the last of these;
-            `suffix`, its last token.
+            `suffix`, its last token. Several of the first three joined by `+` are read in one pass, a row each.
         suffixes: Texts to follow each rendered prompt, with position `suffix`.
         batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
-        name: NAME, for a gate that reads another position beside.
+        name: NAME, for what gates read.
 
     Returns:
         Path of the safetensors file.
@@ -68,7 +69,7 @@ def extract(
         raise UserError("--position suffix and --suffix TEXT go together: give both or neither")
     name = name or ("pairs" if suffixes else "prompts")
     texts = prompts["prompt"].to_list()
-    source = Source.of(model, texts, suffixes, position)
+    source = Source.of(model, texts, suffixes, *position.split(JOIN))
     batch_tokens = batch_tokens or default_batch_tokens(model)
     key = key_of(model, prompts, layers, position, suffixes)
     shape = (len(source.encoded) * source.rows_each, len(layers), model.d_model)
@@ -81,7 +82,7 @@ def extract(
     if not journal.resumed:
         _begin(unfinished, shape, metadata)
     _run(model, source, layers, journal, unfinished, shape, batch_tokens)
-    write_table(folder / f"{name}.parquet", row_table(prompts, suffixes, source.row_lengths))
+    write_table(folder / f"{name}.parquet", row_table(prompts, suffixes, source.row_lengths, source.positions))
     settle(unfinished)
     check_replaceable(folder / f"{name}.safetensors")
     enter(unfinished, folder / f"{name}.safetensors")
@@ -91,9 +92,9 @@ def extract(
     return folder / f"{name}.safetensors"
 
 
-def travelling_bytes(model: Model, position: str) -> int:
+def travelling_bytes(model: Model, positions: Sequence[str]) -> int:
     """Bytes of a number that comes back: the model's own type, but where a mean over tokens is taken, which is float32's."""
-    return 4 if position in WEIGHTS else getattr(torch, model.dtype).itemsize
+    return 4 if any(position in WEIGHTS for position in positions) else getattr(torch, model.dtype).itemsize
 
 
 def key_of(
@@ -150,7 +151,7 @@ def _run(
     tokens: int,
 ) -> None:
     unit_bytes = source.rows_each * shape[1] * shape[2] * 4
-    travels = unit_bytes * travelling_bytes(model, source.position) // 4
+    travels = unit_bytes * travelling_bytes(model, source.positions) // 4
     batch_bytes = travels * max(map(len, journal.plan), default=1)
     start = path.stat().st_size - shape[0] * shape[1] * shape[2] * 4
     units_left = sum(len(units) for _, units in journal.todo())
@@ -198,9 +199,14 @@ def _begin(path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) ->
         file.write(len(header).to_bytes(8, "little") + header)
 
 
-def row_table(prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int]) -> pl.DataFrame:
-    """One row an activation: the prompts' columns, `n_tokens` and `suffix`."""
+def row_table(
+    prompts: pl.DataFrame, suffixes: Sequence[str], lengths: list[int], positions: Sequence[str] = ()
+) -> pl.DataFrame:
+    """One row an activation: the prompts' columns, `n_tokens` and `suffix`, and of several positions `position`."""
     counted = pl.Series("n_tokens", lengths, pl.Int64)
+    if len(positions) > 1:
+        each = prompts.with_columns(pl.lit(list(positions)).alias("position")).explode("position")
+        return each.with_columns(counted, pl.lit(None, pl.String).alias("suffix"))
     if not suffixes:
         return prompts.with_columns(counted, pl.lit(None, pl.String).alias("suffix"))
     repeated = prompts.with_columns(pl.lit(list(suffixes)).alias("suffix")).explode("suffix")

@@ -24,33 +24,33 @@ class Source:
     Attributes:
         encoded: Token ids of each unit.
         endings: Token ids of the suffixes that share each unit's computation; none where units are rows.
-        position: `last`, `mean`, `instruction` or `suffix`.
+        positions: `last`, `mean`, `instruction` or `suffix`; of several each unit has a row.
     """
 
     encoded: Encoded
     endings: list[list[int]]
-    position: str
+    positions: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], position: str) -> "Source":
+    def of(cls, model: Model, texts: Sequence[str], suffixes: Sequence[str], *positions: str) -> "Source":
         """Suffixes share their prompt's computation where the model takes a mask for it; elsewhere all is spelled out.
 
         Raises:
             UserError: A mean over the tokens of a prompt that has none.
         """
         if suffixes and model.takes_masks:
-            return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), position)
+            return cls(encode(model.tokenizer, texts), suffix_ids(model.tokenizer, suffixes), positions)
         encoded = encode(model.tokenizer, texts, suffixes)
         nothing = [at for at, (start, stop) in enumerate(encoded.user) if start == stop]
-        if position in WEIGHTS and nothing:
+        if nothing and any(position in WEIGHTS for position in positions):
             raise UserError(f"prompt {texts[nothing[0]]!r} has no token to take the mean of; leave it out, or use "
                             "--position last")  # fmt: skip
-        return cls(encoded, [], position)
+        return cls(encoded, [], positions)
 
     @property
     def rows_each(self) -> int:
         """Rows of the artefact that come of one unit."""
-        return max(1, len(self.endings))
+        return len(self.endings) or len(self.positions)
 
     @property
     def tail(self) -> int:
@@ -66,7 +66,7 @@ class Source:
     @property
     def row_lengths(self) -> list[int]:
         """Tokens of each row of the artefact."""
-        tails = [len(ending) for ending in self.endings] or [0]
+        tails = [len(ending) for ending in self.endings] or [0] * len(self.positions)
         return [len(ids) + tail for ids in self.encoded.ids for tail in tails]
 
     def read(
@@ -119,8 +119,19 @@ class Source:
     @cached_property
     def _opening(self) -> int:
         """A mean's tokens are each row's own."""
-        most = min((start for start, _ in self.encoded.user), default=0) if self.position in WEIGHTS else None
+        weighed = any(position in WEIGHTS for position in self.positions)
+        most = min((start for start, _ in self.encoded.user), default=0) if weighed else None
         return common_opening(self.encoded.ids, most)
+
+    def _weights(self, units: Sequence[int], opening: int) -> torch.Tensor:
+        """(units, tokens), or of several positions (units, positions, tokens)."""
+        found = [
+            WEIGHTS[position](self.encoded, units, opening)
+            if position in WEIGHTS
+            else last_weights(self.encoded, units)
+            for position in self.positions
+        ]
+        return torch.stack(found, dim=1) if len(found) > 1 else found[0]
 
     def _read(
         self,
@@ -136,8 +147,8 @@ class Source:
             packed = [pack_batch(ids, self.endings, padding, model.device, opening) for ids in rows]
             batches, ends = [batch for batch, _ in packed], [ends for _, ends in packed]
             return read_residual(model, batches, layers, ends=ends, opening=opening, members=members)
-        of = WEIGHTS.get(self.position)
-        weights = [of(self.encoded, units, opening) for units in plan] if of else None
+        ends = len(self.positions) == 1 and self.positions[0] not in WEIGHTS
+        weights = None if ends else [self._weights(units, opening) for units in plan]
         batches = [pad_batch(ids, padding, model.device, opening) for ids in rows]
         return read_residual(model, batches, layers, weights, opening=opening, members=members)
 
@@ -157,22 +168,23 @@ def read_residual(
         model: An open model.
         batches: Batches of `encoding.pad_batch`.
         layers: Ascending block numbers.
-        weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; None reads the last token.
+        weights: For each batch (rows, tokens), summing to 1 a row: the mean to take; or (rows, means, tokens), several
+            of them; None reads the last token.
         ends: For each batch, of `packing.pack_batch`, the positions to read instead.
         opening: How many first columns are the same in all rows of all batches; they are computed once, and neither
             `weights` nor `ends` may fall on them.
         members: For each batch float64 (groups, rows · ends), which rows count to which sum; None keeps them all.
 
     Returns:
-        For each batch float32 (rows, layers, d_model), on the CPU; with `ends` (rows · ends, layers, d_model), those
-        of a row adjacent. With `members` float64 (groups, layers, d_model + 1) alone, as `traced.residual.read` adds up.
+        For each batch float32 (rows, layers, d_model), on the CPU; with `ends` or several means (rows · ends, layers,
+        d_model), those of a row adjacent. With `members` float64 (groups, layers, d_model + 1) alone, as `traced.residual.read` adds up.
     """
     nothing = [None] * len(batches)
     first = {name: batches[0][name][:1, :opening] for name in ("input_ids", "position_ids")}
     passes = [
         Pass(
             _behind(batch, opening),
-            None if mean is None else mean[:, opening:],
+            None if mean is None else mean[..., opening:],
             None if places is None else [place - opening for place in places],
             member,
         )
@@ -192,10 +204,7 @@ def read_residual(
             expect(left, (len(members[0]), *shape), "sums of activations"),
         )
         return [whole(*parts, sizes(passes))]
-    rows = [
-        len(batch["input_ids"]) * (len(one.places) if one.places else 1)
-        for batch, one in zip(batches, passes, strict=True)
-    ]
+    rows = [len(batch["input_ids"]) * one.each for batch, one in zip(batches, passes, strict=True)]
     if len(found) != len(rows):
         raise UserError(
             f"{len(rows)} passes were asked for and {len(found)} came back; is this an NDIF server? try another --host"
@@ -204,6 +213,13 @@ def read_residual(
         expect(states, (count, len(layers), model.d_model), "activations").float()
         for states, count in zip(found, rows, strict=True)
     ]
+
+
+def last_weights(encoded: Encoded, rows: Sequence[int]) -> torch.Tensor:
+    """(rows, tokens) weights of a batch padded behind its opening that read each row's last token."""
+    weights = torch.zeros(len(rows), max(len(encoded.ids[row]) for row in rows))
+    weights[:, -1] = 1.0
+    return weights
 
 
 def mean_weights(encoded: Encoded, rows: Sequence[int], opening: int = 0) -> torch.Tensor:

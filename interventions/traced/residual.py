@@ -19,7 +19,8 @@ class Pass(NamedTuple):
 
     Attributes:
         batch: Its columns behind the opening, and a mask of all.
-        weights: (rows, columns) of a mean over them, summing to 1 a row; None reads the last.
+        weights: (rows, columns) of a mean over them, summing to 1 a row, or (rows, means, columns) of several; None reads the
+            last.
         places: Columns to read instead; None for none.
         members: float64 (groups, rows), or (groups, rows · places): which of what is read counts to which sum; None
             keeps all of it.
@@ -30,6 +31,13 @@ class Pass(NamedTuple):
     places: list[int] | None
     members: torch.Tensor | None = None
 
+    @property
+    def each(self) -> int:
+        """How many rows come of one."""
+        if self.places is not None:
+            return len(self.places)
+        return 1 if self.weights is None or self.weights.ndim == 2 else self.weights.shape[1]
+
 
 def read(
     network: Network,
@@ -39,7 +47,7 @@ def read(
     first: Batch,
     passes: Sequence[Pass],
 ) -> list[torch.Tensor]:
-    """For each pass (rows, layers, d_model) in the model's type, on the CPU; of several places those of a row adjacent.
+    """For each pass (rows, layers, d_model) in the model's type, on the CPU; of several places or means those of a row adjacent.
 
     Where passes have members, two tensors for all of them, of `parted`: each group's sum (groups, layers, d_model + 1), in its
     last column the sum of its rows' norms.
@@ -121,9 +129,11 @@ def leave_out(beyond: Sequence[Block], put_out: Any) -> None:
 
 
 def picked(states: torch.Tensor, weights: torch.Tensor | None, places: list[int] | None) -> torch.Tensor:
-    """What is read of one block's output, on the CPU: (rows, d_model), or (rows · places, d_model)."""
+    """What is read of one block's output, on the CPU: (rows, d_model), or (rows · places or means, d_model)."""
     if places is not None:
         return states[:, places, :].flatten(0, 1).cpu()
     if weights is None:
         return states[:, -1, :].cpu()
+    if weights.ndim == 3:
+        return torch.einsum("btd,bmt->bmd", states.float(), weights.to(states.device)).flatten(0, 1).cpu()
     return torch.einsum("btd,bt->bd", states.float(), weights.to(states.device)).cpu()

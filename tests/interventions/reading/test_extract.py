@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data import load_all
+from data.store.activations import Activations, Position
 from interventions import extract
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, plan_batches
@@ -41,6 +42,23 @@ def test_mean_equals_a_plain_mean_over_the_users_tokens(tiny, prompts_file, tmp_
     for row, text in enumerate(prompts["prompt"]):
         ids = tiny.tokenizer(f"<bos><user>{text}<bot>", add_special_tokens=False)["input_ids"]
         assert close(got[row], hooked(tiny, ids, [1, 3])[:, 2:-1].mean(1))
+
+
+def test_several_positions_are_read_in_one_pass_a_row_each(tiny, prompts_file, tmp_path):
+    prompts = load_all([str(prompts_file)])
+    path = extract(tiny, prompts, tmp_path, position="mean+last+instruction", layers=[1, 3], batch_tokens=60)
+    rows, got = pl.read_parquet(path.with_suffix(".parquet")), load_file(path)["activations"]
+    assert rows["position"].to_list() == ["mean", "last", "instruction"] * prompts.height
+    of = {
+        name: Position(Activations.open(path), at, 3, [1, 3]) for at, name in enumerate(("mean", "last", "instruction"))
+    }
+    for row, text in enumerate(prompts["prompt"]):
+        ids = tiny.tokenizer(f"<bos><user>{text}<bot>", add_special_tokens=False)["input_ids"]
+        stream = hooked(tiny, ids, [1, 3])
+        wanted = {"mean": stream[:, 2:-1].mean(1), "last": stream[:, -1], "instruction": stream[:, -2]}
+        for at, (name, value) in enumerate(wanted.items()):
+            assert close(got[3 * row + at], value) and rows["n_tokens"][3 * row + at] == len(ids)
+            assert close(torch.from_numpy(of[name].layer(3, [row])[0]), value[1])
 
 
 def test_suffixes_give_adjacent_rows_read_at_the_suffix(tiny, prompts_file, tmp_path):
