@@ -36,7 +36,7 @@ def test_arms_are_models(served):
 
 def test_many_at_once_get_what_generate_gives_each_arm(served, prompts_file, tmp_path):
     address, offer, _ = served
-    prompts = load_all([str(prompts_file)]).head(12)
+    prompts = load_all([str(prompts_file)]).head(6)
     table = generate(offer.model, prompts, offer.tools, tmp_path / "g.parquet", arms=offer.arms, max_new_tokens=10)
     rows = table.to_dicts()
     random.Random(0).shuffle(rows)
@@ -166,7 +166,7 @@ def test_a_full_queue_answers_429_and_works_on(serve_tiny):
 
         def one(_):
             try:
-                return ask(client, "baseline", "tell me", max_tokens=200).choices[0].message.content is not None
+                return ask(client, "baseline", "tell me", max_tokens=80).choices[0].message.content is not None
             except openai.RateLimitError as error:
                 assert error.response.headers["retry-after"] == "1"
                 return False
@@ -194,7 +194,7 @@ def test_who_hangs_up_frees_the_place(serve_tiny, stream):
             "max_tokens": 512,
             "stream": stream,
         }
-        for _ in range(6):
+        for _ in range(3):
             if stream:
                 with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as told:
                     next(told.iter_lines())
