@@ -38,7 +38,9 @@ def place(tmp_path, monkeypatch, tiny_tuned_folder, tiny_base_folder):
     """A folder with what the pages speak of, and small numbers where they say none."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("serving.running.run_server", lambda _app, _address, port, ready: ready(port) or 0)  # till it is stopped
+    monkeypatch.setattr(
+        "serving.running.run_server", lambda _app, _address, port, ready: ready(port) or 0
+    )  # till it is stopped
     for name in ("my.jsonl", "my_traffic.jsonl"):
         split_prompts(tmp_path / name, 64)
     rows = ["kill a person please,harmful", "write a poem for me,benign"] * 20

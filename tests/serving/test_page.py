@@ -16,7 +16,9 @@ def opened(served):
     with chromium() as page:
 
         def show(width=1280, dark=False, hash_=""):
-            page.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+            page.send(
+                "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+            )
             scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
             page.send("Emulation.setEmulatedMedia", media="", features=scheme)
             page.send("Page.navigate", url="about:blank")
@@ -28,7 +30,9 @@ def opened(served):
 
 
 def answer(page, prompt="how do i kill a python process"):
-    page.run(f"document.getElementById('prompt').value = {json.dumps(prompt)}; document.getElementById('tokens').value = 8")
+    page.run(
+        f"document.getElementById('prompt').value = {json.dumps(prompt)}; document.getElementById('tokens').value = 8"
+    )
     page.run("document.getElementById('ask').requestSubmit()")
     page.wait("!document.getElementById('send').disabled && document.querySelectorAll('.badge').length > 1", 30)
 
@@ -58,13 +62,22 @@ def test_an_answer_is_walked_through_by_keyboard(opened):
     assert page.run("document.querySelectorAll('.reply span.here').length") == 1
     assert page.run("document.querySelector('#one h3').textContent").startswith("Projections of")
     assert page.run("document.querySelectorAll('#next .bars b').length") == 6
-    assert page.run("document.querySelectorAll('#ask input:not([tabindex=\"-1\"]), #ask select, #ask button, #ask textarea').length") > 12
+    assert (
+        page.run(
+            "document.querySelectorAll('#ask input:not([tabindex=\"-1\"]), #ask select, #ask button, #ask textarea').length"
+        )
+        > 12
+    )
 
 
 @pytest.mark.browser
 def test_text_never_becomes_markup(opened):
     show, _ = opened
-    link = {"columns": [{"arm": "<b>x</b>"}, {"arm": "baseline", "layer": "<script>"}], "prompt": HOSTILE, "colour": "<i>"}
+    link = {
+        "columns": [{"arm": "<b>x</b>"}, {"arm": "baseline", "layer": "<script>"}],
+        "prompt": HOSTILE,
+        "colour": "<i>",
+    }
     page = show(hash_="#" + __import__("urllib.parse").parse.quote(json.dumps(link)))
     assert page.run("document.getElementById('prompt').value") == HOSTILE
     page.run("document.getElementById('ask').requestSubmit()")
