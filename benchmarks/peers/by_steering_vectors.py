@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from serving import serve
+from rounds import serve
 from steering_vectors import train_steering_vector  # pyright: ignore[reportMissingImports]  # in its own environment
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from serving import serve
+from rounds import serve
 from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImports]  # in its own environment
     TransformerBridge,
 )

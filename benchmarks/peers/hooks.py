@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from serving import serve
+from rounds import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from data.contract import BATCH_TOKENS

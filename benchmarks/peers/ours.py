@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from rounds import serve
 from safetensors.torch import load_file, save_file
-from serving import serve
 
 from interventions import SteeringVectors, extract, open_model
 from interventions.gates.gate import FittedGate

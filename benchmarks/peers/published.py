@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rounds import serve
 from safetensors.torch import load_file
-from serving import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Run = Callable[[], Any]
