@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from commands.framework.answers import asked_rows
 from commands.framework.app import Session, command
-from commands.framework.artefacts import GENERATIONS, RUBRIC, SCORES, SUMMARY, VECTORS, need
-from commands.framework.options import SCORING
+from commands.framework.artefacts import COHERENCE, GENERATIONS, LENGTHS, RUBRIC, SCORES, SUMMARY, VECTORS, need
+from commands.framework.options import COHERENT, SCORING
+from commands.framework.options import LENGTHS as AT_LENGTHS
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import sources_of
-from commands.framework.records import Key, identity, note, unchanged
+from commands.framework.records import Key, identity, model_key, note, unchanged
 from commands.framework.seen import asked_themes, fitted_texts
 from commands.framework.settings import Record, Settings
 from data.errors import UserError
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 JUDGED_TOKENS = 128  # of a judge's reply that is opened here
 
 
-@command(*SCORING)
+@command(*SCORING, AT_LENGTHS, COHERENT)
 def evaluate(session: Session, s: Settings) -> Summary:
-    """Score answers and summarise them with intervals."""
+    """Score answers and summarise them with intervals; with --lengths also as they were after so many tokens."""
     import polars as pl
 
     from data.store.rundir import now, records
@@ -40,6 +41,7 @@ def evaluate(session: Session, s: Settings) -> Summary:
     start = now()
     whole, record = need(session, s, GENERATIONS)
     generations = asked_rows(s, whole, record)
+    check_lengths(s, generations, record)
     judge = judge_of(s)
     scorers, asked = assembled(s, generations, judge, hand_file(s, generations))
     key = {"generations": record["id"], "fitted": records(s.run).get(VECTORS.name, {}).get("id"), "seed": s.get("seed")}
@@ -49,9 +51,14 @@ def evaluate(session: Session, s: Settings) -> Summary:
     themes, lost = clusters(s, record, generations, again=bool(own))
     key |= asked | {"difference": s.get("difference"), "without themes": lost}
     key |= {"themes": own} if own else {}
+    coherent = coherence(session, s, whole, record)
+    if coherent is not None:
+        key["coherence"] = records(s.run)[COHERENCE.name]["id"]
+        generations = generations.join(coherent, on=["dataset", "id", "arm"], how="left", maintain_order="left")
     path = SUMMARY.path(s.run)
-    if not failed(s) and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
-        summary = SUMMARY.read(s.run)
+    again = failed(s)
+    if not again and unchanged(s, SCORES, key) and unchanged(s, SUMMARY, key):
+        scores, summary = SCORES.read(s.run), SUMMARY.read(s.run)
     else:
         scores = score(generations, fitted_texts(s, record["key"]), scorers)
         asked_of = scores.filter(pl.col("verdict").fill_null("") != "broken")[
@@ -62,7 +69,8 @@ def evaluate(session: Session, s: Settings) -> Summary:
         scores = scores.join(themes, on=["dataset", "id"], how="left", maintain_order="left")
         twice = repeated(generations)
         for (name, first), rows in twice.group_by("dataset", "first", maintain_order=True):
-            warn(f"{rows.height} prompts of {name} stand in {first} too: (pooled) counts them once")
+            where = f"stand in {first} too" if name != first else "stand there more than once"
+            warn(f"{rows.height} prompts of {name} {where}: (pooled) counts them once")
         summary = summarise(scores, key["seed"], themes, key["difference"] / 100, twice)
         for artefact, table in ((SCORES, scores), (SUMMARY, summary)):
             write_table(artefact.path(s.run), table)
@@ -76,7 +84,11 @@ def evaluate(session: Session, s: Settings) -> Summary:
         *("delta_low", "delta_high"),
     )
     more = {} if rated is None else {"rubric": rated}
-    return {"answers": generations.height, "table": shown, **more, "wrote": str(path)}
+    told: Summary = {"answers": generations.height, "table": shown, **more, "wrote": str(path)}
+    if not s.get("lengths"):
+        return told
+    lengths = at_lengths(s, generations.drop("incoherent", strict=False), scores, scorers, key, record, again=again)
+    return told | ({"lengths": lengths} if s.get("as_json") else {"table": shown_lengths(lengths)})
 
 
 def write_rubric(
@@ -100,6 +112,109 @@ def write_rubric(
         start,
     )
     return means(table, s.get("seed"))
+
+
+def coherence(session: Session, s: Settings, generations: "pl.DataFrame", record: Record) -> "pl.DataFrame | None":
+    """`dataset`, `id`, `arm`, `incoherent` of every answer, where --coherence asks for it now or did of the same answers."""
+    import polars as pl
+
+    from data.store.rundir import now, records
+    from data.store.tables import write_table
+    from interventions.steering.compared.likelihood import log_likelihoods
+    from interventions.steering.plans import Tools
+    from reports.statistics.coherence import FEWEST, incoherent
+
+    start, known = now(), records(s.run).get(COHERENCE.name)
+    is_known = known is not None and known["key"].get("generations") == record["id"] and COHERENCE.path(s.run).exists()
+    if not (s.get("coherence") or is_known):
+        return None
+    columns = ["dataset", "id", "arm", "incoherent"]
+    if is_known:
+        return COHERENCE.read(s.run).select(columns)
+    if "token_ids" not in generations.columns or generations["token_ids"].has_nulls():
+        raise UserError(
+            "--coherence: an earlier version made these answers, which kept no tokens: generate --replace makes them again"
+        )
+    steering, _ = need(session, s, VECTORS)
+    model = session.model(s, record)
+    first = generations["control_token"].is_not_null().cast(pl.Int64)
+    answers = list(zip(generations["prompt"], map(tuple, generations["token_ids"]), first, strict=True))
+    same = list(dict.fromkeys(answers))  # several arms may answer alike
+    found = log_likelihoods(model, [prompt for prompt, _, _ in same], [ids for _, ids, _ in same], [skipped for *_, skipped in same],
+                            Tools(steering), COHERENCE.path(s.run), batch_tokens=s.get("batch_tokens"))  # fmt: skip
+    means = dict(zip(same, found.means, strict=True))
+    text = generations.select(
+        "dataset", "id", "arm", "kind", "label", pl.col("token_ids").list.len().cast(pl.Int64).sub(first).alias("tokens"),
+        pl.Series("log_likelihood", [means[answer] for answer in answers], pl.Float64),
+    )  # fmt: skip
+    table = incoherent(text)
+    write_table(COHERENCE.path(s.run), table)
+    note(s, COHERENCE, model_key(model) | {"generations": record["id"]}, model, start, data=record.get("data"))
+    found.journal.remove()
+    if table["floor"].is_null().all():
+        warn(f"--coherence: fewer than {FEWEST} unsteered answers, too few to say which are incoherent")
+    return table.select(columns)
+
+
+def check_lengths(s: Settings, generations: "pl.DataFrame", record: Record) -> None:
+    """Can answers be cut at --lengths?
+
+    Raises:
+        UserError: They are not so long, or an earlier version did not keep where their tokens end.
+    """
+    wanted, most = s.get("lengths") or (), record["key"]["max_new_tokens"]
+    if wanted and max(wanted) > most:
+        raise UserError(
+            f"--lengths {max(wanted)}: answers have at most {most} tokens: generate --max-new-tokens {max(wanted)} first"
+        )
+    if wanted and ("token_ends" not in generations.columns or generations["token_ends"].has_nulls()):
+        raise UserError("--lengths: an earlier version made these answers, which kept no word of where their tokens end: "
+                        "generate --replace makes them again")  # fmt: skip
+
+
+def at_lengths(
+    s: Settings,
+    generations: "pl.DataFrame",
+    scores: "pl.DataFrame",
+    scorers: dict[str, Any],
+    key: Key,
+    record: Record,
+    *,
+    again: bool,
+) -> "pl.DataFrame":
+    """Rates at every length, in the run directory; says which of them have not come to rest."""
+    from data.store.rundir import now
+    from data.store.tables import write_table
+    from reports.scoring.leading import best_scorer
+    from reports.scoring.scores import repeated
+    from reports.statistics.lengths import by_length, moving, score_at
+
+    start, key = now(), key | {"lengths": list(s.get("lengths"))}
+    if not again and unchanged(s, LENGTHS, key):
+        table = LENGTHS.read(s.run)
+    else:
+        fitted = fitted_texts(s, record["key"])
+        table = by_length(score_at(generations, scores, fitted, scorers, s.get("lengths")), repeated(generations))
+        write_table(LENGTHS.path(s.run), table)
+        note(s, LENGTHS, key, record, start)
+    for one in moving(table, best_scorer(table, {}) or ""):
+        warn(f"{one.arm}: refusal of {one.label or 'unlabelled'} prompts still moves by {100 * one.step:+.1f} points ({100 * one.low:+.1f} to "
+             f"{100 * one.high:+.1f}) from {one.before} to {one.last} tokens: longer answers may say otherwise; generate "
+             "--max-new-tokens for them")  # fmt: skip
+    return table
+
+
+def shown_lengths(table: "pl.DataFrame") -> "pl.DataFrame":
+    """One line a label and arm, all data sets pooled, a column a length: percent refused with its interval."""
+    import polars as pl
+
+    from data.contract import POOLED
+    from reports.scoring.leading import best_scorer
+
+    rate = pl.format("{} ({}–{})", *(pl.col(name).mul(100).round(1) for name in ("rate", "low", "high")))
+    rows = table.filter(pl.col("dataset") == POOLED, pl.col("scorer") == (best_scorer(table, {}) or ""))
+    rows = rows.with_columns(rate.fill_null("").alias("refused, %"))
+    return rows.pivot("tokens", index=["scorer", "label", "arm"], values="refused, %", maintain_order=True)
 
 
 def warn_of_none(summary: "pl.DataFrame") -> None:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 from commands.framework.answers import all_asked, answer_prompts, asked_prompts, prepare, split_of
 from commands.framework.app import Session, command, perform
 from commands.framework.artefacts import GENERATIONS, VECTORS, Artefact, Making, made_by
-from commands.framework.options import DATA, FOLLOW, NEW_TOKENS, REPLACE, STEERING, TEST
+from commands.framework.options import DATA, FOLLOW, NEW_TOKENS, REPLACE, STEERING, TEST, WRAP
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import check_there, prompts_of
-from commands.framework.seen import fitted_texts
+from commands.framework.seen import fitted_texts, wrapped
 from commands.framework.settings import Record, Settings, Values
 from data.errors import UserError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-@command(*STEERING, NEW_TOKENS, FOLLOW, REPLACE, TEST)
+@command(*STEERING, NEW_TOKENS, FOLLOW, REPLACE, WRAP, TEST)
 def generate(session: Session, s: Settings) -> Summary:
     """Answer prompts in every arm; answers that are there already stay, other arms and prompts join them."""
     check_there(s, s.get("split"))
@@ -25,6 +25,8 @@ def generate(session: Session, s: Settings) -> Summary:
     if prompts.is_empty():
         raise UserError(f"no prompt in split {s.get('split')!r}: pass --split, --holdout or other --data")
     warn_of_others(s)
+    if s.get("wrap"):
+        prompts = wrapped(s, prompts, ready.rests_on, s.get("wrap"))
     warn_of_fitted(s, prompts, ready.rests_on)
     answer_prompts(s, ready, prompts, GENERATIONS, s.get("data"))
     path = GENERATIONS.path(s.run)

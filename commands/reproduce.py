@@ -14,7 +14,7 @@ from commands.framework.answers import Ready, answer_prompts, prepare
 from commands.framework.app import Session, command, perform
 from commands.framework.artefacts import GENERATIONS, PAPER_TABLE, SUMMARY, VECTORS, Artefact, need
 from commands.framework.options import DEPTH, FOLLOW, LAYER, LIMIT, NEW_TOKENS, SCORING, STRENGTH, TEST, UNIT, Declared
-from commands.framework.output import Summary, warn
+from commands.framework.output import Summary, emit, warn
 from commands.framework.prompts import fitting_prompts, spread, spread_in_kinds
 from commands.framework.recipe import PAPER, RECIPE, RESIDUAL, Recipe, read_recipe
 from commands.framework.records import identity, note, unchanged, without_secrets
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 PAPERS = ("paper",)
 CONFIG = Declared(
     "--config", "TOML file of what to run.", RECIPE, PAPER, "commands/paper.toml, which says what may stand in it"
+)
+VERIFY = Declared(
+    "--verify",
+    "At the end hold the run against itself, as the command verify does; exit 1 if anything differs.",
+    bool,
+    False,
 )
 LITTLE = 0.1  # of the mean residual norm; what this tool steers with by itself is 0.3
 STRENGTHS = (
@@ -73,7 +79,7 @@ class Set:
     LAYER.but(help="Block to read and to steer.", shown=f"the file's, else {DEPTH}"), *STRENGTHS,
     LIMIT.but(help="N prompts of each set, evenly spread over it; vectors, probe and map are then fitted on at most N of each label "
               "and category in each split."),
-    NEW_TOKENS.but(default=None, shown="the file's, 128"), FOLLOW, *SCORING, TEST, cls=Reproduction,
+    NEW_TOKENS.but(default=None, shown="the file's, 128"), FOLLOW, *SCORING, VERIFY, TEST, cls=Reproduction,
 )  # fmt: skip
 def reproduce(session: Session, s: Settings) -> Summary:
     """Run the whole table of arXiv 2603.13359, and put paper and ours side by side.
@@ -97,6 +103,8 @@ def reproduce(session: Session, s: Settings) -> Summary:
     perform(session, below.with_defaults(**recipe.of("evaluate")), "evaluate")
     table = write_table(below, there, missing, little)
     page = perform(session, below, "report")
+    if s.get("verify"):
+        emit("verify", perform(session, below, "verify"), s.get("as_json"))
     prompts = sum(one.prompts.height for one in there)
     if s.get("as_json"):
         return {"prompts": prompts, "missing": missing, "table": table.frame, "wrote": str(s.run)}

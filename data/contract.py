@@ -240,6 +240,12 @@ TEXTS = {"tagged": "read at a control token behind the prompt", "untagged": "rea
 MAPS = ("pca", "tsne")
 FORMATS = {"gguf": ".gguf", "lm-eval": ".pt", "pt": ".pt", "safetensors": ".safetensors"}  # and their files' endings
 ANSWERS_FORMAT = "inspect"  # of answers and not of vectors: a folder of logs
+TABLE_FORMATS = {
+    "latex": ".tex",
+    "csv": ".csv",
+    "parquet": ".parquet",
+    "markdown": ".md",
+}  # of a report's tables, and their files' endings
 ONE_VECTOR = ("gguf", "lm-eval")  # formats of one vector a layer
 # Commands by what they ask of a model: to be read, to be answered with, to be baked.
 READING = ("extract", "vectors", "probe", "diff")

@@ -11,6 +11,7 @@ from commands.framework.options import TEST
 from commands.framework.output import warn
 from commands.framework.prompts import fingerprint_of, prompts_of
 from commands.framework.records import Key, answering_key, identity, note, replaced
+from commands.framework.seen import wrapped
 from commands.framework.settings import Record, Settings, Values
 
 if TYPE_CHECKING:
@@ -239,7 +240,9 @@ def asked_prompts(s: Settings, record: Record) -> "pl.DataFrame | None":
         return None
     data = s.given("data") or tuple(record.get("data") or ())
     limit = s.given("limit") or record["options"].get("limit")
-    return prompts_of(s.with_values(data=data), split_of(s, record)[0])[:limit]
+    prompts = prompts_of(s.with_values(data=data), split_of(s, record)[0])[:limit]
+    file = record["options"].get("wrap")
+    return wrapped(s, prompts, record["key"], file) if file else prompts
 
 
 def asked_rows(s: Settings, table: "pl.DataFrame", record: Record) -> "pl.DataFrame":

@@ -152,11 +152,12 @@ FITTED_METHODS: "dict[str, Artefact[FittedMethod]]" = {
 GENERATIONS = Artefact(
     "generations", _table, command="generate", called="generations",
     rests_on=("vectors", "probe", "lowrank", "sweep", GATE_FOLDER, *(method.name for method in FITTED_METHODS.values())),
-    kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens"),
+    kept=("layer", "category", "strength", "strength_unit", "scope", "arm", "max_new_tokens", "wrap"),
 )  # fmt: skip
 SWEEP = Artefact("sweep", _table, beside=("sweep_prompts.parquet",), perhaps=("compared.parquet",))
-LENS, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, PAPER_TABLE, RUBRIC = (
-    Artefact(name, _table) for name in ("logit_lens", "traces", "diff", "effects", "capability", "scores", "summary", "paper", "rubric")
+LENS, TRACES, DIFF, EFFECTS, CAPABILITY, SCORES, SUMMARY, LENGTHS, COHERENCE, PAPER_TABLE, RUBRIC = (
+    Artefact(name, _table)
+    for name in ("logit_lens", "traces", "diff", "effects", "capability", "scores", "summary", "lengths", "coherence", "paper", "rubric")
 )  # fmt: skip
 JUDGES = Artefact("judges", _table, beside=("judges_classes.parquet", "judges_disagreements.parquet"),
                   perhaps=("judges_rates.parquet",))  # fmt: skip

@@ -19,6 +19,8 @@ from commands.framework.settings import Record, Settings
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import polars as pl
 
 
@@ -31,6 +33,42 @@ def asked_themes(s: Settings, prompts: "pl.DataFrame") -> "tuple[pl.DataFrame, l
         warn(f"intervals take each prompt of {', '.join(found.lost)} for itself, not with those of its theme: "
              f"{next(iter(found.lost.values()))}")  # fmt: skip
     return found.table, sorted(found.lost)
+
+
+def wrapped(s: Settings, prompts: "pl.DataFrame", used: Record, file: "Path | str") -> "pl.DataFrame":
+    """Prompts put into a template, as a data set of their own, `NAME in TEMPLATE`; those that were fitted to are left out.
+
+    Nothing could tell later that a wrapped prompt's own words were fitted to.
+
+    Raises:
+        UserError: The file has no place for a prompt, or can't be read.
+    """
+    from pathlib import Path
+
+    import polars as pl
+
+    from data.prompts.conversations import PLACE
+    from data.prompts.conversations import wrapped as put_into
+    from reports.scoring.scores import same_text
+
+    try:
+        template = Path(file).read_text("utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--wrap {file}: can't be read as UTF-8 text: {error}") from None
+    if PLACE not in template:
+        raise UserError(f"--wrap {file}: it has no {PLACE}, where each prompt goes")
+    fitted = fitted_texts(s, used)
+    free = prompts.filter(
+        ~pl.col("prompt").map_elements(lambda text: same_text(text) in fitted, return_dtype=pl.Boolean)
+    )
+    if free.height < prompts.height:
+        warn(
+            f"--wrap: {prompts.height - free.height} of {prompts.height} prompts were used for fitting and are left out"
+        )
+    return free.with_columns(
+        pl.col("prompt").map_elements(lambda text: put_into(template, text), return_dtype=pl.String),
+        pl.format("{} in {}", "dataset", pl.lit(Path(file).stem)).alias("dataset"),
+    )
 
 
 def fitted_texts(s: Settings, used: Record) -> set[str]:

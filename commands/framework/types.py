@@ -108,6 +108,14 @@ def _share_or_none(text: str) -> float | str:
     return share
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    odd = next((part for part in parts if not (part.isdecimal() and 0 < int(part[:10]) <= MOST)), None)
+    if odd is not None:
+        raise ValueError(f"{odd!r} is no number of tokens, as in 16,32,64")
+    return tuple(sorted(set(map(int, parts))))
+
+
 def _gate(text: str) -> str:
     """The name of a gate that is fitted, or of several joined."""
     if text == LABELLED_GATE:
@@ -120,4 +128,4 @@ HOLDOUT = Read("share", _share_or_none)
 LAYERS, LAYER_OR_AUTO, FINITE = Read("layers", read_layers), Read("layer", _layer_or_auto), Read("number", _finite)
 NUMBERS = Read("numbers", lambda text: tuple(map(_finite, text.split(","))))
 ROWS, GATE = Read("rows", _rows), Read("gate", _gate)
-DATE = Read("date", _date)
+DATE, COUNTS = Read("date", _date), Read("counts", _counts)

@@ -93,6 +93,7 @@ def _coconot(config: str, rows: int, splits: Mapping[str, str | None], label: pl
 
 
 def _or_bench(config: str, rows: int, label: pl.Expr) -> DataSet:
+    # Of a sample of its "benign" prompts people judged about half to be toxic (arXiv 2508.11222): its over-refusal is an upper bound.
     return DataSet(
         f"or-bench:{config}", "bench-llm/or-bench", "CC-BY-4.0", rows, "https://arxiv.org/abs/2405.20947",
         prompt=pl.col("prompt"), label=label, splits={"train": None}, config=f"or-bench-{config}",
@@ -133,6 +134,20 @@ CATALOGUE: tuple[DataSet, ...] = (
     _or_bench("hard-1k", 1_319, BENIGN),
     _or_bench("80k", 80_359, BENIGN),
     _or_bench("toxic", 655, HARMFUL),
+    DataSet(
+        "falsereject", "AmazonScience/FalseReject", "CC-BY-NC-4.0", 1_187, "https://arxiv.org/abs/2505.08054",
+        prompt=pl.col("prompt"), label=BENIGN, splits={"test": None}, theme=pl.col("category_text"),
+    ),
+    DataSet(
+        "phtest", "furonghuang-lab/PHTest", "MIT", 2_069, "https://arxiv.org/abs/2409.00598",
+        prompt=pl.col("Request"), label=BENIGN, splits={"train": None}, id=pl.col("ID"),
+        keep=pl.col("Harmfulness") == "harmless",  # the others are controversial: people differ on whether they do harm
+    ),
+    # A mirror of the one column that the authors' repository has; it says nothing of a licence.
+    DataSet(
+        "orfuzzset", "jkminder/orfuzz", "none stated", 1_855, "https://arxiv.org/abs/2508.11222",
+        prompt=pl.col("input"), label=BENIGN, splits={"train": None},
+    ),
     _wildguard("test", 1_699),
     _wildguard("train", 86_759),
     DataSet(

@@ -10,6 +10,7 @@ from typing import Any
 from data.errors import UserError
 
 OPEN, CLOSE = "\ue010", "\ue011"  # for private use
+PLACE = "{prompt}"  # of a template, where the prompt goes
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
          "prompter": "user", "developer": "system"}  # fmt: skip
 
@@ -35,6 +36,12 @@ def instructed(instruction: str, prompt: str) -> str:
     """A prompt with an instruction before its own words."""
     own = parted(prompt)[1]
     return f"{prompt.removesuffix(own)}{instruction}\n\n{own}"
+
+
+def wrapped(template: str, prompt: str) -> str:
+    """A prompt's own words put into a template, in the place of `{prompt}`; what stands before them as context stays there."""
+    own = parted(prompt)[1]
+    return f"{prompt.removesuffix(own)}{template.replace(PLACE, own)}"
 
 
 def as_prompt(messages: Any, called: str) -> str:

@@ -30,10 +30,12 @@ GENERATIONS = {
     "control_token": pl.String, "refusal_token": pl.String, "refusal_probability": pl.Float64,
     "response": pl.String, "new_tokens": pl.Int64, "finish": pl.String,
     "model": pl.String, "backend": pl.String, "seed": pl.Int64,
+    "token_ids": pl.List(pl.Int64), "token_ends": pl.List(pl.Int64),
 }  # fmt: skip
 SCORES = {
     "dataset": pl.String, "id": pl.String, "arm": pl.String, "kind": pl.String, "category": pl.String,
     "label": pl.String, "scorer": pl.String, "verdict": pl.String, "refused": pl.Boolean, "fitted": pl.Boolean,
+    "incoherent": pl.Boolean,
 }  # fmt: skip
 SUMMARY = {
     "dataset": pl.String, "label": pl.String, "arm": pl.String, "kind": pl.String, "scorer": pl.String,
@@ -45,6 +47,18 @@ SUMMARY = {
     # `wilson`, or `bootstrap` of prompts or of themes.
     "n_clusters": pl.Int64, "cluster_low": pl.Float64, "cluster_high": pl.Float64, "delta_cluster_low": pl.Float64,
     "delta_cluster_high": pl.Float64, "n_needed": pl.Int64, "interval": pl.String,
+    # Answers that are no refusal, no broken text, and nothing that the model would write; prompts that an arm answers, coherently, and
+    # the baseline refuses.
+    "incoherent": pl.Int64, "incoherent_low": pl.Float64, "incoherent_high": pl.Float64, "cured": pl.Int64,
+}  # fmt: skip
+COHERENCE = {
+    **{name: SCORES[name] for name in ("dataset", "id", "arm", "kind", "label")}, "tokens": pl.Int64, "log_likelihood": pl.Float64,
+    "floor": pl.Float64, "incoherent": pl.Boolean,
+}  # fmt: skip
+LENGTHS = {
+    "tokens": pl.Int64, **{name: SUMMARY[name] for name in ("dataset", "label", "arm", "kind", "scorer", "n")}, "n_cut": pl.Int64,
+    **{name: SUMMARY[name] for name in ("refused", "rate", "low", "high", "partial", "broken", "answered")},
+    "step": pl.Float64, "step_low": pl.Float64, "step_high": pl.Float64,
 }  # fmt: skip
 SWEEP = {
     "layer": pl.Int64, "strength": pl.Float64, "strength_unit": pl.String, "arm": pl.String, "label": pl.String,
@@ -127,14 +141,16 @@ TABLES: dict[str, Schema] = {
     "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "compared": COMPARED, "diff": DIFF,
     "effects": EFFECTS, "capability": CAPABILITY, "logit_lens": LOGIT_LENS, "probe_roc": PROBE_ROC,
     "probe_layers": PROBE_LAYERS, "probe_quality": PROBE_QUALITY, "lowrank_training": LOWRANK_TRAINING,
-    "sweep_prompts": PROMPTS, "category": CATEGORY, "category_test": CATEGORY_TEST, "rubric": RUBRIC, "judges": JUDGES,
+    "sweep_prompts": PROMPTS, "lengths": LENGTHS, "coherence": COHERENCE, "category": CATEGORY, "category_test": CATEGORY_TEST, "rubric": RUBRIC, "judges": JUDGES,
     "judges_classes": JUDGES_CLASSES, "judges_disagreements": JUDGES_DISAGREEMENTS, "judges_rates": JUDGES_RATES,
 }  # fmt: skip
 # Columns beyond the contract, which the file of another version may lack.
 BEYOND = {
+    "generations": ("token_ids", "token_ends"),
     "traces": ("prompt_category", "label", "arm", "kind", "gate", "max_new_tokens", "rendered"),
     "summary": ("n_clusters", "cluster_low", "cluster_high", "delta_cluster_low", "delta_cluster_high", "n_needed",
-                "interval"),
+                "interval", "incoherent", "incoherent_low", "incoherent_high", "cured"),
+    "scores": ("incoherent",),
     "sweep": ("kind", "category", "scope", "harmful"),
     "diff": ("halves",),
     "compared": ("harmful_threshold",),

@@ -156,6 +156,11 @@ def _say_what_is_loaded(name: str, source: str, device: str) -> None:
         logger.warning("loading %s%s onto %s", name, f", {size / 1e9:.0f} GB of weights," if size else "", device)
 
 
+def is_here(name: str) -> bool:
+    """Whether a model is on this machine: an embedded one, a folder, or one that the hub's client has."""
+    return name in ALIASES or (Path(name) / "config.json").exists() or _is_cached(name)
+
+
 def _is_cached(name: str) -> bool:
     """Whether the hub's client has this model already."""
     try:

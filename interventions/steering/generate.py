@@ -18,10 +18,11 @@ from interventions.model.control_tokens import refusal_tokens
 from interventions.model.model import Model
 from interventions.model.prompt_format import Encoded
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
+from interventions.steering.answer import Answers
 from interventions.steering.arms import Arm
 from interventions.steering.batches import answer_rows, plan_answers, variants_of
 from interventions.steering.plans import Plan, Tools, made_from, plan_arm
-from interventions.steering.texts import Row, arm_columns, row_answer, warn_of_overflow
+from interventions.steering.texts import Row, arm_columns, row_answer, token_columns, warn_of_overflow
 
 
 def generate(
@@ -97,10 +98,11 @@ def answered(
     def work(numbers: list[int]) -> list[list[Row]]:
         encoded, mine = variants[numbers[0] // count]
         found = answer_rows(model, encoded, [at % count for at in numbers], mine, gates, max_new_tokens, budget)
-        return [
-            [row_answer(model, found, at, arm, plan, max_new_tokens) for arm, plan in enumerate(mine)]
-            for at in range(len(numbers))
-        ]
+        return [[row(found, at, arm, plan) for arm, plan in enumerate(mine)] for at in range(len(numbers))]
+
+    def row(found: Answers, at: int, arm: int, plan: Plan) -> Row:
+        told = row_answer(model, found, at, arm, plan, max_new_tokens)
+        return told | token_columns(model.tokenizer, found.tokens[at, arm].tolist(), told)
 
     answers = run_batches(model.backend, journal, work, "generate")
     table = _table(model, prompts, arms, variants, answers, seed)

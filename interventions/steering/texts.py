@@ -11,6 +11,8 @@ from interventions.steering.answer import Answers
 from interventions.steering.arms import Arm
 from interventions.steering.plans import Plan
 
+PART = "\ufffd"  # what a character decodes to whose last token is not there yet
+
 logger = logging.getLogger(__name__)
 Row: TypeAlias = dict[str, Any]  # of a table: column -> value
 
@@ -57,6 +59,40 @@ def finished(model: Model, tokens: list[int], max_new_tokens: int) -> Row:
         "new_tokens": len(kept),
         "finish": "length" if end is None else "stop",
     }
+
+
+def token_columns(tokenizer: Any, tokens: list[int], answer: Row) -> Row:
+    """An answer's new tokens, a control token and no stop token among them, and where in `response` each of them ends, in characters.
+
+    A character of several tokens ends with the last of them; a token that shows nothing ends where the one before does.
+    """
+    ids = tokens[: answer["new_tokens"]]
+    text, first = answer["response"], int(answer["control_token"] is not None)
+    ends = [0] * first + ends_in(tokenizer, ids[first:], text)
+    return {"token_ids": ids, "token_ends": [*ends[:-1], len(text)] if ends else []}
+
+
+def ends_in(tokenizer: Any, ids: list[int], text: str) -> list[int]:
+    """Where in `text`, which they decode to, each token ends."""
+    if not ids:
+        return []
+    start = read = (
+        0  # tokens from `start` on are decoded together, so that what depends on the one before comes out right
+    )
+    pieces, ends = [""], []
+    for at in range(1, len(ids) + 1):
+        old, new = (tokenizer.decode(ids[start:stop], skip_special_tokens=True) for stop in (read, at))
+        if not new.endswith(PART) and new.startswith(old):
+            pieces.append(new[len(old) :])
+            start, read = read, at
+        ends.append(sum(map(len, pieces)))
+    if text.startswith("".join(pieces)):
+        return ends
+    every = [tokenizer.decode(ids[:at], skip_special_tokens=True).rstrip(PART) for at in range(1, len(ids) + 1)]
+    return [
+        next((at for at, (a, b) in enumerate(zip(one, text, strict=False)) if a != b), min(len(one), len(text)))
+        for one in every
+    ]
 
 
 def stop_tokens(model: Model) -> set[int]:

@@ -265,6 +265,26 @@ def lines(
     return _sized(alt.layer(*layers), height, series)
 
 
+def by_tokens(table: pl.DataFrame, arms: Sequence[str]) -> Any:
+    """Rates over answer lengths, with intervals; columns `tokens`, `arm`, `rate`, `low`, `high`, `n`, `n_cut`."""
+    ticks = sorted(table["tokens"].unique())
+    x = alt.X("tokens:Q", title="new tokens that an answer is cut at", scale=alt.Scale(type="log", base=2, nice=False, padding=20),
+              axis=alt.Axis(values=ticks, format="d", grid=False))  # fmt: skip
+    base = alt.Chart(_data(table)).encode(x=x, color=_colour("arm", arms))
+    tips = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip("tokens:Q"),
+        *_rate_tips("", "refused"),
+        alt.Tooltip("n_cut:Q", title="cut"),
+    ]
+    share = {"scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%", tickCount=5)}
+    y = alt.Y("rate:Q", title="refused, with 95 % interval", **share)
+    lines = base.mark_line(opacity=0.7).encode(y=y)
+    bars = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=alt.Y("low:Q", title="", **share), y2="high:Q")
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=_shape("arm", arms), tooltip=tips)
+    return _sized(alt.layer(lines, bars, points), 240, arms)
+
+
 def scatter(table: pl.DataFrame, groups: Sequence[str], titles: tuple[str, str]) -> Any:
     """Points in a plane; columns `x`, `y`, `group`."""
     points = alt.Chart(_data(table)).mark_point(size=26, opacity=0.7, filled=True)

@@ -16,7 +16,7 @@ from reports.page.names import Arm, alone, kind_of
 from reports.page.run import Run, open_run
 from reports.page.sections.answer import Pooled, point, pooled_rows
 from reports.page.sections.samples import pack
-from reports.page.write import write_page
+from reports.page.write import Tables, write_files, write_page
 from reports.scoring.leading import trust
 from reports.statistics.summary import holm, mcnemar, newcombe
 
@@ -24,7 +24,9 @@ MOST_TOLD = 3
 SETTINGS = ("model", "revision", "dtype", "template", "data", "backend", "seed")
 
 
-def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None = None) -> list[str]:
+def write_comparison(
+    folders: Sequence[Path], path: Path, *, assets: Path | None = None, tables: Tables | None = None
+) -> list[str]:
     """Write one self-contained HTML page that compares runs; returns its section titles.
 
     Raises:
@@ -48,10 +50,7 @@ def write_comparison(folders: Sequence[Path], path: Path, *, assets: Path | None
     top += [Prose(f"{name}: left out, as it could not be read: {fault}", "warning")
             for name, run in runs.items() for fault in run.faults]  # fmt: skip
     write_page(path, f"Refusal compared: {say.listed(runs)}", top, sections)
-    if assets is not None:
-        from reports.page.assets import write_assets
-
-        write_assets(sections, assets)
+    write_files(sections, assets, tables)
     return [section.title for section in sections]
 
 

@@ -20,7 +20,7 @@ from data.store.tables import GATE_QUALITY, read_parquet, required
 from reports.page.names import Arm, named
 
 # Tables that a report reads.
-READ = ("traces", "generations", "scores", "summary", "sweep", "compared", "diff", "effects", "capability", "logit_lens", "probe_roc",
+READ = ("traces", "generations", "scores", "summary", "lengths", "sweep", "compared", "diff", "effects", "capability", "logit_lens", "probe_roc",
         "probe_layers", "probe_quality", "category", "category_test", "rubric", "judges", "judges_classes", "judges_rates",
         "judges_disagreements")  # fmt: skip
 GATES = "gate_quality"  # every `gates/NAME_quality.parquet`, with a column `gate`

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,18 +16,27 @@ from reports.page.blocks import Prose, Samples, Section
 from reports.page.run import Run, open_run
 from reports.page.sections import ordered
 
+Tables = tuple[Path, Sequence[str]]
 STATIC = Path(__file__).parent / "static"
 
 logger = logging.getLogger(__name__)
 
 
-def write_report(folder: Path, path: Path, *, assets: Path | None = None, map_of_activations: str = "pca") -> list[str]:
+def write_report(
+    folder: Path,
+    path: Path,
+    *,
+    assets: Path | None = None,
+    tables: Tables | None = None,
+    map_of_activations: str = "pca",
+) -> list[str]:
     """Write one self-contained HTML page of whatever the run directory holds.
 
     Args:
         folder: A run directory.
         path: The page.
         assets: Also write each chart as PNG and SVG and each table as CSV and parquet into this folder.
+        tables: A folder, and the forms that each table is written there in, of `data.contract.TABLE_FORMATS`.
         map_of_activations: `pca` or `tsne`.
 
     Returns:
@@ -45,11 +55,20 @@ def write_report(folder: Path, path: Path, *, assets: Path | None = None, map_of
         logger.warning("left out of the report: %s", fault)
     model = run.first("model") or "a model"
     write_page(path, f"Refusal in {say.name(model)}", header(run), sections)
+    write_files(sections, assets, tables)
+    return [section.title for section in sections]
+
+
+def write_files(sections: list[Section], assets: Path | None, tables: Tables | None) -> None:
+    """What is asked for beside the page."""
     if assets is not None:
         from reports.page.assets import write_assets
 
         write_assets(sections, assets)
-    return [section.title for section in sections]
+    if tables is not None:
+        from reports.page.tables import write_tables
+
+        write_tables(sections, *tables)
 
 
 def header(run: Run) -> list[Prose]:

@@ -19,14 +19,14 @@ def score(
     """One row an answer and scorer, in the columns of `SCORES`.
 
     Args:
-        generations: The table of `generate`.
+        generations: The table of `generate`; with a column `incoherent`, of `statistics.coherence`, that is noted beside each verdict.
         fitted_prompts: `same_text` of the prompts that vectors were fitted on.
         scorers: As `assemble` gives them; without it, those that need nothing.
     """
     answers = generations.with_columns(broken(generations["response"]))
     fitted = {prompt: same_text(prompt) in fitted_prompts for prompt in answers["prompt"].unique()}
     base = answers.select(
-        "dataset", "id", "arm", "kind", "category", "label",
+        "dataset", "id", "arm", "kind", "category", "label", *(["incoherent"] if "incoherent" in answers.columns else []),
         pl.col("prompt").replace_strict(fitted, return_dtype=pl.Boolean).alias("fitted"),
     )  # fmt: skip
     parts = []
@@ -35,22 +35,23 @@ def score(
         partly = name in SCORERS and SCORERS[name].partly  # what it was not given, it did not fail at
         parts.append(part.filter(pl.col("verdict").is_not_null()) if partly else part)
     scores = pl.concat(parts) if parts else base.clear().with_columns(scorer=pl.lit(""), verdict=pl.lit(""))
-    return scores.with_columns((pl.col("verdict") == "refuse").alias("refused")).select(
+    lacking = [] if "incoherent" in scores.columns else [pl.lit(None).alias("incoherent")]
+    return scores.with_columns((pl.col("verdict") == "refuse").alias("refused"), *lacking).select(
         [pl.col(name).cast(kind) for name, kind in SCORES.items()]
     )
 
 
 def repeated(generations: pl.DataFrame) -> pl.DataFrame:
-    """`dataset`, `id`, `first` of prompts that another data set before has too, with the same label; `first` is that set."""
+    """`dataset`, `id`, `first` of prompts that stand before them already, with the same label; `first` is the data set where."""
     rows = generations.select("dataset", "id", "label", "prompt").unique(
         ["dataset", "id"], keep="first", maintain_order=True
     )
     rows = rows.with_columns(pl.col("prompt").map_elements(same_text, pl.String))
-    first = rows.unique(["prompt", "label"], keep="first", maintain_order=True).select(
-        "prompt", "label", first="dataset"
-    )
-    both = rows.join(first, on=["prompt", "label"], nulls_equal=True, maintain_order="left")
-    return both.filter(pl.col("dataset") != pl.col("first")).select("dataset", "id", "first")
+    own = ["prompt", "label"]
+    first = rows.unique(own, keep="first", maintain_order=True).select(*own, first="dataset", first_id="id")
+    both = rows.join(first, on=own, nulls_equal=True, maintain_order="left")
+    again = (pl.col("dataset") != pl.col("first")) | (pl.col("id") != pl.col("first_id"))
+    return both.filter(again).select("dataset", "id", "first")
 
 
 def same_text(prompt: str) -> str:

@@ -79,9 +79,9 @@ def summarise(
             power by the exact McNemar test at 5 %, given the disagreement seen.
         repeated: `dataset`, `id` of rows whose prompt another data set has too: they count in their own set and not in the pool.
     """
-    rows = _with_pooled(_with_clusters(scores, clusters), repeated)
+    rows = with_pooled(_with_clusters(scores, clusters), repeated)
     used = (~pl.col("fitted")) & pl.col("verdict").is_not_null()
-    table = _rates(rows, used)
+    table = rates(rows, used)
     valid = rows.filter(used)
     pairs = _pairs(valid)
     table = table.join(_compared(pairs, difference), on=KEYS, how="left", nulls_equal=True)
@@ -107,7 +107,8 @@ def _with_clusters(scores: pl.DataFrame, clusters: pl.DataFrame | None) -> pl.Da
     )
 
 
-def _with_pooled(rows: pl.DataFrame, repeated: pl.DataFrame | None) -> pl.DataFrame:
+def with_pooled(rows: pl.DataFrame, repeated: pl.DataFrame | None) -> pl.DataFrame:
+    """Scores, and once more as `(pooled)` those that count there."""
     once = rows if repeated is None else rows.join(repeated, on=["dataset", "id"], how="anti")
     return pl.concat([rows, once.with_columns(pl.lit(POOLED).alias("dataset"))])
 
@@ -117,23 +118,42 @@ def _in_shape(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(missing).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
 
 
-def _rates(rows: pl.DataFrame, used: pl.Expr) -> pl.DataFrame:
+def rates(rows: pl.DataFrame, used: pl.Expr) -> pl.DataFrame:
     """Counts, rate and Wilson's interval of every group."""
     counts = rows.group_by(KEYS, maintain_order=True).agg(
         used.sum().alias("n"),
         ((~pl.col("fitted")) & pl.col("verdict").is_null()).sum().alias("n_failed"),
         pl.col("fitted").sum().alias("n_overlap"),
         (used & pl.col("refused")).sum().alias("refused"),
-        *[
-            (used & (pl.col("verdict") == verdict)).sum().alias(name)
-            for name, verdict in (("partial", "partial"), ("broken", "broken"), ("answered", "comply"))
-        ],
+        *[(used & (pl.col("verdict") == verdict)).sum().alias(verdict) for verdict in ("partial", "broken")],
+        (used & answered(rows)).sum().alias("answered"),
+        *([(used & nonsense()).sum().alias("incoherent")] if measured(rows) else []),
         pl.lit(WILSON).alias("interval"),
     )
     bounds = [wilson(refused, n) for refused, n in counts.select("refused", "n").iter_rows()]
     ends = pl.DataFrame(bounds, {"low": pl.Float64, "high": pl.Float64}, orient="row").fill_nan(None)
     rate = pl.when(pl.col("n") > 0).then(pl.col("refused") / pl.col("n"))
-    return counts.with_columns(rate.alias("rate"), *ends)
+    counts = counts.with_columns(rate.alias("rate"), *ends)
+    if not measured(rows):
+        return counts
+    bounds = [wilson(count, n) for count, n in counts.select("incoherent", "n").iter_rows()]
+    names = {"incoherent_low": pl.Float64, "incoherent_high": pl.Float64}
+    return counts.with_columns(*pl.DataFrame(bounds, names, orient="row").fill_nan(None))
+
+
+def measured(scores: pl.DataFrame) -> bool:
+    """Whether it was looked at which answers are coherent."""
+    return "incoherent" in scores.columns and scores["incoherent"].is_not_null().any()
+
+
+def nonsense() -> pl.Expr:
+    """Answers that neither refuse nor are broken, and are incoherent."""
+    return (pl.col("verdict") == "comply") & pl.col("incoherent").fill_null(False)
+
+
+def answered(scores: pl.DataFrame) -> pl.Expr:
+    """Answers that are answers."""
+    return (pl.col("verdict") == "comply") & ~(nonsense() if measured(scores) else pl.lit(False))
 
 
 def _pairs(valid: pl.DataFrame) -> pl.DataFrame:
@@ -152,8 +172,9 @@ def _compared(pairs: pl.DataFrame, difference: float) -> pl.DataFrame:
         (after & ~before).sum().cast(pl.Int64).alias("arm_only"),
         (~after & before).sum().cast(pl.Int64).alias("baseline_only"),
         (~after & ~before).sum().cast(pl.Int64).alias("neither"),
+        (before & answered(pairs)).sum().cast(pl.Int64).alias("cured"),
     )
-    names = ("n_paired", "delta", "delta_low", "delta_high", "p", "n_needed")
+    names = ("n_paired", "cured", "delta", "delta_low", "delta_high", "p", "n_needed")
     rows: list[Values] = []
     for cell in cells.to_dicts():
         both, arm_only, baseline_only, neither = (
@@ -162,7 +183,7 @@ def _compared(pairs: pl.DataFrame, difference: float) -> pl.DataFrame:
         n = both + arm_only + baseline_only + neither
         delta, low, high = newcombe(both, arm_only, baseline_only, neither)
         needed = prompts_needed((arm_only + baseline_only) / n, difference)
-        values = (n, delta, low, high, mcnemar(arm_only, baseline_only), needed)
+        values = (n, cell.pop("cured"), delta, low, high, mcnemar(arm_only, baseline_only), needed)
         rows.append(cell | dict(zip(names, values, strict=True)))
     return _adjusted(pl.DataFrame(rows, schema={name: SUMMARY[name] for name in (*KEYS, *names)}))
 
@@ -203,6 +224,8 @@ def _macro(table: pl.DataFrame, valid: pl.DataFrame, pairs: pl.DataFrame, seed: 
     for key, group in table.filter(pl.col("dataset") != POOLED).group_by(KEYS[1:], maintain_order=True):
         entry: Values = {"dataset": MACRO, **dict(zip(KEYS[1:], key, strict=True))}
         entry |= {name: int(group[name].sum()) for name in (*COUNTS, "n_paired")}
+        more = [name for name in ("incoherent", "cured") if name in group.columns and not group[name].has_nulls()]
+        entry |= {name: int(group[name].sum()) for name in more}
         if key in singles:
             single = singles[key]
             entry["n_clusters"] = single["cluster"].n_unique()

@@ -100,6 +100,25 @@ def whole(words, tmp_path_factory):
     return folder, json.loads(out), err
 
 
+def test_the_run_is_held_against_itself(whole, words):
+    """Nothing is made again, so that what is verified is what was there; a forged rate ends the command."""
+    folder, _, _ = whole
+    out, _ = call("--run", folder, "--json", *words, "--verify")
+    told = json.loads(out.splitlines()[0])
+    assert told["command"] == "verify" and told["differs"] == 0
+    passed = {row["artefact"] for row in told["table"] if row["outcome"] == "pass"}
+    assert passed >= {
+        "vectors",
+        "probe",
+        "generations",
+        "scores",
+        "summary",
+        "paper",
+        "activations/pairs",
+        "report.html",
+    }
+
+
 TABLES = ("generations", "scores", "summary", "paper")
 
 

@@ -16,7 +16,9 @@ SPECIAL: dict[str, list[Any]] = {
     "prompt_style": ["base"],
     "prompt_harm_label": ["harmful"],
     "data_type": ["adversarial_harmful"],
-    "input": [""],
+    "input": ["some input"],
+    "Harmfulness": ["harmless"],
+    "ID": [3],
 }
 
 

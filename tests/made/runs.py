@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 
 from data.store.rundir import record
 from data.store.tables import CATEGORY, CATEGORY_TEST, COMPARED, GATE_QUALITY, GENERATIONS, SCORES, TRACES
+from reports.scoring.assemble import assemble
 from reports.scoring.scores import score
+from reports.statistics.lengths import by_length, score_at
 from reports.statistics.summary import summarise
 
 CATEGORIES = ("Humanizing requests", "Incomplete requests", "Indeterminate requests", "Requests with safety concerns",
@@ -59,6 +61,7 @@ def synthetic_run(folder: Path, rows: int = 60, *, seed: int = 0, texts: Texts =
         "generations": generations,
         "scores": scores,
         "summary": summarise(scores, seed),
+        "lengths": _lengths(generations, scores),
         "traces": _traces(random, texts),
         "sweep": _sweep(),
         "diff": _diff(random),
@@ -137,7 +140,18 @@ def _generations(random: np.random.Generator, rows: int, texts: Texts, arms: lis
                     "seed": 0,
                 }
             )
-    return pl.DataFrame(table, schema=GENERATIONS)
+    return pl.DataFrame([row | _tokens(row["response"]) for row in table], schema=GENERATIONS)
+
+
+def _tokens(response: str) -> dict[str, list[int]]:
+    """A token every four characters."""
+    ends = [*range(4, len(response), 4), len(response)]
+    return {"token_ids": list(range(len(ends))), "token_ends": ends}
+
+
+def _lengths(generations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+    whole = scores.filter(pl.col("scorer") != "judge")
+    return by_length(score_at(generations, whole, set(), assemble(generations), (4, 16, 64)))
 
 
 def _scores(random: np.random.Generator, generations: pl.DataFrame) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from reports.page.sections import (
     costs,
     diffing,
     judges,
+    lengths,
     paper,
     provenance,
     rates,
@@ -29,6 +30,7 @@ def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | N
     return [
         answer.section,
         rates.section,
+        lengths.section,
         paper.section,
         samples.section,
         agreement.section,

@@ -174,7 +174,15 @@ def overview(pooled: Pooled, arms: Mapping[str, Arm]) -> str:
     def falls(label: str, arm: str) -> bool:
         row = pooled.row(label, arm)
         shown = row is not None and say.is_shown(row["delta_low"], row["delta_high"], row["p_holm"])
-        return row is not None and shown and row["delta"] < 0
+        return row is not None and shown and row["delta_high"] + more_nonsense(label, arm) < 0
+
+    def more_nonsense(label: str, arm: str) -> float:
+        """Share of answers that became incoherent: none of them is a cure, so a fall has to be larger."""
+        row, before = pooled.row(label, arm), pooled.row(label, "baseline")
+        counts = [one.get("incoherent") for one in (row, before) if one]
+        if label != "benign" or len(counts) < 2 or None in counts or not row or not before:
+            return 0.0
+        return max(0.0, counts[0] / row["n"] - counts[1] / before["n"])
 
     compared = [arm for arm in arms if (row := pooled.row("benign", arm)) and row["delta"] is not None]
     fallen = [arm for arm in compared if falls("benign", arm)]
@@ -213,6 +221,10 @@ def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
                     f"{shown.short}: {shares[0]} of its answers to {label} prompts are broken ({shares[1]} "
                     "unsteered). A broken answer is neither a refusal nor a cure."
                 )
+            if row and before and rises(row, before):
+                shares = [say.percent(one["incoherent"] / one["n"]) for one in (row, before)]
+                found.append(f"{shown.short}: {shares[0]} of its answers to {label} prompts are incoherent ({shares[1]} unsteered): fluent nonsense, "
+                             "which is counted in no cure.")  # fmt: skip
     if not any(pooled.row(label, "baseline") for label in say.LABELS):
         found.append("There is no baseline: run it too, or no difference can be told from chance.")
     unsteered = [before for label in say.LABELS if (before := pooled.row(label, "baseline"))]
@@ -220,6 +232,12 @@ def warnings(pooled: Pooled, arms: Mapping[str, Arm]) -> list[str]:
         found.append("The unsteered model declined none of these prompts: there is no refusal to take away, and these rates say "
                      "nothing of steering away from it.")  # fmt: skip
     return found
+
+
+def rises(row: Values, before: Values) -> bool:
+    """Whether an arm gives more incoherent answers than the unsteered model, by intervals that don't meet."""
+    ends = row.get("incoherent_low"), before.get("incoherent_high")
+    return ends[0] is not None and ends[1] is not None and ends[0] > ends[1]
 
 
 def trade_off(pooled: Pooled, arms: Mapping[str, Arm]) -> list[Block]:
