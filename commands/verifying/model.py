@@ -69,7 +69,7 @@ def activations(case: Case) -> Iterator[Outcome]:
 
     from data import PROMPT_COLUMNS
     from data.store.activations import Activations
-    from interventions.reading.extract import extract
+    from interventions.reading.extract import JOIN, extract
 
     names = [name for name in case.records if name.startswith("activations/")]
     for name in names:
@@ -84,7 +84,7 @@ def activations(case: Case) -> Iterator[Outcome]:
             yield Outcome(name, "by the model", UNKNOWN, why)
             continue
         file, model = Activations.open(path), model_of(case, record)
-        each = max(1, len(suffixes))
+        each = len(suffixes) or len(record["key"]["position"].split(JOIN))
         chosen = case.sample(file.rows.height // each)
         rows = [at * each + one for at in chosen for one in range(each)]
         prompts = file.rows[[at * each for at in chosen]].select(PROMPT_COLUMNS)
@@ -93,7 +93,7 @@ def activations(case: Case) -> Iterator[Outcome]:
         apart = max(rows_apart(file.layer(layer, rows), again.layer(layer)) for layer in file.layers)
         most = NEAR.get(str(record.get("dtype")), 1e-4)
         told = f"a row lies {apart:.3g} of its length away" if apart > most else ""
-        columns = [column for column in ("n_tokens", "suffix") if column in file.rows.columns]
+        columns = [column for column in ("n_tokens", "suffix", "position") if column in file.rows.columns]
         numbers = pl.Series("row", np.arange(len(rows)))
         told = told or frames_apart(
             file.rows[rows].select(numbers, *columns), again.rows.select(numbers, *columns), ["row"]

@@ -152,7 +152,7 @@ FORGERIES = {
     "traces": table("traces", kl=one("kl", 9.0)),
     "probe": tensor("probe", "threshold", lambda values: values + 0.01),
     "probe, quality": table("probe_quality", auc=one("auc", 0.99)),
-    "activations/gate-last": tensor("activations/gate-last", "activations", nudge),
+    "activations/gate": tensor("activations/gate", "activations", nudge),
     "gates/ridge": tensor("gates/ridge", "threshold", lambda values: values + 0.01),
     "gates/ridge, quality": table("gates/ridge_quality", auc=one("auc", 0.99)),
     "gates/ridge, scores": table("gates/ridge_prompts", score=one("score", 0.123)),
@@ -178,7 +178,7 @@ def test_a_run_is_what_it_says(run, made):
     unknown = {(row["artefact"], row["check"]) for row in told["table"] if row["outcome"] == "can't be checked"}
     assert unknown == {("sweep", "its figures")}, err
     passed = {row["artefact"] for row in told["table"] if row["outcome"] == "pass"}
-    assert passed >= {*TABLES, "activations/prompts", "activations/gate-last", "gates/ridge", "report.html"}
+    assert passed >= {*TABLES, "activations/prompts", "activations/gate", "gates/ridge", "report.html"}
 
 
 @pytest.mark.parametrize("name", FORGERIES)
