@@ -10,7 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def timed(work: Work, model: Model, prompts: pl.DataFrame) -> tuple[float, dict[
     return seconds, {name: value - before[name] for name, value in model.backend.traffic.items()}, made
 
 
-def measure(name: str, work: Work, models: dict[str, Model], prompts: pl.DataFrame, turns: int) -> None:
+def measure(name: str, work: Work, models: Mapping[str, Model], prompts: pl.DataFrame, turns: int) -> None:
     """A row of the table: milliseconds and KB a prompt of each way, and how many times the trusted way's time a sandbox takes."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     traffic: dict[str, dict[str, int]] = {}

@@ -107,7 +107,9 @@ class InteractiveModel(Model):
         return Activations(torch.cat(found)[back], read, table)
 
     @overload
-    def answer(self, prompts: str, steering: Direction | None = None, **options: Any) -> str: ...
+    def answer(  # pyright: ignore[reportOverlappingOverload]  # a text is a sequence of texts too
+        self, prompts: str, steering: Direction | None = None, **options: Any
+    ) -> str: ...
     @overload
     def answer(self, prompts: Sequence[str], steering: Direction | None = None, **options: Any) -> list[str]: ...
     def answer(

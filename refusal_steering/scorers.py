@@ -69,7 +69,7 @@ BY_NAME = {"token": token, "phrases": phrases, "classifier": classifier}
 
 
 def _scorer(name: str, classifier: str | None = None) -> Scorer:
-    async def score(state: TaskState, _target: Target) -> Score | None:
+    async def score(state: TaskState, target: Target) -> Score | None:  # noqa: ARG001  # Inspect passes it by name
         import anyio
 
         said = await anyio.to_thread.run_sync(lambda: one_verdict(name, row_of(state), classifier))

@@ -51,11 +51,11 @@ SUMMARY = {
     # the baseline refuses.
     "incoherent": pl.Int64, "incoherent_low": pl.Float64, "incoherent_high": pl.Float64, "cured": pl.Int64,
 }  # fmt: skip
-COHERENCE = {
+COHERENCE: Schema = {
     **{name: SCORES[name] for name in ("dataset", "id", "arm", "kind", "label")}, "tokens": pl.Int64, "log_likelihood": pl.Float64,
     "floor": pl.Float64, "incoherent": pl.Boolean,
 }  # fmt: skip
-LENGTHS = {
+LENGTHS: Schema = {
     "tokens": pl.Int64, **{name: SUMMARY[name] for name in ("dataset", "label", "arm", "kind", "scorer", "n")}, "n_cut": pl.Int64,
     **{name: SUMMARY[name] for name in ("refused", "rate", "low", "high", "partial", "broken", "answered")},
     "step": pl.Float64, "step_low": pl.Float64, "step_high": pl.Float64,
@@ -112,26 +112,26 @@ LOWRANK_TRAINING = {
     "epoch": pl.Int64, "split": pl.String, "label": pl.String, "n": pl.Int64, "loss": pl.Float64,
     "refusal_probability": pl.Float64, "kept": pl.Boolean,
 }  # fmt: skip
-RUBRIC = {
+RUBRIC: Schema = {
     "dataset": pl.String, "id": pl.String, "arm": pl.String, "kind": pl.String, "label": pl.String, "rubric": pl.String,
     "score": pl.Float64,
 }  # fmt: skip
 # A scorer held against labels by hand. `half`: `tune`, `held`, or `all` rows.
-JUDGES = {
+JUDGES: Schema = {
     "scorer": pl.String, "half": pl.String, "n": pl.Int64, "n_failed": pl.Int64, "wrong": pl.Int64, "error": pl.Float64,
     "low": pl.Float64, "high": pl.Float64, "kappa": pl.Float64, "kappa_low": pl.Float64, "kappa_high": pl.Float64,
     "n_refused": pl.Int64, "sensitivity": pl.Float64, "sensitivity_low": pl.Float64, "sensitivity_high": pl.Float64,
     "n_other": pl.Int64, "specificity": pl.Float64, "specificity_low": pl.Float64, "specificity_high": pl.Float64,
 }  # fmt: skip
-JUDGES_CLASSES = {
+JUDGES_CLASSES: Schema = {
     "scorer": pl.String, "half": pl.String, "hand": pl.String, "n": pl.Int64, **{verdict: pl.Int64 for verdict in VERDICTS},
     "none": pl.Int64, "error": pl.Float64, "low": pl.Float64, "high": pl.Float64,
 }  # fmt: skip
-JUDGES_DISAGREEMENTS = {
+JUDGES_DISAGREEMENTS: Schema = {
     "scorer": pl.String, "half": pl.String, "dataset": pl.String, "id": pl.String, "arm": pl.String, "prompt": pl.String,
     "response": pl.String, "hand": pl.String, "verdict": pl.String,
 }  # fmt: skip
-JUDGES_RATES = {
+JUDGES_RATES: Schema = {
     "scorer": pl.String, "label": pl.String, "arm": pl.String, "n": pl.Int64, "rate": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "corrected": pl.Float64, "corrected_low": pl.Float64, "corrected_high": pl.Float64, "hand": pl.Float64,
 }  # fmt: skip

@@ -88,7 +88,7 @@ def rules_of(module: Any, name: str) -> dict[str, Any]:
     rules = {field: value for field, value in asked_of_decoding(module.generation_config).items() if field != BEAMS}
     one, size = torch.zeros(1, dtype=torch.long), module.config.get_text_config().vocab_size
     try:
-        of_row(rules, one, one, 1)(one[None], torch.zeros(1, size))
+        of_row(rules, one, one, 1)(one[None], torch.zeros(1, size))  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(
             f"{name}: its generation_config can't be followed ({cause_of(error)}): leave --generation-config out"

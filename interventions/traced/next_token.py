@@ -89,7 +89,7 @@ def most_probable(logits: torch.Tensor, rules: Processed, rows: torch.Tensor, so
     if not rules.processors:
         return logits.argmax(-1)[:, None]
     found: list[torch.Tensor] = []
-    for at, row in enumerate(rows.tolist()):
+    for at, row in enumerate(map(int, rows.tolist())):
         ids = torch.cat([rules.prompts[row], so_far[at].to(rules.prompts[row].device)])[None]
         scores = logits[at : at + 1].float().to(ids.device)
         found.append(rules.processors[row](ids, scores.clone()).argmax(-1))

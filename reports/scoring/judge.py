@@ -297,6 +297,12 @@ class _Asking:
         text = str(error) or type(error).__name__
         if isinstance(error, openai.APITimeoutError):
             text = f"timed out after {self.judge.timeout:g} s; --judge-timeout gives it more"
+        elif (
+            isinstance(error, openai.APIStatusError)
+            and not isinstance(error.body, dict)
+            and error.response.text not in text
+        ):
+            text = f"{text}: {error.response.text}"
         text = self._plain(text)
         with self.lock:
             self.last = text

@@ -58,7 +58,7 @@ def test_logs_of_a_finished_run_hold_the_verdicts_of_evaluate(answered, run):
         found = {key: n for key, n in counts_of(log).items() if n}
         scored = {key: n for key, n in expected(answered, arm, label).items() if key[0] in {name for name, _ in found}}
         assert found == scored and found
-        said = {sample.metadata["id"]: sample.output.completion for sample in log.samples}
+        said = {sample.metadata["id"]: sample.output.completion for sample in log.samples or ()}
         own = dict(generations.filter(arm=arm, label=label).select("id", "response").iter_rows())
         assert said == own
 
@@ -76,7 +76,7 @@ def test_a_steered_arm_answers_as_generate_did(answered, tiny_tuned_folder):
         task_of(generations, "mine", "phrases", 6), model=model, log_dir=str(answered / "logs"), display="none"
     )
     assert log.status == "success", log.error
-    said = {sample.metadata["id"]: sample.output.completion for sample in log.samples}
+    said = {sample.metadata["id"]: sample.output.completion for sample in log.samples or ()}
     assert said == dict(generations.select("id", "response").iter_rows())
     wanted = {key: n for key, n in expected(answered, "fixed", "harmful").items() if key[0] == "phrases"}
     assert {key: n for key, n in counts_of(log).items() if n} == wanted
@@ -98,7 +98,7 @@ def test_tasks_take_the_prompts_of_a_label():
 
     for make, wanted in ((over_refusal, "comply"), (refusal, "refuse")):
         samples = list(make().dataset)
-        assert len(samples) > 200 and {sample.target for sample in samples} == {wanted}
+        assert len(samples) > 200 and all(sample.target == wanted for sample in samples)
         assert len({sample.id for sample in samples}) == len(samples)
 
 

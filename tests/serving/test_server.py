@@ -90,7 +90,8 @@ def test_completions_take_texts_as_they_are(served):
     raw = client.completions.create(model="baseline", prompt=["<bos><user>tell me<bot>", "<bos><user>write a poem<bot>"], max_tokens=6, logprobs=2)  # fmt: skip
     assert raw.choices[0].text == chat.choices[0].message.content
     assert len(raw.choices) == 2
-    assert len(raw.choices[0].logprobs.tokens) == len(raw.choices[0].logprobs.token_logprobs)
+    told = raw.choices[0].logprobs
+    assert told and told.tokens and told.token_logprobs and len(told.tokens) == len(told.token_logprobs)
 
 
 def test_log_probabilities_are_the_model_s(served):

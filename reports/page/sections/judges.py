@@ -40,7 +40,7 @@ def rubric(run: Run) -> Section | None:
         frame,
         ("rubric", say.name, "rubric"),
         ("label", say.name, "label"),
-        ("arm", lambda arm: arms[arm].name if arm in arms else say.name(arm), "arm"),
+        ("arm", lambda arm: arms[arm].short if arm in arms else say.name(arm), "arm"),
         ("n", say.number, "n"),
         ("mean score", say.fixed, "score"),
         ("standard error", say.fixed, "stderr"),

@@ -719,8 +719,10 @@ def test_a_tokens_blanks_are_seen_at_its_ends(token, shown):
 def test_shown_text_holds_no_character_that_hides_or_turns(text):
     import unicodedata
 
+    from data.visible import HARMLESS
+
     shown = say.visible(text)
-    assert all(unicodedata.category(c)[0] != "C" or c in say.HARMLESS for c in shown)
+    assert all(unicodedata.category(c)[0] != "C" or c in HARMLESS for c in shown)
     assert not set(shown) & set("\u2028\u2029\u202a\u202e\u2066\u2069\u200e\u200f")
 
 

@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.guard:
             server.bodies.append(body)
             server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
-            time_ = sum(seen["messages"] == body["messages"] for seen in server.bodies)
+            time_ = sum(asked_of(seen) == asked_of(body) for seen in server.bodies)
             server.now += 1
             server.most = max(server.most, server.now)
         try:
@@ -89,6 +89,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format, *args):
         pass
+
+
+def asked_of(body):
+    """A conversation, or a text."""
+    return body.get("messages") or body.get("prompt")
 
 
 def completion(text):
