@@ -1,5 +1,7 @@
 """What Inspect finds: nothing heavy is imported before it is used."""
 
+# pyright: reportMissingImports=false  # an optional extra
+
 from inspect_ai.model import ModelAPI, modelapi
 
 from refusal_steering.scorers import classifier, phrases, token

@@ -1,5 +1,7 @@
 """This tool's scorers as Inspect's: a sample's score is its verdict."""
 
+# pyright: reportMissingImports=false  # an optional extra
+
 from collections.abc import Sequence
 from math import nan
 from typing import Any

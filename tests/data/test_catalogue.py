@@ -180,7 +180,7 @@ def test_a_label_stored_as_classes_reads_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("xtest", r"unknown data 'xtest': did you mean xstest\?"),
+        ("xtest", r"unknown data 'xtest': did you mean xstest"),
         ("harmbensh:standard", "did you mean harmbench:standard"),
         ("quite something else", "pass a name that `datasets` lists"),
         (

@@ -1,5 +1,7 @@
 """Inspect: steered arms as models, tasks, and logs of a finished run, read back by Inspect itself."""
 
+# pyright: reportMissingImports=false  # an optional extra
+
 import json
 import subprocess
 import sys
