@@ -1,6 +1,7 @@
 """Logs of a finished `generate`, as Inspect writes them: it replays the answers, and this tool's scorers score them."""
 
-# pyright: reportMissingImports=false  # an optional extra
+# An optional extra.
+# pyright: reportMissingImports=false
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -5,7 +5,8 @@
 `-M recorded=true` answers with what the run's `generate` answered, and opens no model. Decoding is greedy.
 """
 
-# pyright: reportMissingImports=false  # an optional extra
+# An optional extra.
+# pyright: reportMissingImports=false
 
 import logging
 from pathlib import Path

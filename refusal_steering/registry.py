@@ -1,6 +1,7 @@
 """What Inspect finds: nothing heavy is imported before it is used."""
 
-# pyright: reportMissingImports=false  # an optional extra
+# An optional extra.
+# pyright: reportMissingImports=false
 
 from inspect_ai.model import ModelAPI, modelapi
 

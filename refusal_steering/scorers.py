@@ -1,6 +1,7 @@
 """This tool's scorers as Inspect's: a sample's score is its verdict."""
 
-# pyright: reportMissingImports=false  # an optional extra
+# An optional extra.
+# pyright: reportMissingImports=false
 
 from collections.abc import Sequence
 from math import nan

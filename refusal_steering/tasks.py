@@ -1,6 +1,7 @@
 """Tasks: prompts of this tool's data sets, answered once, scored by its scorers."""
 
-# pyright: reportMissingImports=false  # an optional extra
+# An optional extra.
+# pyright: reportMissingImports=false
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

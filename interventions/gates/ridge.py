@@ -81,7 +81,7 @@ def without_theme(
 def fit_chosen(features: Features, rows: np.ndarray, harmful: np.ndarray, themes: Sequence[str]) -> FittedGate:
     """On some rows, reads and penalty chosen among them."""
     choices, some = grid(features.n_layers), choosing(themes)
-    those, label, names = rows[some], harmful[some], [themes[at] for at in some.tolist()]
+    those, label, names = rows[some], harmful[some], np.array(themes)[some].tolist()
     share, kernels = _shares(label), {}
     for read in dict.fromkeys(read for reads in choices for read in reads):
         x = features.residual(read, those)

@@ -92,7 +92,7 @@ def most_probable(logits: torch.Tensor, rules: Processed, rows: torch.Tensor, so
     for at, row in enumerate(map(int, rows.tolist())):
         ids = torch.cat([rules.prompts[row], so_far[at].to(rules.prompts[row].device)])[None]
         scores = logits[at : at + 1].float().to(ids.device)
-        found.append(rules.processors[row](ids, scores.clone()).argmax(-1))
+        found.append(rules.processors[row](ids, scores.clone()).argmax(-1))  # pyright: ignore[reportArgumentType]
     return torch.stack(found)
 
 

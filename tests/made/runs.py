@@ -11,9 +11,10 @@ import polars as pl
 from safetensors.numpy import save_file
 
 from data.store.rundir import record
-from data.store.tables import CATEGORY, CATEGORY_TEST, COMPARED, GATE_QUALITY, GENERATIONS, SCORES, TRACES
+from data.store.tables import CATEGORY, CATEGORY_TEST, COMPARED, GATE_QUALITY, GENERATIONS, RUBRIC, SCORES, TRACES
 from reports.scoring.assemble import assemble
 from reports.scoring.scores import score
+from reports.statistics import judges
 from reports.statistics.lengths import by_length, score_at
 from reports.statistics.summary import summarise
 
@@ -62,6 +63,8 @@ def synthetic_run(folder: Path, rows: int = 60, *, seed: int = 0, texts: Texts =
         "scores": scores,
         "summary": summarise(scores, seed),
         "lengths": _lengths(generations, scores),
+        **_judges(generations, scores),
+        "rubric": _rubric(random, generations),
         "traces": _traces(random, texts),
         "sweep": _sweep(),
         "diff": _diff(random),
@@ -152,6 +155,28 @@ def _tokens(response: str) -> dict[str, list[int]]:
 def _lengths(generations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     whole = scores.filter(pl.col("scorer") != "judge")
     return by_length(score_at(generations, whole, set(), assemble(generations), (4, 16, 64)))
+
+
+def _judges(generations: pl.DataFrame, scores: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Scorers held against the judge, as if it were a person."""
+    keys = ["dataset", "id", "arm"]
+    hand = scores.filter(pl.col("scorer") == "judge").select(*keys, hand=pl.col("verdict").fill_null("comply"))
+    texts = generations.select(*keys, "prompt", "response").unique(keys)
+    half = pl.when(pl.col("id").cast(pl.Int64) % 2 == 0).then(pl.lit("tune")).otherwise(pl.lit("held"))
+    bench = scores.join(hand, on=keys).join(texts, on=keys).with_columns(half.alias("half"))
+    found = judges.quality(bench)
+    rates = judges.corrected(bench.drop_nulls("verdict"), found.filter(half="all"))
+    return {
+        "judges": found,
+        "judges_classes": judges.classes(bench),
+        "judges_disagreements": judges.disagreements(bench),
+        "judges_rates": rates,
+    }
+
+
+def _rubric(random: np.random.Generator, generations: pl.DataFrame) -> pl.DataFrame:
+    shares = pl.Series("score", random.beta(1, 4, generations.height))
+    return generations.with_columns(shares, rubric=pl.lit("strongreject")).select(*RUBRIC)
 
 
 def _scores(random: np.random.Generator, generations: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """Inspect: steered arms as models, tasks, and logs of a finished run, read back by Inspect itself."""
 
-# pyright: reportMissingImports=false  # an optional extra
+# An optional extra.
+# pyright: reportMissingImports=false
 
 import json
 import subprocess
