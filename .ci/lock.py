@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ALL, CUDA, TORCH = (ROOT / f"requirements{of}.txt" for of in ("", "-cuda", "-torch"))
-PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)", re.MULTILINE)
+PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)(?P<marker>[ \t]*;[^\\\n]*)?", re.MULTILINE)
 OF_CUDA = re.compile(r"nvidia-|cuda-|triton$")
 HEADS = {
     ALL: """# Exact versions of everything but torch, development tools included, with the SHA-256 of every file that the package index has of
@@ -32,7 +32,7 @@ def blocks(text: str) -> list[str]:
 def main() -> None:
     """Resolve, split, write."""
     was = ALL.read_text() + TORCH.read_text()
-    pins = {found["name"].lower().replace("_", "-"): found["version"] for found in PIN.finditer(was)}
+    pins = {found["name"].lower().replace("_", "-"): found["version"] + (found["marker"] or "") for found in PIN.finditer(was)}
     pins |= {name.lower().replace("_", "-"): version for name, version in (word.split("==") for word in sys.argv[1:])}
     command = [
         "uv",
