@@ -1,7 +1,7 @@
 """Does the server answer as `generate` does, as fast, and as long as it is asked to?
 
-    python benchmarks/serve.py soak [--requests 2000]
-    python benchmarks/serve.py speed RUN [--repeats 5]
+    PYTHONPATH=. python benchmarks/serve.py soak [--requests 2000]
+    PYTHONPATH=. python benchmarks/serve.py speed RUN [--repeats 5]
 
 `soak`: a tiny random model; mixed lengths from 16 clients, a tenth of which hang up. `speed`: a run of the embedded model with vectors
 and a probe; all sides measured in turn, medians. Exit 1 if an answer is not its arm's, or memory grew by more than 5 % from request 200 on.
@@ -109,7 +109,7 @@ def soak(requests: int) -> bool:
         time.sleep(2)
         grown = sizes[-1] / sizes[min(SETTLED, requests) - 1]
         print(
-            f"{requests} requests over {len(offer.arms)} arms in {took:.0f} s: {wrong} wrong; memory {sizes[-1]:.0f} MB, "
+            f"{requests} requests over {len({arm for arm, _, _ in expected})} arms in {took:.0f} s: {wrong} wrong; memory {sizes[-1]:.0f} MB, "
             f"{grown - 1:+.1%} from request {SETTLED} on; {sum(engine.load)} answers left under way"
         )
         return not wrong and grown <= GROWN and not any(engine.load)
