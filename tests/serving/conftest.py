@@ -23,13 +23,9 @@ WORDS = [
 @contextmanager
 def serving(model, *, rows=32, queue=128, rules=None, words=WORDS) -> Iterator:
     """(address, offer, engine) of a server that runs in a thread."""
-    import uvicorn
-
     from interventions.steering.arms import Arm
     from interventions.steering.live.engine import Engine
     from interventions.steering.plans import Tools
-    from serving.app import application
-    from serving.guard import Rules
     from serving.offer import Offer
 
     vectors = vectors_of(model)
@@ -43,19 +39,31 @@ def serving(model, *, rows=32, queue=128, rules=None, words=WORDS) -> Iterator:
     }  # fmt: skip
     offer = Offer(model, Tools(vectors, probe_of(model)), arms, default, 512, 16, about)
     engine = Engine(model, vectors, rows=rows, queue=queue)
-    listening = socket.create_server(("127.0.0.1", 0))
+    with listening(offer, engine, rules) as address:
+        yield address, offer, engine
+
+
+@contextmanager
+def listening(offer, engine, rules=None) -> Iterator[str]:
+    """Address of a server of this offer, until it is left."""
+    import uvicorn
+
+    from serving.app import application
+    from serving.guard import Rules
+
+    taken = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(application(offer, engine, rules or Rules()), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)  # fmt: skip
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", offer, engine
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
-        listening.close()
+        taken.close()
 
 
 @pytest.fixture(scope="session")
