@@ -32,7 +32,10 @@ def blocks(text: str) -> list[str]:
 def main() -> None:
     """Resolve, split, write."""
     was = ALL.read_text() + TORCH.read_text()
-    pins = {found["name"].lower().replace("_", "-"): found["version"] + (found["marker"] or "") for found in PIN.finditer(was)}
+    pins = {
+        found["name"].lower().replace("_", "-"): found["version"] + (found["marker"] or "")
+        for found in PIN.finditer(was)
+    }
     pins |= {name.lower().replace("_", "-"): version for name, version in (word.split("==") for word in sys.argv[1:])}
     command = [
         "uv",

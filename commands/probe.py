@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.activations import default_layer
+from commands.framework.activations import default_layer, say_rows
 from commands.framework.app import Session, command
 from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, activations_artefact, gate_artefact, need
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
@@ -214,6 +214,7 @@ def read_positions(
                 and file.rows[:: len(there)].select(prompts.columns).equals(prompts)):  # fmt: skip
             return file
     position = JOIN.join(positions)
+    say_rows(s, "a gate is fitted to them, and its threshold chosen by their scores")
     extract(
         model,
         prompts,
