@@ -162,7 +162,7 @@ def _judges(generations: pl.DataFrame, scores: pl.DataFrame) -> dict[str, pl.Dat
     keys = ["dataset", "id", "arm"]
     hand = scores.filter(pl.col("scorer") == "judge").select(*keys, hand=pl.col("verdict").fill_null("comply"))
     texts = generations.select(*keys, "prompt", "response").unique(keys)
-    half = pl.when(pl.col("id").cast(pl.Int64) % 2 == 0).then(pl.lit("tune")).otherwise(pl.lit("held"))
+    half = pl.when(pl.col("id").hash(seed=1) % 2 == 0).then(pl.lit("tune")).otherwise(pl.lit("held"))
     bench = scores.join(hand, on=keys).join(texts, on=keys).with_columns(half.alias("half"))
     found = judges.quality(bench)
     rates = judges.corrected(bench.drop_nulls("verdict"), found.filter(half="all"))
