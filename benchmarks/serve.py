@@ -14,6 +14,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class Speed:
         mine, theirs = [], []
         for _ in range(repeats):
             began = time.perf_counter()
-            made = self._generated(self.prompts, [arm], 32)["new_tokens"].sum()
+            made = int(self._generated(self.prompts, [arm], 32)["new_tokens"].sum())
             theirs.append(made / (time.perf_counter() - began))
             began = time.perf_counter()
             got = asyncio.run(self._at_once(asked))
@@ -162,7 +163,7 @@ class Speed:
             print(f"{BATCH} clients: {mine[-1]:.1f} tokens/s, generate {theirs[-1]:.1f}", flush=True)
         print(f"ratio {statistics.median(mine) / statistics.median(theirs):.2f}")
 
-    def _generated(self, prompts: pl.DataFrame, arms: list[Arm], tokens: int) -> pl.DataFrame:
+    def _generated(self, prompts: pl.DataFrame, arms: Sequence[Arm], tokens: int) -> pl.DataFrame:
         place = Path(tempfile.mkdtemp()) / "generations.parquet"
         return generate(self.model, prompts, self.offer.tools, place, arms=arms, max_new_tokens=tokens)
 

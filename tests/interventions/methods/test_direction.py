@@ -45,8 +45,8 @@ def test_what_does_not_go_together_is_refused(vectors):
                             vectors.metadata | {"layers": "[0, 1]", "residual_norms": "[2.0, 3.0]"})  # fmt: skip
     for odd in (other, fewer):
         with pytest.raises(UserError):
-            vectors["a"] + odd["a"]
+            _ = vectors["a"] + odd["a"]
     with pytest.raises(UserError, match="layer 7"):
         vectors["a"].at(7)
     with pytest.raises(UserError, match="no vector for category"):
-        vectors["c"]
+        _ = vectors["c"]
