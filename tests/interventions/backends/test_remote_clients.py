@@ -42,13 +42,15 @@ def test_a_killed_client_collects_and_ends_the_same(
         work, undisturbed = part_of(work, many, 450, tiny_tuned, tmp_path)
     tmp_path = tmp_path / "run"
     random_ = random.Random(0)
-    for _ in range(int(os.environ.get("REFUSAL_TEST_KILLS", "3"))):
+    for killed in range(int(os.environ.get("REFUSAL_TEST_KILLS", "3"))):
         process = begun(command("--run", tmp_path, *work, host=ndif.url), tmp_path, sent(tmp_path) + 1)
         time.sleep(random_.uniform(0, 1))
         process.kill()
         process.wait()
         journal = tmp_path / "activations" / ".prompts.journal"
-        assert journal.exists(), "the run was over before it could be killed"
+        if not journal.exists():  # a quick machine is done before so many kills
+            assert killed >= 3, "the run was over before it could be killed"
+            break
         text = journal.read_text()
         for line in text[: text.rfind("\n")].splitlines()[1:]:
             entry = json.loads(line)
