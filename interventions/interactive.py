@@ -1,8 +1,9 @@
 """A model as a notebook uses it: activations, steered answers and comparisons, a line each, with nothing written to disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from functools import wraps
+from typing import Any, ParamSpec, overload
 
 import polars as pl
 import torch
@@ -11,9 +12,7 @@ from data.contract import DEFAULT_SCOPE, MAX_NEW_TOKENS, SCOPES
 from data.errors import UserError
 from interventions.methods.direction import Direction
 from interventions.methods.vectors import SteeringVectors
-from interventions.model.formats.choice import PromptFormat
 from interventions.model.model import Model
-from interventions.model.opening import DEFAULT_MODEL
 from interventions.model.opening import open_model as open_plain
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import plan_batches
@@ -25,6 +24,7 @@ from interventions.steering.batches import answer_rows, plan_answers
 from interventions.steering.plans import Plan, Tools, plan_arm
 from interventions.steering.texts import finished, finite
 
+Given = ParamSpec("Given")
 UNSTEERED = "unsteered"
 COMPARED: dict[str, Any] = {
     "prompt": pl.String,
@@ -204,33 +204,15 @@ class InteractiveModel(Model):
         return plan_arm(self, arm, Tools(vectors), [{}] * rows)
 
 
-def open_model(
-    name: str = DEFAULT_MODEL,
-    *,
-    remote: Any = False,
-    device: str | None = None,
-    dtype: str | None = None,
-    prompt_format: PromptFormat | None = None,
-    follow: bool = False,
-) -> InteractiveModel:
-    """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
+def _interactive(opens: Callable[Given, Model]) -> Callable[Given, InteractiveModel]:
+    @wraps(opens)
+    def open_interactive(*args: Given.args, **options: Given.kwargs) -> InteractiveModel:
+        return InteractiveModel(**vars(opens(*args, **options)))
 
-    Args:
-        name: What to open.
-        remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
-            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open backend.
-        device: torch device; default CUDA if there is any, else the CPU.
-        dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
-        prompt_format: How prompts are put into words; default the tokenizer's own template.
-        follow: Whether answers follow what the model's generation_config asks of greedy decoding, such as
-            `repetition_penalty`, as transformers' `generate` does.
+    return open_interactive
 
-    Raises:
-        UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks
-            that can't be found or don't have the shape that steering needs.
-    """
-    model = open_plain(name, remote=remote, device=device, dtype=dtype, prompt_format=prompt_format, follow=follow)
-    return InteractiveModel(**vars(model))
+
+open_model = _interactive(open_plain)
 
 
 def _texts(prompts: str | Sequence[str]) -> list[str]:

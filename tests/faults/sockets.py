@@ -30,28 +30,24 @@ def silent(connection):
     time.sleep(30)
 
 
-def trickle_head(connection):
-    """Begins an answer's head and never ends it."""
-    connection.recv(1 << 16)
-    try:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-        while True:
-            connection.sendall(b"y")
-            time.sleep(0.05)
-    except OSError:
-        pass
+def trickling(opening):
+    """Begins an answer and never ends it."""
+
+    def trickle(connection):
+        connection.recv(1 << 16)
+        try:
+            connection.sendall(opening)
+            while True:
+                connection.sendall(b"y")
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    return trickle
 
 
-def trickle_body(connection):
-    """Begins an answer's body and never ends it."""
-    connection.recv(1 << 16)
-    try:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-        while True:
-            connection.sendall(b"y")
-            time.sleep(0.05)
-    except OSError:
-        pass
+trickle_head = trickling(b"HTTP/1.1 200 OK\r\nX: ")
+trickle_body = trickling(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
 
 
 def redirecting(connection):
