@@ -46,8 +46,9 @@ def judges(session: Session, s: Settings) -> Summary:
 
     start = now()
     own = s.get("hand") != EMBEDDED
+    labels = hand_path(s) if own else None
     table, record = need(session, s, GENERATIONS) if own else (shipped(), SHIPPED)
-    answers = labelled(table, hand_path(s)) if own else table
+    answers = table if labels is None else labelled(table, labels)
     scorers = named_scorers(s, answers)
     bench = pl.concat([answers.with_columns(pl.lit(name).alias("scorer"), verdicts(answers).cast(pl.String).alias("verdict"))
                        for name, verdicts in scorers.items()])  # fmt: skip

@@ -71,3 +71,10 @@ def test_a_runs_own_labels_correct_its_rates(run, answered):
     fits_contract(answered / "run")
     code, _, err = run("--run", answered / "run", "judges", "--hand", answered / "none.csv")
     assert code == 1 and "no such file" in err and err.count("\n") == 1
+
+
+def test_labels_that_are_not_there_are_said_before_anything_is_made(run, tiny_tuned_folder, prompts_file, tmp_path):
+    words = ["--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", prompts_file]
+    code, _, err = run(*words, "judges", "--hand", tmp_path / "none.csv")
+    assert code == 1 and "no such file" in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "activations").exists()
