@@ -123,8 +123,8 @@ class Answers:
                         self.engine.drop([choice.row])
                     return
                 continue
-            if event.finish == "error":
-                raise RequestError(event.error, status=503 if "memory" in event.error or "down" in event.error else 500)
+            if event.finish in ("error", "busy"):
+                raise RequestError(event.error, status=503 if event.finish == "busy" else 500)
             if not choice.tokens:
                 yield "", None
             rest = choice.decoding.end()

@@ -219,6 +219,20 @@ def test_who_reads_slowly_holds_up_nobody(serve_tiny):
             assert left(engine) == (0, 0)
 
 
+@pytest.mark.parametrize(("error", "status"), [(MemoryError("no room"), 503), (ValueError("down and out"), 500)])
+def test_what_another_try_may_not_meet_is_told_apart_from_what_fails(serve_tiny, monkeypatch, error, status):
+    body = {"model": "baseline", "messages": [{"role": "user", "content": "tell me"}], "max_tokens": 4}
+    with serve_tiny() as (address, _, engine):
+
+        def fails():
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.decoder, "step", fails)
+            assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == status
+        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 200
+
+
 def test_a_token_is_asked_for_everywhere_but_at_the_page(serve_tiny):
     with serve_tiny(rules=Rules(token="0123456789abcdef")) as (address, _, _):
         assert httpx.get(f"{address}/").status_code == 200

@@ -96,7 +96,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Ended:
-    """The answer is over: `stop`, `length`, or an error's words."""
+    """The answer is over: `stop`, `length`; or, with an error's words, `error`, or `busy` where it may go another time."""
 
     finish: str = "stop"
     error: str = ""

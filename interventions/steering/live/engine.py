@@ -87,7 +87,7 @@ class Engine:
                 new = self._next()
             self._guarded(new)
         for row in [*self.decoder.rows, *self._waiting]:
-            row.end("error", "the server is going down")
+            row.end("busy", "the server is going down")
 
     def _next(self) -> list[Row]:
         """Rows that there is room for, in the order in which they came."""
@@ -111,12 +111,14 @@ class Engine:
             concerned = [*self.decoder.rows]
             self.decoder.step()
         except Exception as error:
+            finish = "error"
             if ran_out(error):
+                finish = "busy"
                 self.tokens = max(1, self.tokens // 2)
                 words = "not enough memory for this answer beside the others; ask again, for fewer tokens"
             else:
                 words = str(error) if isinstance(error, UserError) else f"the model failed: {type(error).__name__}"
             logger.warning("answering failed: %s", error)
             for row in [*concerned, *self.decoder.rows]:
-                row.end("error", words)
+                row.end(finish, words)
             self.decoder.clear()
