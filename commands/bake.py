@@ -21,8 +21,8 @@ def bake(session: Session, s: Settings) -> Summary:
 
     steering, record = need(session, s, VECTORS)
     model = session.model(s, record)
-    if model.backend.is_remote:
-        raise UserError("bake writes weights, which a remote run does not have: run it with --local")
+    if not model.backend.has_module:
+        raise UserError("bake writes weights, which are elsewhere: run it with --local and --engine transformers")
     arm, out = single_arm(s, model, steering), s.get("out") or s.run / "baked"
     noted = {"category": arm.category, "layer": arm.layer}
     if s.get("operation") == "add":

@@ -253,6 +253,8 @@ ANSWERING = ("trace", "generate", "sweep", "effects", "lowrank", "category", "ca
 BAKING = ("bake --add", "bake --ablate")
 CHECKED = (*READING, *ANSWERING, "bake")
 WHERES = ("local", "simulate", "remote")
+ENGINES = ("transformers", "vllm")
+REQUESTS, MOST_LENGTH = 256, 4096  # of vLLM's: requests under way at once, tokens a prompt and its answer may have
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"
 

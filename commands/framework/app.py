@@ -13,11 +13,12 @@ from commands.framework.output import Summary, emit, warn
 from commands.framework.records import prompt_format
 from commands.framework.settings import Command, Record, Settings
 from data.contract import ASKED_BYTES, TUNED_MODEL
+from data.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from interventions.backends.backend import Backend
+    from interventions.backends.backend import Backend, VLLMOptions
     from interventions.model.model import Model
     from interventions.steering.first_token import FirstPositions
 
@@ -43,12 +44,13 @@ class Session:
             s.get("sandbox"),
             s.get("insecure"),
             s.get("yes"),
+            vllm_options(s),
         )
         if key not in self.backends:
             watch = Watch(as_json=s.get("as_json"))
             self.backends[key] = open_backend(
                 key[0], key[1], timeout=key[2], in_flight=key[3], watch=watch, sandbox=key[4], insecure=key[5],
-                most_bytes=None if key[6] else ASKED_BYTES,
+                most_bytes=None if key[6] else ASKED_BYTES, vllm=key[7],
             )  # fmt: skip
         return self.backends[key]
 
@@ -68,7 +70,7 @@ class Session:
         key = (name, backend, s.get("device"), put, s.get("dtype", record))
         if key not in self.models:
             model = open_model(name, remote=backend, device=key[2], dtype=key[4], prompt_format=put, follow=follow)
-            if not (trusted or backend.is_remote):
+            if not trusted and backend.has_module:
                 check_once(model)
             self.models |= {key: model, (*key[:4], model.dtype): model}
         model = self.models[key]
@@ -100,6 +102,28 @@ class Session:
         name = pick_llama(backend.address).name
         warn(f"no --model given: {name} is up there and will be used")
         return name
+
+
+def vllm_options(s: Settings) -> "VLLMOptions | None":
+    """How a vLLM engine is opened, where the settings ask for one.
+
+    Raises:
+        UserError: Options of vLLM without it.
+    """
+    if s.get("engine") != "vllm":
+        odd = [name for name in ("serve", "tensor_parallel", "requests", "max_model_len") if s.given(name)]
+        if odd:
+            raise UserError(f"--{odd[0].replace('_', '-')} is for --engine vllm: pass that too, or leave it out")
+        return None
+    from interventions.backends.backend import VLLMOptions
+
+    return VLLMOptions(
+        tensor_parallel=s.get("tensor_parallel"),
+        requests=s.get("requests"),
+        max_model_len=s.get("max_model_len"),
+        serve=s.get("serve") or "",
+        timeout=s.get("timeout"),
+    )
 
 
 @click.group(chain=True, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -119,6 +119,11 @@ INSECURE = Declared("--insecure", "Let your NDIF key go to another machine over 
 YES = Declared("--yes", f"Let more than {c.ASKED_BYTES / 1e9:g} GB of activations come back from a server.", bool, False)
 SECONDS = Declared("--timeout", "Seconds a remote job may take.", types.Numbers(min=0, min_open=True), c.TIMEOUT)
 IN_FLIGHT = Declared("--in-flight", "Remote jobs under way at once.", click.IntRange(1, 64), c.IN_FLIGHT)
+ENGINE = Declared("--engine", "What runs the model: transformers, or vLLM with its continuous batching (`make vllm`).", c.ENGINES, c.ENGINES[0])
+SERVE_AT = Declared("--serve", "Address of an nnsight-serve that holds the weights, for --engine vllm; its key in NNSIGHT_SERVE_KEY.", shown="none: weights are loaded here")
+TENSOR_PARALLEL = Declared("--tensor-parallel", "GPUs that share each tensor, for --engine vllm.", COUNT, 1)
+REQUESTS = Declared("--requests", "Requests under way at once, for --engine vllm.", COUNT, c.REQUESTS)
+MOST_LENGTH = Declared("--max-model-len", "Tokens that a prompt with its answer may have, for --engine vllm.", COUNT, shown=f"the model's, up to {c.MOST_LENGTH}")
 DEVICE = Declared("--device", "torch device.", shown="cuda if there is one, else cpu")
 DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on a CPU, the checkpoint's elsewhere")
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
@@ -138,7 +143,7 @@ SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, 
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
 NO_AUTO = Declared("--no-auto", "Don't make missing inputs; say which command does.", bool, False, shown="")
 DEBUG = Declared("--debug", "Show tracebacks.", bool, False, shown="")
-SHARED = (RUN, MODEL, *WHERE, SANDBOX, HOST, INSECURE, YES, SECONDS, IN_FLIGHT, DEVICE, DTYPE, *FORMATTING, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
+SHARED = (RUN, MODEL, *WHERE, SANDBOX, HOST, INSECURE, YES, SECONDS, IN_FLIGHT, ENGINE, SERVE_AT, TENSOR_PARALLEL, REQUESTS, MOST_LENGTH, DEVICE, DTYPE, *FORMATTING, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
 TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.SPLITS)
 
 # Reading and fitting

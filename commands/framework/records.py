@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 Key = dict[str, Any]  # what an artefact is made from: the same key, the same artefact
-TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers", "prompt_format")
-ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
+TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "engine", "n_layers", "prompt_format")
+OPTIONAL = ("prompt_format", "engine")  # said of what has one
+ADDRESSES = ("--host", "--judge-url", "--serve")  # options; of these the query goes unrecorded too
 WORTH_A_WORD = 5  # seconds
 # A scheme is tried at its first character alone and never given back in part: texts may be long.
 LOGIN = re.compile(r"(?<![A-Za-z0-9+.-])([0-9+.-]*+[A-Za-z][A-Za-z0-9+.-]*+://)[^\s/?#\"']*@")
@@ -91,10 +92,11 @@ def note(
         SHA256: digests(s.run, [elsewhere] if elsewhere else artefact.files(s.run)),
     }
     if isinstance(of, dict):
-        entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name != "prompt_format"}
+        entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name not in OPTIONAL}
     else:
         entry |= model_key(of) | {"backend": of.backend.kind, "n_layers": of.n_layers}
         entry |= {"prompt_format": of.prompt_format.record} if of.prompt_format.record else {}
+        entry |= {"engine": of.backend.engine.record} if of.backend.engine is not None else {}
         if of.backend.client is not None:
             entry["remote"] = of.backend.client.traffic.since_noted()
     record(s.run, artefact.name, entry | (more or {}))

@@ -1,14 +1,14 @@
-"""The one backend: where a trace runs — here, shipped and rebuilt in this process, or on an NDIF server.
+"""The one backend: where a trace runs — here, shipped and rebuilt in this process, on an NDIF server, or in a vLLM engine.
 
 Every function that traces takes `backend=model.backend.nnsight(model.nnsight)` and is the same wherever it runs. What
 comes in batches goes through `Backend.each`, which keeps several jobs under way where that is of use.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.contract import IN_FLIGHT, TIMEOUT
+from data.contract import IN_FLIGHT, REQUESTS, TIMEOUT
 from data.errors import UserError
 from data.store.journal import Journal
 from data.store.progress import Watch
@@ -16,6 +16,7 @@ from interventions.backends.pool import Group, T, _Pool, _Task, _task
 
 if TYPE_CHECKING:
     from interventions.backends.ndif.client import Client
+    from interventions.backends.vllm.engine import Engine
 
 
 BATCHES_A_JOB, JOB_BYTES = 8, 32 << 20  # batches travel together up to these
@@ -23,6 +24,25 @@ SUMMED_BATCHES = 24  # of one job, where its batches are added up
 SUMMED_BYTES = 16 << 20  # of a whole run of such jobs, where it can be
 LARGE_SUMS = 4 << 20  # of one such job: for each part of this size it may hold as many batches again
 LINE_BYTES = 128 << 20  # of results that may come in at once, whatever the model
+
+
+@dataclass(frozen=True)
+class VLLMOptions:
+    """How a vLLM engine is opened.
+
+    Attributes:
+        tensor_parallel: How many devices share each tensor.
+        requests: How many requests are under way at once, at most.
+        max_model_len: Tokens that a prompt with its answer may have; None: those of the model, up to `MOST_LENGTH`.
+        serve: Address of an nnsight-serve that holds the weights; empty for an engine of this process.
+        timeout: Seconds that a request to it may take.
+    """
+
+    tensor_parallel: int = 1
+    requests: int = REQUESTS
+    max_model_len: int | None = None
+    serve: str = ""
+    timeout: float = TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,8 @@ class Backend:
         in_flight: How many jobs are under way at once.
         sandbox: Whether a simulation, or a server that would not, treats the user as NDIF treats ordinary keys.
         most_bytes: What may come back of one artefact's jobs; None: any number.
+        vllm: How a vLLM engine is opened; None where transformers' model runs.
+        engine: The open engine, of an open model.
     """
 
     kind: str = "local"
@@ -42,6 +64,13 @@ class Backend:
     in_flight: int = 1
     sandbox: bool = False
     most_bytes: int | None = None
+    vllm: VLLMOptions | None = None
+    engine: "Engine | None" = field(default=None, compare=False)
+
+    @property
+    def has_module(self) -> bool:
+        """Whether transformers' model is here, with its weights."""
+        return self.client is None and self.vllm is None
 
     @property
     def is_remote(self) -> bool:
@@ -71,7 +100,15 @@ class Backend:
         return self.client.traffic.counts() if self.client is not None else {}
 
     def nnsight(self, model: Any) -> Any:
-        """What nnsight's `trace`, `generate` or `session` of this model is given as `backend=`."""
+        """What nnsight's `trace`, `generate` or `session` of this model is given as `backend=`.
+
+        Raises:
+            UserError: The model runs in a vLLM engine, which reads and answers requests and runs no other trace.
+        """
+        if self.vllm is not None:
+            raise UserError(
+                "this takes the model's weights, gradients, or the probabilities of given tokens, which --engine vllm doesn't give: pass --engine transformers"
+            )
         if self.kind == "simulate":
             from interventions.backends.simulated import Simulation
 
@@ -158,6 +195,7 @@ def open_backend(
     sandbox: bool = False,
     insecure: bool = False,
     most_bytes: int | None = None,
+    vllm: VLLMOptions | None = None,
 ) -> Backend:
     """The backend to `local`, `simulate` or `remote`; a server is asked whether it is there.
 
@@ -170,10 +208,15 @@ def open_backend(
         sandbox: Whether traces run as those of ordinary keys do: beside the model's process.
         insecure: Whether a key may go to another machine over plain http, and a result come from anywhere.
         most_bytes: What activations may come back from a server at once; None: any number.
+        vllm: How a vLLM engine is opened; None where transformers' model runs.
 
     Raises:
         UserError: No server, or none that understands us.
     """
+    if vllm is not None and kind != "local":
+        raise UserError(f"--engine vllm runs here, or against --serve URL: leave --{kind} out")
+    if vllm is not None:
+        return Backend(kind, vllm=vllm)
     if kind != "remote":
         return LOCAL if kind == "local" else Backend(kind, sandbox=sandbox)
     from nnsight.schema.config import CONFIG

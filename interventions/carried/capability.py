@@ -69,8 +69,8 @@ def capability(
         UserError: No lm-eval, a model elsewhere, an unknown or unreadable task, tools that don't fit the model, or an
             arm that changed no scored logit of a task.
     """
-    if model.backend.is_remote:
-        raise UserError("capability runs lm-eval in this process, on the model's own module: run it with --local")
+    if not model.backend.has_module:
+        raise UserError("capability runs lm-eval in this process, on the model's own module: run it with --local and --engine transformers")
     tools.check(model)
     if odd := next((arm.name for arm in arms if arm.reads_labels), None):
         raise UserError(f"arm {odd!r} reads labels, and the items of a task have none")

@@ -45,10 +45,9 @@ def every_check(model: Model, wanted: Collection[str] = EVERY) -> list[Check]:
     Raises:
         UserError: Its weights are elsewhere.
     """
-    if model.backend.is_remote:
-        raise UserError(
-            "check holds a model against plain hooks on its weights, which are elsewhere: run it with --local"
-        )
+    if not model.backend.has_module:
+        raise UserError("check holds a model against plain hooks on its weights, which are elsewhere: run it with --local and "
+                        "--engine transformers; parity holds engines against each other")  # fmt: skip
     shape = f"{model.n_layers} at {decoder_path(model.module, model.name)}, each putting out (rows, tokens, {model.d_model})"
     weights = sum(part.numel() for part in model.module.parameters())
     opened = [Check("weights", True, f"{weights:,} numbers in {model.dtype}, every one out of the checkpoint"),

@@ -65,7 +65,7 @@ class Model:
         Layers that see a window of the last tokens alone would need another mask than the others, and a recurrent memory
         or a bias of positions (ALiBi) takes none.
         """
-        if self.keeps_state or is_alibi(self.module.config):
+        if self.backend.vllm is not None or self.keeps_state or is_alibi(self.module.config):
             return False
         config = self.module.config.get_text_config()
         kinds = getattr(config, "layer_types", None) or [

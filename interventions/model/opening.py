@@ -4,6 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 import logging
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from data.errors import UserError, cause_of
 from data.store.files import is_full, no_room
 from interventions.backends.backend import LOCAL, Backend, open_backend
 from interventions.backends.ndif.server import RUNNING, deployments
+from interventions.backends.vllm.opening import check_versions, open_engine
 from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
 from interventions.model.foreign.checkpoint import check_files, check_kind, check_sizes, every_weight, quantised
@@ -53,7 +55,8 @@ def open_model(
     Args:
         name: What to open.
         remote: False runs traces here; "local" ships and rebuilds each trace in-process first; an address, or True
-            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open backend.
+            for nnsight's configured host, runs them on an NDIF server and loads no weights here; or an open backend,
+            such as one whose `vllm` says how a vLLM engine is opened.
         device: torch device; default CUDA if there is any, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`; default float32 on a CPU, the checkpoint's own elsewhere.
         prompt_format: How prompts are put into words; default the tokenizer's own template.
@@ -69,6 +72,8 @@ def open_model(
     if backend.is_remote and is_here and not backend.is_loopback:
         raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
     source = str(embedded_folder(name)) if name in ALIASES else name
+    if backend.vllm is not None:
+        check_versions()
     device = "cpu" if backend.is_remote else _checked_device(device)
     weights = _checked_dtype(dtype, device)
     disable_progress_bar()
@@ -86,8 +91,8 @@ def open_model(
         check_template(tokenizer, name)
         set_format(tokenizer, prompt_format or PromptFormat(), name, logger.warning)
         options: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer, "trust_remote_code": False}
-        if backend.is_remote:
-            if is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
+        if not backend.has_module:
+            if backend.is_remote and is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
                 source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
             wrapped = TransformersModel(source, **options)
@@ -106,14 +111,20 @@ def open_model(
         module.generation_config.pad_token_id = tokenizer.pad_token_id
     warn_of_rules(module.generation_config, name, follow)
     tokenizer.model_max_length = places_of(config, name)
+    if backend.vllm is not None:
+        engine = open_engine(source, name, module, weights, device, backend.vllm, tokenizer)
+        backend = replace(backend, engine=engine)
     tokenizer.table_rows = module.get_input_embeddings().weight.shape[0]
     path = decoder_path(module, name)
-    if not backend.is_remote:
+    if backend.has_module:
         check_blocks(module, module.get_submodule(path), name)
     layers = attrgetter(path)(wrapped)
-    weights_type = (
-        str(next(module.parameters()).dtype) if not backend.is_remote else _far_dtype(backend, source, wrapped, layers)
-    )
+    if backend.engine is not None:
+        weights_type = backend.engine.record["dtype"]
+    elif backend.is_remote:
+        weights_type = _far_dtype(backend, source, wrapped, layers)
+    else:
+        weights_type = str(next(module.parameters()).dtype)
     revision = known_revision(name) or getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,

@@ -24,6 +24,7 @@ PASS_TOKENS = 32  # on a CPU a pass costs about as much as so many tokens more i
 GPU_PASS_TOKENS = 256  # on a GPU its kernels are launched, too
 CPU_TOKENS = 512  # a CPU gains nothing by more at once, and loses where tensors outgrow its caches and allocator
 MOST_TOKENS = 1 << 16
+REQUEST_TOKENS = 64  # a batch for vLLM, for each request under way: enough that few are idle at a batch's end
 DECODED = 4  # times a batch's tokens: what may decode at once, since arms share one prefill
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -76,6 +77,8 @@ def ran_out(error: BaseException) -> bool:
 
 def default_batch_tokens(model: "Model") -> int:
     """Padded tokens a batch where nobody said: on a GPU what its free memory holds, elsewhere `BATCH_TOKENS`."""
+    if model.backend.vllm is not None:
+        return REQUEST_TOKENS * model.backend.vllm.requests
     if model.backend.is_remote or model.device.type != "cuda":
         return BATCH_TOKENS
     free, _total = torch.cuda.mem_get_info(model.device)

@@ -192,6 +192,8 @@ def read_residual(
             batches, weights or nothing, ends or nothing, members or nothing, strict=True
         )
     ]
+    if model.backend.engine is not None:
+        return model.backend.engine.read(layers, passes)
     blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
     backend = model.backend.nnsight(model.nnsight)
     found = read(model.nnsight, backend, blocks, beyond, first, passes)

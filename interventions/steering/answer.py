@@ -143,8 +143,11 @@ def answer(
             rules=model.rules,
         ),
     )
-    out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1],
-                   logits_from(model.nnsight, model.module), question)  # fmt: skip
+    if model.backend.engine is not None:
+        out = model.backend.engine.answered(question)
+    else:
+        out = answered(model.nnsight, model.backend.nnsight(model.nnsight), path[-1],
+                       logits_from(model.nnsight, model.module), question)  # fmt: skip
     if out.get("follows") is False:
         raise UserError(
             "in a sandbox, as with an ordinary key, answers can't follow a generation_config: leave --generation-config out"

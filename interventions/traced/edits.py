@@ -326,24 +326,50 @@ def apply_edit(
         wide: Whether every position is edited.
         ends: (rows,) columns of the prompts' last tokens, where these are not the last columns.
     """
-    device, kind = hidden.device, hidden.dtype
     alive = alive.to(edit.add.device)
-    on = torch.ones_like(edit.later[alive]) if first else edit.later[alive]
-    if not bool(on.any()):
+    goes_on = torch.ones_like(edit.later[alive]) if first else edit.later[alive]
+    if not bool(goes_on.any()):
         return
-    on = on.to(device)[:, None, None].float()
     place = hidden if wide else hidden[:, -1:, :]
-    before = place.float() if edit.unit is not None or edit.lowrank or edit.turns else place
-    delta = (edit.add[alive].to(device)[:, None, :] * on).to(before.dtype)
+    before = place.float() if is_read(edit) else place
+    place += delta(before, edit, alive, goes_on, first, ends).to(hidden.dtype)
+
+
+def is_read(edit: LayerEdit) -> bool:
+    """Whether what an edit adds depends on the state."""
+    return edit.unit is not None or bool(edit.lowrank) or bool(edit.turns)
+
+
+def delta(
+    before: torch.Tensor,
+    edit: LayerEdit,
+    alive: torch.Tensor,
+    goes_on: torch.Tensor,
+    first: bool,
+    ends: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What an edit adds to the residual stream.
+
+    Args:
+        before: (rows, positions, d_model) the stream there; float32 where `is_read`.
+        edit: For all rows that began.
+        alive: Which of these `before` holds.
+        goes_on: (rows,) whether each is edited.
+        first: Whether this is the prompt.
+        ends: As for `apply_edit`.
+    """
+    device = before.device
+    on = goes_on.to(device)[:, None, None].float()
+    added = (edit.add[alive].to(device)[:, None, :] * on).to(before.dtype)
     if edit.unit is not None:
         unit = edit.unit[alive].to(device)[:, None, :] * on
-        delta = delta - (before * unit).sum(-1, keepdim=True) * unit
+        added = added - (before * unit).sum(-1, keepdim=True) * unit
     for low, share in edit.lowrank:
         read = of_last(before, ends) if low.mode == "last" and first else before
-        delta = delta + share[alive].to(device)[:, None, None] * on * lowrank_delta(read, low)
+        added = added + share[alive].to(device)[:, None, None] * on * lowrank_delta(read, low)
     for turn, share in edit.turns:
-        delta = delta + on * turn_delta(before, turn, share[alive].to(device))
-    place += delta.to(kind)
+        added = added + on * turn_delta(before, turn, share[alive].to(device))
+    return added
 
 
 def with_bias(

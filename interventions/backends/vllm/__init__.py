@@ -1,0 +1,1 @@
+"""nnsight's vLLM engine: continuous batching, tensor parallelism, and a server of weights."""

@@ -1,0 +1,2 @@
+class Served:
+    def __init__(self, *a): raise NotImplementedError
