@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import nnsight
 import torch
 
-from interventions.traced.blocks import Block, Blocks, Network, hidden
+from interventions.traced.blocks import Block, Blocks, Network, NnsightBackend, hidden
 from interventions.traced.edits import LayerEdit, delta, is_read
 from interventions.traced.gating import Gate, Read, score
+
+
+Edit = Any  # nnsight's `edit`: given a name, it installs the block behind its `with`
 
 
 class Span(NamedTuple):
@@ -69,31 +72,50 @@ class Steer(NamedTuple):
         return self.bias is not None or bool(len(self.refusing)) or self.whole
 
 
-def install_read(network: Network, where: Mapping[str, Any], name: str, blocks: Sequence[Block], spans: Sequence[Span]) -> Any:
+def install_read(edit: Edit, name: str, blocks: Sequence[Block], spans: Sequence[Span]) -> Any:
     """Install what reads the residual stream: `states`, float32 (spans, layers, d_model)."""
-    with network.edit(name=name, **where) as (_tracer, handle):
+    with edit(name=name) as (_tracer, handle):
         states = nnsight.save(read_states(blocks, spans))  # noqa: F841  # goes home with the request
     return handle
 
 
-def install_look(network: Network, where: Mapping[str, Any], name: str, what: Look) -> Any:
+def install_look(network: Network, edit: Edit, name: str, what: Look) -> Any:
     """Install a look at an unsteered prompt: `seen`, with `states` by block and position, `scores`, `tokens` and `logits`."""
-    with network.edit(name=name, **where) as (_tracer, handle):
+    with edit(name=name) as (_tracer, handle):
         seen = nnsight.save(looked(network, what))  # noqa: F841
     return handle
 
 
-def install_steer(network: Network, where: Mapping[str, Any], name: str, what: Steer, later: bool) -> Any:
+def install_steer(network: Network, edit: Edit, name: str, what: Steer, later: bool) -> Any:
     """Install a steering, of the prompt alone or of what follows too: `first`, with `refusal` and `logits`."""
     if later and len(what.sites):  # a loop that waits for nothing would never end
-        with network.edit(name=name, **where) as (tracer, handle):
+        with edit(name=name) as (tracer, handle):
             first = nnsight.save(steered(network, what))  # noqa: F841
             for _ in tracer.iter[1:]:
                 steered_on(what)
     else:
-        with network.edit(name=name, **where) as (_tracer, handle):
+        with edit(name=name) as (_tracer, handle):
             first = nnsight.save(steered(network, what))  # noqa: F841
     return handle
+
+
+def install_config(network: Network, edit: Edit, name: str) -> Any:
+    """Install what tells the configuration of the model that is held: `config`, JSON."""
+    with edit(name=name) as (_tracer, handle):
+        config = nnsight.save(network._module.config.to_json_string(use_diff=False))  # noqa: F841
+    return handle
+
+
+def ask_one(
+    network: Network, backend: NnsightBackend, ids: list[int], tokens: int, stops: list[int], edits: list[str]
+) -> tuple[Any, Any]:
+    """One request, greedily, in a trace of its own: its new tokens, and what its blocks saved by name."""
+    settings = {"temperature": 0.0, "max_tokens": tokens, "stop_token_ids": stops, "ignore_eos": True}
+    with network.trace(ids, edits=edits, backend=backend, **settings) as tracer:
+        result = tracer.result
+        new = nnsight.save(list(result.outputs[0].token_ids))
+        saves = nnsight.save(dict(getattr(result, "saves", {})))
+    return new, saves
 
 
 def read_states(blocks: Sequence[Block], spans: Sequence[Span]) -> torch.Tensor:

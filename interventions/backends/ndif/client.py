@@ -196,8 +196,8 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]  # no error: the work's own value
 
 
-def address_of(host: str | None, *, insecure: bool = False) -> str:
-    """The server's address: given, else `NDIF_HOST`, else nnsight's configuration.
+def address_of(host: str | None, *, insecure: bool = False, option: str = "--host") -> str:
+    """The server's address: given with an option, else `NDIF_HOST`, else nnsight's configuration.
 
     Raises:
         UserError: It is no http address; or, unless `insecure`, a key would go over the network as plain text.
@@ -214,9 +214,9 @@ def address_of(host: str | None, *, insecure: bool = False) -> str:
     except ValueError:
         good = False
     if parts is None or not good:
-        raise UserError(f"--host {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001")
+        raise UserError(f"{option} {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001")
     if parts.scheme == "http" and not is_loopback(address) and api_key() and not insecure:
-        raise UserError(f"--host {shown(address)} would get your key as plain text that anybody on the way can read; "
+        raise UserError(f"{option} {shown(address)} would get your key as plain text that anybody on the way can read; "
                         "use https://, or --insecure where you trust the way")  # fmt: skip
     return address
 

@@ -55,12 +55,12 @@ class Transport(Protocol):
 
     Attributes:
         network: nnsight's VLLM, whose envoys blocks are written against.
-        where: What its `edit` is given beside a name.
+        edit: What installs a block under a name, as its `edit` does.
         record: Engine, versions, type, and how many devices share each tensor.
     """
 
     network: Any
-    where: Mapping[str, Any]
+    edit: Any
     record: Mapping[str, Any]
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:
@@ -114,11 +114,11 @@ class Engine:
             layers: Ascending block numbers.
             passes: Without an opening of their own, or places: a row stands in its batch as it is.
         """
-        network, where = self.transport.network, self.transport.where
+        edit = self.transport.edit
         blocks = [self.stream.layers[layer] for layer in layers]
         with self._installing() as put:
             asked = [
-                Asking(ids, put(spans, lambda name, spans=spans: install_read(network, where, name, blocks, spans)))
+                Asking(ids, put(spans, lambda name, spans=spans: install_read(edit, name, blocks, spans)))
                 for one in passes
                 for ids, spans in zip(rows_of(one.batch), spans_of(one.batch, one.weights), strict=True)
             ]
@@ -162,7 +162,7 @@ class Engine:
         self, question: Question, rows: Sequence[list[int]]
     ) -> tuple[Unsteered, list[Gate], torch.Tensor | None]:
         """The unsteered last position of every prompt; the gates with their scores; (rows, layers, d_model) of those kept."""
-        network, where = self.transport.network, self.transport.where
+        network, edit = self.transport.network, self.transport.edit
         how, marks = question.how, question.marks
         named = {
             position: [spans[0] for spans in spans_of(question.batch, weights)]
@@ -181,7 +181,7 @@ class Engine:
         def install(name: str, reads: Any) -> Any:
             parts = [(layer, self.stream.layers[layer], dict(spans)) for layer, spans in reads]
             what = Look(parts, [(layer, LAST) for layer in question.kept], leaves, tokens, whole)
-            return install_look(network, where, name, what)
+            return install_look(network, edit, name, what)
 
         with self._installing() as put:
             keys = [look(row) for row in range(len(rows))]
@@ -202,12 +202,12 @@ class Engine:
 
     def _treatment(self, put: Put, number: int, group: "_Group", slot: int) -> str:
         """The name of what is done to one of a group's rows in one of its arms; installed where it is not yet."""
-        network, where = self.transport.network, self.transport.where
+        network, edit = self.transport.network, self.transport.edit
         what = group.steer(slot, self._site)
         if not what.sites and what.bias is None:
-            return put("plain", lambda name: install_steer(network, where, name, what, False)) if what.reads_logits else ""
+            return put("plain", lambda name: install_steer(network, edit, name, what, False)) if what.reads_logits else ""
         key = (number, *group.key(slot))
-        return put(key, lambda name: install_steer(network, where, name, what, group.later(slot)))
+        return put(key, lambda name: install_steer(network, edit, name, what, group.later(slot)))
 
     def _site(self, number: int) -> Any:
         """The envoy of what writes to the residual stream under a number."""

@@ -71,7 +71,7 @@ class Local:
         if device == "cpu" and ranks == 1:  # three processes that each import vLLM take 17 CPU seconds more
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         self.network = _opened(source, device, dtype=dtype, **settings)
-        self.where: Mapping[str, Any] = {}
+        self.edit = self.network.edit
         self.record = {"engine": "vllm", "vllm": found, "dtype": dtype, "tensor_parallel": ranks}
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:
@@ -131,17 +131,22 @@ def _reply(output: Any) -> Reply:
 def _opened(source: str, device: str, **settings: Any) -> Any:
     from nnsight.modeling.vllm import VLLM
 
-    class OnCPU(VLLM):
-        """nnsight's, with a worker for CPUs."""
-
-        _WORKER_CLS = "interventions.backends.vllm.worker.NNsightCPUWorker"
-        _meta_device = staticmethod(no_accelerator)
-
-    kind = OnCPU if device == "cpu" else VLLM
+    kind = on_cpu() if device == "cpu" else VLLM
     try:
         return kind(source, dispatch=True, trust_remote_code=False, disable_log_stats=False, generation_config="vllm", **settings)
     except Exception as error:  # whatever vLLM makes of a model
         raise UserError(f"vLLM can't open {source}: {cause_of(error)}; --engine transformers may") from error
+
+
+def on_cpu() -> Any:
+    """nnsight's VLLM with a worker for CPUs."""
+    from nnsight.modeling.vllm import VLLM
+
+    class OnCPU(VLLM):
+        _WORKER_CLS = "interventions.backends.vllm.worker.NNsightCPUWorker"
+        _meta_device = staticmethod(no_accelerator)
+
+    return OnCPU
 
 
 @contextlib.contextmanager
