@@ -254,6 +254,7 @@ BAKING = ("bake --add", "bake --ablate")
 CHECKED = (*READING, *ANSWERING, "bake")
 WHERES = ("local", "simulate", "remote")
 DTYPES = ("float32", "bfloat16", "float16")
+UNQUANTISED, QUANTISED = "none", ("8bit", "4bit")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"
 
 # What counts where nothing was said: of the options, and of the functions behind them.

@@ -120,6 +120,9 @@ YES = Declared("--yes", f"Let more than {c.ASKED_BYTES / 1e9:g} GB of activation
 SECONDS = Declared("--timeout", "Seconds a remote job may take.", types.Numbers(min=0, min_open=True), c.TIMEOUT)
 IN_FLIGHT = Declared("--in-flight", "Remote jobs under way at once.", click.IntRange(1, 64), c.IN_FLIGHT)
 DEVICE = Declared("--device", "torch device.", shown="cuda if there is one, else cpu")
+DEVICE_MAP = Declared("--device-map", "Instead of --device, weights over several: auto, balanced, balanced_low_0, sequential (accelerate's, GPUs first, then memory, then disk), a device, or a .json file, module -> device, cpu or disk.", shown="none: one device")
+OFFLOAD = Declared("--offload-folder", "With --device-map: folder for weights on disk that can't be read from the checkpoint as they are.", FOLDER, shown="one in the cache folder, while the command runs")
+QUANTIZE = Declared("--quantize", "Hold the weights of linear layers in fewer bits (bitsandbytes); numbers are others.", (c.UNQUANTISED, *c.QUANTISED), c.UNQUANTISED)
 DTYPE = Declared("--dtype", "Type of the weights.", c.DTYPES, shown="float32 on a CPU, the checkpoint's elsewhere")
 BATCH_TOKENS = Declared("--batch-tokens", "Padded tokens a batch.", COUNT, shown=f"{c.BATCH_TOKENS}; on a GPU what fits")
 PROMPT_FORMAT = Declared("--prompt-format", "How prompts are put: tokenizer, its own template; a name of one (refusal-llama3, llama3, llama2, chatml, vicuna, alpaca, plain, or of several that a tokenizer has); none; or a pattern, such as 'Q: {prompt}\\nA:'.", shown="tokenizer")
@@ -138,7 +141,7 @@ SPLIT = Declared("--split", "Rows to use.", c.SPLITS, shown="train for vectors, 
 JSON = Declared("--json", "One JSON object a command on stdout.", bool, False, shown="", name="as_json")
 NO_AUTO = Declared("--no-auto", "Don't make missing inputs; say which command does.", bool, False, shown="")
 DEBUG = Declared("--debug", "Show tracebacks.", bool, False, shown="")
-SHARED = (RUN, MODEL, *WHERE, SANDBOX, HOST, INSECURE, YES, SECONDS, IN_FLIGHT, DEVICE, DTYPE, *FORMATTING, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
+SHARED = (RUN, MODEL, *WHERE, SANDBOX, HOST, INSECURE, YES, SECONDS, IN_FLIGHT, DEVICE, DEVICE_MAP, OFFLOAD, QUANTIZE, DTYPE, *FORMATTING, BATCH_TOKENS, SEED, LIMIT, DATA, MIRROR, SPLIT, HOLDOUT, JSON, NO_AUTO, DEBUG)
 TRAIN, VALIDATION, TEST = (SPLIT.but(default=split, shown=None) for split in c.SPLITS)
 
 # Reading and fitting

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings, Values
+from data.contract import UNQUANTISED
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 Key = dict[str, Any]  # what an artefact is made from: the same key, the same artefact
-TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "n_layers", "prompt_format")
+TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "quantize", "backend", "n_layers", "prompt_format")
 ADDRESSES = ("--host", "--judge-url")  # options; of these the query goes unrecorded too
 WORTH_A_WORD = 5  # seconds
 # A scheme is tried at its first character alone and never given back in part: texts may be long.
@@ -91,7 +92,7 @@ def note(
         SHA256: digests(s.run, [elsewhere] if elsewhere else artefact.files(s.run)),
     }
     if isinstance(of, dict):
-        entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name != "prompt_format"}
+        entry |= {name: of.get(name) for name in TAKEN_OVER if name in of or name not in ("quantize", "prompt_format")}
     else:
         entry |= model_key(of) | {"backend": of.backend.kind, "n_layers": of.n_layers}
         entry |= {"prompt_format": of.prompt_format.record} if of.prompt_format.record else {}
@@ -161,9 +162,10 @@ def contradiction(s: Settings, record: Record) -> str:
     """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
     from interventions.model.revision import known_revision
 
-    for name in ("model", "dtype"):
-        if s.given(name) is not None and s.given(name) != record[name]:
-            return f"{name} is {s.given(name)}, was {record[name]}"
+    for name in ("model", "dtype", "quantize"):
+        was = record.get(name, UNQUANTISED)
+        if s.given(name) is not None and s.given(name) != was:
+            return f"{name} is {s.given(name)}, was {was}"
     asked, made = prompt_format(s, record).record, record.get("prompt_format") or {}
     odd = next((name for name in ("name", "template", "system", "thinking", "date", "control_tokens")
                 if asked.get(name) != made.get(name) and (name != "date" or made.get("date"))), None)  # fmt: skip
@@ -189,4 +191,4 @@ def model_key(model: "Model") -> Key:
     """What makes a model the same model."""
     tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()
     return {"model": model.name, "revision": model.revision, "template": model.template_hash,
-            "tokenizer": tokenizer, "dtype": model.dtype}  # fmt: skip
+            "tokenizer": tokenizer, "dtype": model.dtype, **model.held}  # fmt: skip

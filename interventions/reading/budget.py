@@ -78,7 +78,8 @@ def default_batch_tokens(model: "Model") -> int:
     """Padded tokens a batch where nobody said: on a GPU what its free memory holds, elsewhere `BATCH_TOKENS`."""
     if model.backend.is_remote or model.device.type != "cuda":
         return BATCH_TOKENS
-    free, _total = torch.cuda.mem_get_info(model.device)
+    cards = {part.device for part in model.module.parameters() if part.device.type == "cuda"}
+    free = min(torch.cuda.mem_get_info(card)[0] for card in cards)
     return fitting_tokens(model.module.config.get_text_config(), free, next(model.module.parameters()).element_size())
 
 
