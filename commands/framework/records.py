@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.framework.output import warn
+from commands.framework.output import span, warn
 from commands.framework.settings import Record, Settings, Values
 from data.contract import UNQUANTISED
 from data.errors import UserError
@@ -59,10 +59,8 @@ def replaced(record: Record) -> str:
     from datetime import datetime
 
     start, end = (datetime.fromisoformat(record[name]) for name in ("start", "end"))
-    seconds = int((end - start).total_seconds())
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
-    return f"; what it replaces took {took}" if seconds >= WORTH_A_WORD else ""
+    seconds = (end - start).total_seconds()
+    return f"; what it replaces took {span(seconds)}" if seconds >= WORTH_A_WORD else ""
 
 
 def note(

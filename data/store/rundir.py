@@ -27,7 +27,7 @@ NEEDED = ("id", "key", "options", "start", "end")  # of a record's fields
 FIELDS = {"id": str, "key": dict, "options": dict, "start": str, "end": str, "data": list, "model": str, "revision": str,
           "template": str, "dtype": str, "quantize": str, "backend": str, "n_layers": int, "seed": int, "prompt_format": dict, "earlier": list,
           "sha256": dict}  # fmt: skip
-PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
+PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair", "bitsandbytes")  # those that are installed
 
 
 @contextlib.contextmanager

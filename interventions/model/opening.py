@@ -245,6 +245,21 @@ def _checked_device(device: str | None, what: str = "device") -> str:
     return device
 
 
+def chosen_device(device: str | None) -> str:
+    """The device that is taken where this one is asked for, or none.
+
+    Raises:
+        UserError: It is not there.
+    """
+    return _checked_device(device)
+
+
+def type_of(dtype: str | None, device: str, config: Any) -> torch.dtype:
+    """The type that a model's weights are loaded in."""
+    told = _checked_dtype(dtype, device)
+    return (getattr(config, "dtype", None) or torch.float32) if told == "auto" else told
+
+
 def devices() -> list[str]:
     """torch's names of the devices that are there, the one that is taken by itself first."""
     cards = [f"cuda:{at}" for at in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
