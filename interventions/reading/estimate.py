@@ -141,6 +141,7 @@ def measured(device: str, dtype: torch.dtype) -> Rates:
     """Rates of a device: of a product of square matrices, large enough to take a while, and of a copy that no cache holds."""
     here = device.startswith("cuda")
     settle = torch.cuda.synchronize if here else lambda: None
+    side, took = 0, 0.0
     for side in SIDES:
         one, other = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
         took = _fastest(lambda one=one, other=other: torch.matmul(one, other), settle)
