@@ -215,7 +215,7 @@ ASSETS = Declared("--assets", "Also each chart as PNG and SVG, each table as CSV
 TABLES = Declared("--tables", "Also every table as a file in RUN/tables, with the page's own numbers and intervals: latex (booktabs), csv, parquet, markdown; repeatable.", c.TABLE_FORMATS, multiple=True, shown="none")
 COMPARE = Declared("--compare", "Run directories to compare in place of one run's page: --compare A B.", FOLDER, multiple=True)
 MAP = Declared("--map", "Map of activations.", c.MAPS, "pca", name="map_of_activations")
-MANY = Declared("--prompts", "How long so many prompts take to answer in one arm, by what is measured here in a moment.", COUNT, shown="")
+MANY = Declared("--prompts", "How long so many prompts take to answer in one arm, by what is measured here in a moment.", COUNT, shown="none: not said")
 PROMPT_TOKENS = Declared("--prompt-tokens", "Tokens of a prompt, its template's among them.", COUNT, c.PROMPT_TOKENS)
 JOBS = Declared("--jobs", "Also this run directory's jobs whose results are not here yet.", bool, False)
 AGAINST = Declared("--against", "The model that --model was tuned from.", shown=f"{c.BASE_MODEL}, for {c.TUNED_MODEL}")
