@@ -33,8 +33,21 @@ def blocks(text: str) -> list[str]:
 
 def compiled(pins: Iterable[str], *options: str) -> str:
     """What `uv` makes of pins: they and what they need, with hashes."""
-    command = ["uv", "pip", "compile", "-", "--universal", "--generate-hashes", "--no-annotate", "--no-header", "--python-version", "3.11"]
-    return subprocess.run([*command, *options], input="\n".join(pins), stdout=subprocess.PIPE, text=True, check=True).stdout
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        "-",
+        "--universal",
+        "--generate-hashes",
+        "--no-annotate",
+        "--no-header",
+        "--python-version",
+        "3.11",
+    ]
+    return subprocess.run(
+        [*command, *options], input="\n".join(pins), stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 def main() -> None:

@@ -276,7 +276,7 @@ def engine_of(s: Settings, judge: "Judge") -> "Engine":
 
         raw = judge.prompt.raw
         form = PromptFormat() if raw is None else PromptFormat(f"{raw[0]}{PROMPT}{raw[1]}")
-        model = open_model(judge.model, device=s.get("device"), prompt_format=form)
+        model = open_model(judge.model, device=s.get("device"), device_map=s.get("device_map"), prompt_format=form)
         warn(f"the judge {judge.model} reads {len(conversations)} answers here")
         return replies(model, conversations, JUDGED_TOKENS)
 

@@ -37,6 +37,9 @@ def finetune(_session: Session, s: Settings) -> Summary:
 
     if s.get("where") == "remote":
         raise UserError("finetune writes weights, which a remote run does not have: run it with --local")
+    odd = [name for name in ("device_map", "quantize") if s.get(name) not in (None, contract.UNQUANTISED)]
+    if odd:
+        raise UserError(f"finetune trains whole weights on one device: leave out --{odd[0].replace('_', '-')}")
     start, base, out = now(), s.get("model"), s.get("out") or s.run / "model"
     check_out(out)
     sources = s.get("data")

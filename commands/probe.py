@@ -11,7 +11,7 @@ from commands.framework.prompts import fingerprint_of, held_out, load_prompts, w
 from commands.framework.records import model_key, note, unchanged
 from commands.framework.seen import asked_themes
 from commands.framework.settings import Record, Settings
-from data.contract import TUNED_MODEL
+from data.contract import TUNED_MODEL, UNQUANTISED
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def read_positions(
         there = file.metadata["position"].split(JOIN)
         same = {"model": model.name, "revision": model.revision, "dtype": model.dtype, "template": model.template_hash}
         if (set(layers) <= set(file.layers) and set(positions) <= set(there) and same.items() <= file.metadata.items()
-                and file.rows[:: len(there)].select(prompts.columns).equals(prompts)):  # fmt: skip
+                and file.metadata.get("quantize", UNQUANTISED) == model.quantized and file.rows[:: len(there)].select(prompts.columns).equals(prompts)):  # fmt: skip
             return file
     position = JOIN.join(positions)
     say_rows(s, "a gate is fitted to them, and its threshold chosen by their scores")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from commands.framework.app import Session, command
-from commands.framework.options import JOBS
+from commands.framework.options import JOBS, MANY, NEW_TOKENS, PROMPT_TOKENS
 from commands.framework.output import Summary, as_text
 from commands.framework.settings import Settings
+from data.contract import QUANTISED, TUNED_MODEL
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 JOB_SECONDS = 5.0  # to ask for one job's state
 
 
-@command(JOBS, writes=False)
+@command(JOBS, MANY, PROMPT_TOKENS, NEW_TOKENS, writes=False)
 def status(_session: Session, s: Settings) -> Summary:
     """Is NDIF reachable, which models are up, do versions fit; and what is here, with --jobs also of the run under way?
+
+    With --model also what fits here of it, from its configuration alone: weights in --dtype or --quantize, cache, how many
+    rows have room at once; and with --prompts how long these take to answer.
 
     Asks the configured NDIF (--host, NDIF_HOST, nnsight's configuration) with a short timeout. A server that does not
     answer is a line in the answer; with --remote it is an error.
@@ -31,9 +35,14 @@ def status(_session: Session, s: Settings) -> Summary:
         raise UserError(there["reason"])
     here = local()
     jobs = jobs_of(s.run, s.get("host"), s.get("insecure"), there["reachable"]) if s.get("jobs") else None
+    asked = s.given("model") or s.given("prompts")
+    model = fitting(s) if asked else None
     if s.get("as_json"):
-        return {"ndif": there, "local": here, **({} if jobs is None else {"jobs": jobs})}
+        more = {"jobs": jobs, "model": model}
+        return {"ndif": there, "local": here, **{name: told for name, told in more.items() if told is not None}}
     _show(there, here)
+    if model is not None:
+        _show_model(model)
     if jobs is not None:
         _show_jobs(s, jobs)
     return {}
@@ -124,6 +133,56 @@ def local() -> Summary:
     elif torch.backends.mps.is_available():
         found |= {"device": "mps", "name": "Apple GPU"}
     return found
+
+
+def fitting(s: Settings) -> Summary:
+    """What a model takes that is named and not loaded, whether it fits here, and how long a job takes; bytes and seconds."""
+
+    from interventions.model.opening import chosen_device, skeleton, type_of
+    from interventions.reading.estimate import free_memory, job, measured, rows_that_decode, rows_that_fit, sizes_of
+
+    name = s.get("model") or TUNED_MODEL
+    device, module = chosen_device(s.get("device")), skeleton(name)
+    dtype = type_of(s.get("dtype"), device, module.config)
+    sizes, free = sizes_of(module, dtype, s.get("quantize")), free_memory(device)
+    row = s.get("prompt_tokens") + s.get("max_new_tokens")
+    found: Summary = {
+        "model": name, "dtype": str(dtype).removeprefix("torch."), "quantize": s.get("quantize"), "device": device, "free": free,
+        "parameters": sizes.parameters, "weights": sizes.weights, "cache_a_token": sizes.cache, "row_tokens": row,
+        "rows": rows_that_fit(sizes, free, row), "job": None,
+    }  # fmt: skip
+    if s.get("prompts") and found["rows"]:
+        rates = measured(device, dtype)
+        rows = rows_that_decode(sizes, module.config.get_text_config(), device, free, row, s.get("batch_tokens"))
+        told = job(sizes, rates, rows, s.get("prompts"), s.get("prompt_tokens"), s.get("max_new_tokens"))
+        found["job"] = {"prompts": s.get("prompts"), "prompt_tokens": s.get("prompt_tokens"),
+                        "max_new_tokens": s.get("max_new_tokens"), "rows": told.rows, "prefill": told.prefill,
+                        "decode": told.decode, "products": rates.products, "copied": rates.copied}  # fmt: skip
+    return found
+
+
+def _show_model(told: Summary) -> None:
+    from commands.framework.output import span
+
+    held = told["quantize"] if told["quantize"] in QUANTISED else told["dtype"]
+    click.echo(f"{told['model']}: {told['parameters']:,} parameters, {_bytes(told['weights'])} in {held}; a token leaves "
+               f"{_bytes(told['cache_a_token'])} in the cache")  # fmt: skip
+    if not told["rows"]:
+        click.echo(f"does not fit into the {_bytes(told['free'])} that are free on {told['device']}: --quantize 4bit takes less, "
+                   "--device-map auto puts the rest elsewhere")  # fmt: skip
+        return
+    click.echo(f"fits into the {_bytes(told['free'])} that are free on {told['device']}, beside a batch of at most "
+               f"{told['rows']:,} rows of {told['row_tokens']:,} tokens")  # fmt: skip
+    if (job := told["job"]) is not None:
+        click.echo(f"{job['prompts']:,} prompts of {job['prompt_tokens']:,} tokens, {job['max_new_tokens']:,} new ones each, one arm: "
+                   f"about {span(job['prefill'] + job['decode'])} ({span(job['prefill'])} of it reading), {job['rows']:,} rows at once, by "
+                   f"{job['products'] / 1e9:,.3g} GFLOP/s and {job['copied'] / 1e9:,.3g} GB/s as measured here in {told['dtype']}")  # fmt: skip
+
+
+def _bytes(many: float) -> str:
+    """Decimal, as disks and models are measured."""
+    unit, name = next((one for one in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if many >= one[0]), (1, "bytes"))
+    return f"{many / unit:.3g} {name}"
 
 
 def _show_jobs(s: Settings, jobs: list[Summary]) -> None:

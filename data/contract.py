@@ -256,10 +256,12 @@ WHERES = ("local", "simulate", "remote")
 ENGINES = ("transformers", "vllm")
 REQUESTS, MOST_LENGTH = 256, 4096  # of vLLM's: requests under way at once, tokens a prompt and its answer may have
 DTYPES = ("float32", "bfloat16", "float16")
+UNQUANTISED, QUANTISED = "none", ("8bit", "4bit")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"
 
 # What counts where nothing was said: of the options, and of the functions behind them.
 MAX_NEW_TOKENS = 32
+PROMPT_TOKENS = 128  # of a prompt whose length nobody said
 BATCH_TOKENS = 2048  # padded
 ASKED_BYTES = 2_000_000_000  # that come back from a server without --yes
 TIMEOUT, IN_FLIGHT = 600.0, 4  # seconds a remote job may take; jobs under way at once

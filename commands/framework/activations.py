@@ -65,7 +65,8 @@ def as_read(s: Settings, like: Record | None) -> Settings:
     if not s.own_data or s.given("data") is None:
         data = s.given("data") or (tuple(like.get("data") or ()) if s.given("benign") else ())
         settings = settings.with_values(data=data)
-    settings = settings.with_values(model=s.given("model", like), dtype=s.given("dtype", like))
+    settings = settings.with_values(model=s.given("model", like), dtype=s.given("dtype", like),
+                                    quantize=s.given("quantize", like))  # fmt: skip
     return settings.with_defaults(layers=tuple(like["key"]["layers"]))
 
 

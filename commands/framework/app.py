@@ -67,9 +67,12 @@ class Session:
         name = s.get("model", record) or self._default_model(backend)
         put = prompt_format(s, record)
         follow = bool(s.given("generation_config"))
-        key = (name, backend, s.get("device"), put, s.get("dtype", record))
+        placed = s.get("device"), s.get("device_map"), s.get("offload_folder"), s.get("quantize", record)
+        key = (name, backend, placed, put, s.get("dtype", record))
         if key not in self.models:
-            model = open_model(name, remote=backend, device=key[2], dtype=key[4], prompt_format=put, follow=follow)
+            device, device_map, folder, quantize = placed
+            model = open_model(name, remote=backend, device=device, dtype=key[4], prompt_format=put, follow=follow,
+                               device_map=device_map, offload_folder=folder, quantize=quantize)  # fmt: skip
             if not trusted and backend.has_module:
                 check_once(model)
             self.models |= {key: model, (*key[:4], model.dtype): model}

@@ -157,3 +157,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{text}; check the path, its permissions and the free space"
     return f"{type(error).__name__}: {text[:300]} (--debug shows where)"
+
+
+def span(seconds: float) -> str:
+    """A span of time: `2 h 5 min`, `12 min`, `40 s`."""
+    hours, minutes = int(seconds) // 3600, int(seconds) // 60 % 60
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{int(seconds)} s"

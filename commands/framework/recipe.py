@@ -22,7 +22,7 @@ TABLES = {
     "evaluate": (),
 }
 RESIDUAL = "residual"  # a table that is no command: what arms become where those of [generate] would change too little
-MODELS, OF_MODEL = "models", ("prompt-format", "system", "thinking", "date", "dtype")
+MODELS, OF_MODEL = "models", ("prompt-format", "system", "thinking", "date", "dtype", "quantize")
 LAYER = ("layer", "layers")  # one for all, at the top
 NOT_HERE = ("position", "suffix")  # a probe gates, and contrasts are read, at positions of their own
 

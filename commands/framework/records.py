@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.framework.output import warn
+from commands.framework.output import span, warn
 from commands.framework.settings import Record, Settings, Values
+from data.contract import UNQUANTISED
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +20,19 @@ if TYPE_CHECKING:
     from interventions.model.model import Model
 
 Key = dict[str, Any]  # what an artefact is made from: the same key, the same artefact
-TAKEN_OVER = ("model", "revision", "template", "tokenizer", "dtype", "backend", "engine", "n_layers", "prompt_format")
-OPTIONAL = ("prompt_format", "engine")  # said of what has one
+TAKEN_OVER = (
+    "model",
+    "revision",
+    "template",
+    "tokenizer",
+    "dtype",
+    "quantize",
+    "backend",
+    "engine",
+    "n_layers",
+    "prompt_format",
+)
+OPTIONAL = ("quantize", "engine", "prompt_format")  # said of what has one
 ADDRESSES = ("--host", "--judge-url", "--serve")  # options; of these the query goes unrecorded too
 WORTH_A_WORD = 5  # seconds
 # A scheme is tried at its first character alone and never given back in part: texts may be long.
@@ -59,10 +71,8 @@ def replaced(record: Record) -> str:
     from datetime import datetime
 
     start, end = (datetime.fromisoformat(record[name]) for name in ("start", "end"))
-    seconds = int((end - start).total_seconds())
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
-    return f"; what it replaces took {took}" if seconds >= WORTH_A_WORD else ""
+    seconds = (end - start).total_seconds()
+    return f"; what it replaces took {span(seconds)}" if seconds >= WORTH_A_WORD else ""
 
 
 def note(
@@ -163,9 +173,10 @@ def contradiction(s: Settings, record: Record) -> str:
     """What was asked for that an artefact was not made with: `model is A, was B`; nothing if it fits."""
     from interventions.model.revision import known_revision
 
-    for name in ("model", "dtype"):
-        if s.given(name) is not None and s.given(name) != record[name]:
-            return f"{name} is {s.given(name)}, was {record[name]}"
+    for name in ("model", "dtype", "quantize"):
+        was = record.get(name, UNQUANTISED)
+        if s.given(name) is not None and s.given(name) != was:
+            return f"{name} is {s.given(name)}, was {was}"
     asked, made = prompt_format(s, record).record, record.get("prompt_format") or {}
     odd = next((name for name in ("name", "template", "system", "thinking", "date", "control_tokens")
                 if asked.get(name) != made.get(name) and (name != "date" or made.get("date"))), None)  # fmt: skip
@@ -191,4 +202,4 @@ def model_key(model: "Model") -> Key:
     """What makes a model the same model."""
     tokenizer = hashlib.sha256(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()).hexdigest()
     return {"model": model.name, "revision": model.revision, "template": model.template_hash,
-            "tokenizer": tokenizer, "dtype": model.dtype}  # fmt: skip
+            "tokenizer": tokenizer, "dtype": model.dtype, **model.held}  # fmt: skip

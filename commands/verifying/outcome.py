@@ -64,7 +64,10 @@ class Case:
         options = {
             name: tuple(value) if isinstance(value, list) else value for name, value in record["options"].items()
         }
-        kept = {name: self.s.given(name) for name in ("data_mirror", "device", "batch_tokens", "where")}
+        kept = {
+            name: self.s.given(name)
+            for name in ("data_mirror", "device", "device_map", "offload_folder", "batch_tokens", "where")
+        }
         where = {name: value for name, value in kept.items() if value is not None}
         return self.s.with_values(
             **options

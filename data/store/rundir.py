@@ -25,9 +25,9 @@ Record = dict[str, Any]  # what `run.json` says of one artefact
 _WRITTEN: list[Path] = []  # run directories whose locks this process holds
 NEEDED = ("id", "key", "options", "start", "end")  # of a record's fields
 FIELDS = {"id": str, "key": dict, "options": dict, "start": str, "end": str, "data": list, "model": str, "revision": str,
-          "template": str, "dtype": str, "backend": str, "n_layers": int, "seed": int, "prompt_format": dict, "earlier": list,
+          "template": str, "dtype": str, "quantize": str, "backend": str, "n_layers": int, "seed": int, "prompt_format": dict, "earlier": list,
           "sha256": dict}  # fmt: skip
-PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair")
+PACKAGES = ("nnsight", "torch", "transformers", "polars", "altair", "bitsandbytes")  # those that are installed
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from interventions.carried.writers import embeddings, projections
 from interventions.methods.vectors import check_steers
 from interventions.model.blocks import decoder_path
 from interventions.model.model import Model
+from interventions.model.placing.quantised import check_plain_weights
 
 RECORD = "baked.json"
 
@@ -160,8 +161,9 @@ def _check_out(out: Path) -> None:
 
 def _parts(model: Model, vector: torch.Tensor) -> tuple[Any, Weights]:
     """A copy of the configuration, and the weights by name, shared with the open model."""
-    if any(parameter.is_meta for parameter in model.module.parameters()):
+    if model.backend.is_remote:
         raise UserError(f"the weights of {model.name!r} are not here; bake with --local")
+    check_plain_weights(model, "bake")
     if tuple(vector.shape) != (model.d_model,):
         raise UserError(f"a vector of {tuple(vector.shape)}, where model {model.name!r} is {model.d_model} wide")
     check_steers(vector, "the vector to bake")

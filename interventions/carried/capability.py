@@ -70,7 +70,9 @@ def capability(
             arm that changed no scored logit of a task.
     """
     if not model.backend.has_module:
-        raise UserError("capability runs lm-eval in this process, on the model's own module: run it with --local and --engine transformers")
+        raise UserError(
+            "capability runs lm-eval in this process, on the model's own module: run it with --local and --engine transformers"
+        )
     tools.check(model)
     if odd := next((arm.name for arm in arms if arm.reads_labels), None):
         raise UserError(f"arm {odd!r} reads labels, and the items of a task have none")

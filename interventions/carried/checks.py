@@ -49,8 +49,11 @@ def every_check(model: Model, wanted: Collection[str] = EVERY) -> list[Check]:
         raise UserError("check holds a model against plain hooks on its weights, which are elsewhere: run it with --local and "
                         "--engine transformers; parity holds engines against each other")  # fmt: skip
     shape = f"{model.n_layers} at {decoder_path(model.module, model.name)}, each putting out (rows, tokens, {model.d_model})"
-    weights = sum(part.numel() for part in model.module.parameters())
-    opened = [Check("weights", True, f"{weights:,} numbers in {model.dtype}, every one out of the checkpoint"),
+    weights, held = (
+        model.module.num_parameters(),
+        "".join(f", of linear layers in {bits}" for bits in model.held.values()),
+    )
+    opened = [Check("weights", True, f"{weights:,} numbers in {model.dtype}{held}, every one out of the checkpoint"),
               Check("blocks", True, shape)]  # fmt: skip
     found, vectors = [*opened, *quick(model)], made_up(model)
     if set(ANSWERING) & set(wanted):

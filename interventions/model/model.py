@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.contract import default_layer
+from data.contract import UNQUANTISED, default_layer
 from interventions.backends.backend import LOCAL, Backend
 from interventions.model.formats.choice import PromptFormat, rendering_of, template_hash
 from interventions.model.kinds import is_alibi, keeps_state
@@ -30,6 +30,8 @@ class Model:
         dtype: Name of the weights' type, e.g. `float32`.
         backend: Where its traces run.
         rules: What its generation_config asks of greedy decoding, where that is followed: field -> value.
+        quantized: In how few bits its linear layers' weights are held: `none`, `8bit` or `4bit`.
+        offloaded: Holds a folder of weights on disk for as long as the model is open.
     """
 
     nnsight: Any
@@ -41,6 +43,8 @@ class Model:
     dtype: str
     backend: Backend = LOCAL
     rules: Mapping[str, Any] = field(default_factory=dict)
+    quantized: str = UNQUANTISED
+    offloaded: Any = field(default=None, repr=False, compare=False)
 
     @property
     def n_layers(self) -> int:
@@ -81,7 +85,13 @@ class Model:
     @property
     def identity(self) -> list[str]:
         """What results of this model rest on, for a journal's key."""
-        return [self.name, self.revision, self.template_hash, self.dtype, *map(repr, self.rules.items())]
+        rules = map(repr, self.rules.items())
+        return [self.name, self.revision, self.template_hash, self.dtype, *self.held.values(), *rules]
+
+    @property
+    def held(self) -> dict[str, str]:
+        """What records and keys say of quantised weights; of others nothing."""
+        return {} if self.quantized == UNQUANTISED else {"quantize": self.quantized}
 
     @property
     def template_hash(self) -> str:

@@ -4,6 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from data.contract import QUANTISED, UNQUANTISED
 from data.errors import UserError, cause_of
 from data.store.files import is_full, no_room
 from interventions.backends.backend import LOCAL, Backend, open_backend
@@ -29,6 +31,15 @@ from interventions.model.foreign.rendering import check_template
 from interventions.model.formats.choice import PromptFormat, set_format
 from interventions.model.kinds import places_of, rules_of, warn_of_rules
 from interventions.model.model import Model
+from interventions.model.placing.device_map import (
+    WORDS,
+    check_entrance,
+    devices_named,
+    offload_room,
+    offloaded_parts,
+    read_map,
+)
+from interventions.model.placing.quantised import quantiser
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
 
@@ -49,6 +60,9 @@ def open_model(
     dtype: str | None = None,
     prompt_format: PromptFormat | None = None,
     follow: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    offload_folder: Path | None = None,
+    quantize: str = UNQUANTISED,
 ) -> Model:
     """Open a model by alias (`refusal-smollm2`, `smollm2`), hub id or local folder.
 
@@ -62,10 +76,15 @@ def open_model(
         prompt_format: How prompts are put into words; default the tokenizer's own template.
         follow: Whether answers follow what the model's generation_config asks of greedy decoding, such as
             `repetition_penalty`, as transformers' `generate` does.
+        device_map: Instead of `device`, accelerate's map of the weights over several devices, memory and disk: `auto`,
+            `balanced`, …, a device, a JSON file, or modules' paths -> devices, `cpu` or `disk`. Numbers stay the same.
+        offload_folder: For weights on disk that can't be read from the checkpoint as they are; default one in the cache
+            folder that goes with the process.
+        quantize: `8bit` or `4bit` holds the weights of linear layers in so many bits; numbers are others.
 
     Raises:
-        UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device or type, or decoder blocks that can't be
-            found or don't have the shape that steering needs.
+        UserError: No such model, no access to it, a checkpoint that is not whole, an unknown device, map or type, or decoder blocks that
+            can't be found or don't have the shape that steering needs.
     """
     backend = remote if isinstance(remote, Backend) else _backend(remote)
     is_here = name in ALIASES or Path(name).is_dir()
@@ -74,9 +93,22 @@ def open_model(
     source = str(embedded_folder(name)) if name in ALIASES else name
     if backend.vllm is not None:
         check_versions()
+        if device_map is not None or quantize != UNQUANTISED:
+            raise UserError(
+                "--device-map and --quantize are for --engine transformers; vLLM shares tensors with --tensor-parallel"
+            )
+    if quantize not in (UNQUANTISED, *QUANTISED):
+        raise UserError(f"quantize {quantize!r} is none of {', '.join((UNQUANTISED, *QUANTISED))}")
+    if device is not None and device_map is not None:
+        raise UserError("--device puts all weights in one place and --device-map in several: pass one of them")
+    places = None if backend.is_remote or device_map is None else read_map(device_map)
+    for named in reversed(devices_named(places) if places is not None else []):
+        device = _checked_device(named, "device map")
     device = "cpu" if backend.is_remote else _checked_device(device)
     weights = _checked_dtype(dtype, device)
+    offloaded = None
     disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # what lies on disk is said below
     if not is_here and not _is_cached(name):
         logger.warning("model %r is no folder here: asking the hub", name)
     folder = Path(source) if is_here else None
@@ -92,14 +124,28 @@ def open_model(
         set_format(tokenizer, prompt_format or PromptFormat(), name, logger.warning)
         options: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer, "trust_remote_code": False}
         if not backend.has_module:
-            if backend.is_remote and is_here:  # a folder has no hub id to ask for; a server on this machine opens the folder
+            if (
+                backend.is_remote and is_here
+            ):  # a folder has no hub id to ask for; a server on this machine opens the folder
                 source = str(Path(source).resolve())
                 _ID_CACHE[source] = source
             wrapped = TransformersModel(source, **options)
         else:
-            _say_what_is_loaded(name, source, device)
+            _say_what_is_loaded(name, source, device if places is None else f"what the device map {device_map} names")
+            options |= {"dispatch": True, "dtype": weights}
+            if quantize != UNQUANTISED:
+                options["quantization_config"] = quantiser(quantize, config, name, weights)
+                places = places or {"": device}  # quantised weights can't be moved later
+            if places is None:
+                options["device"] = device
+            else:
+                folder, offloaded = offload_room(offload_folder)
+                options |= {"device_map": places, "offload_folder": folder}
             with every_weight(name):
-                wrapped = TransformersModel(source, **options, dispatch=True, dtype=weights, device=device)
+                wrapped = TransformersModel(source, **options)
+            check_entrance(wrapped._module, name)
+            if away := offloaded_parts(wrapped._module):
+                logger.warning("%s: %d of its weights are brought in for each pass, from disk or memory", name, away)
     except UserError:
         raise
     except Exception as error:  # whatever transformers makes of a damaged file
@@ -136,7 +182,11 @@ def open_model(
         dtype=weights_type.removeprefix("torch."),
         backend=backend,
         rules=rules_of(module, name) if follow else {},
+        quantized=UNQUANTISED if backend.is_remote else quantize,
+        offloaded=offloaded,
     )
+    if backend.is_remote and quantize != UNQUANTISED:
+        logger.warning("the server holds %s as it does; --quantize %s does not change that", name, quantize)
     if backend.is_remote and dtype is not None and dtype != model.dtype:
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
@@ -200,16 +250,31 @@ def _far_dtype(backend: Backend, source: str, network: Any, layers: Any) -> str:
     return told
 
 
-def _checked_device(device: str | None) -> str:
+def _checked_device(device: str | None, what: str = "device") -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(
-            f"device {device!r} is not there: pass --device {' or --device '.join(devices())}{_why_no_gpu()}"
-        ) from None
+        option = f"--{what.replace(' ', '-')} "
+        known = (f" or {option}".join(devices())) + (f", or one of {', '.join(WORDS)}" if what != "device" else "")
+        raise UserError(f"{what} {device!r} is not there: pass {option}{known}{_why_no_gpu()}") from None
     return device
+
+
+def chosen_device(device: str | None) -> str:
+    """The device that is taken where this one is asked for, or none.
+
+    Raises:
+        UserError: It is not there.
+    """
+    return _checked_device(device)
+
+
+def type_of(dtype: str | None, device: str, config: Any) -> torch.dtype:
+    """The type that a model's weights are loaded in."""
+    told = _checked_dtype(dtype, device)
+    return (getattr(config, "dtype", None) or torch.float32) if told == "auto" else told
 
 
 def devices() -> list[str]:
@@ -241,6 +306,11 @@ def _cannot_open(name: str, error: Exception) -> str:
         return f"model {name!r} needs code of its own, which this tool never runs; pass a model that transformers knows"
     if is_full(error):
         return no_room()
+    if "dispatched on the CPU or the disk" in str(error):
+        return (f"model {name!r}: quantised weights can't lie on disk, nor in memory beside a GPU, and the device map puts some "
+                "there: leave out one of --quantize and --device-map")  # fmt: skip
+    if "device_map" in str(error) or "device map" in str(error):
+        return f"model {name!r}: the device map does not suit it ({_reason(error)})"
     if Path(name).is_dir():
         if packed := quantised(Path(name)):
             return (f"{name}: its weights are quantised ({packed}), which transformers can't open here ({_reason(error)}); "

@@ -81,7 +81,8 @@ def default_batch_tokens(model: "Model") -> int:
         return REQUEST_TOKENS * model.backend.vllm.requests
     if model.backend.is_remote or model.device.type != "cuda":
         return BATCH_TOKENS
-    free, _total = torch.cuda.mem_get_info(model.device)
+    cards = {model.device, *(part.device for part in model.module.parameters() if part.device.type == "cuda")}
+    free = min(torch.cuda.mem_get_info(card)[0] for card in cards)
     return fitting_tokens(model.module.config.get_text_config(), free, next(model.module.parameters()).element_size())
 
 
@@ -96,12 +97,17 @@ def fitting_tokens(config: Any, free: int, size: int) -> int:
         free: Bytes.
         size: Bytes a number.
     """
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    cached = 2 * config.num_hidden_layers * heads * width * 2 * DECODED
+    cached = cached_numbers(config) * 2 * DECODED
     tokens = int(free / 2 / (size * (cached + 8 * config.hidden_size + 4 * wide)))
     return max(BATCH_TOKENS, min(MOST_TOKENS, 1 << max(tokens, 1).bit_length() - 1))
+
+
+def cached_numbers(config: Any) -> int:
+    """Keys and values of a token in all layers."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width
 
 
 def passes(model: "Model", lengths: Sequence[int], tokens: int) -> list[list[int]]:

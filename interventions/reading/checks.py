@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from data.contract import ANSWERING, BAKING, READING
+from data.contract import ANSWERING, BAKING, READING, UNQUANTISED
 from data.errors import UserError
 from data.store.rundir import replacing
 from interventions.model.blocks import decoder_path
@@ -85,7 +85,7 @@ def check_once(model: Model) -> None:
     odd = [one for one in found if not one.holds]
     if odd:
         told = f"{model.name}: {odd[0].name}: {odd[0].found}; `check` says which commands are off"
-        if model.dtype in ("float32", "float64"):
+        if model.dtype in ("float32", "float64") and model.quantized == UNQUANTISED:
             raise UserError(told)
         logger.warning("%s", told)
         return

@@ -106,6 +106,7 @@ def key_of(
         "revision": model.revision,
         "template": model.template_hash,
         "dtype": model.dtype,
+        **model.held,
         "data": fingerprint(prompts),
         "layers": layers,
         "position": position,
@@ -123,6 +124,7 @@ def metadata_of(model: Model, layers: list[int], position: str) -> dict[str, str
         "position": position,
         "backend": model.backend.kind,
         "dtype": model.dtype,
+        **model.held,
         "template": model.template_hash,
     }
 

@@ -30,6 +30,7 @@ from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import refusal_tokens
 from interventions.model.kinds import check_cache
 from interventions.model.model import Model
+from interventions.model.placing.quantised import check_unquantised
 from interventions.model.prompt_format import encode
 from interventions.reading.batches import pad_batch, pad_id, plan_batches
 from interventions.traced.lowrank import Exercise, trained
@@ -111,8 +112,9 @@ def train_lowrank(
         on the way, epoch 0 is the start.
 
     Raises:
-        UserError: No refusal tokens, no harmful or no benign row, or a map of another model.
+        UserError: No refusal tokens, no harmful or no benign row, quantised weights, or a map of another model.
     """
+    check_unquantised(model, "lowrank")
     if model.backend.sandbox:
         raise UserError(
             "lowrank needs gradients, which NDIF gives to trusted keys alone: run it with --local, or ask NDIF to trust your key"

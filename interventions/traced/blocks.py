@@ -30,7 +30,7 @@ def is_apart(network: Network) -> bool:
     Modules hold no weights there, what a block puts out is a copy, and so is what a trace is given: a cache that it
     fills comes back only with its output. Modules can be called through their envoys.
     """
-    return network._module is None or next(network._module.parameters()).is_meta
+    return network._module is None or all(part.is_meta for part in network._module.parameters())
 
 
 def entrance(module: Any) -> torch.device:

@@ -214,7 +214,9 @@ def address_of(host: str | None, *, insecure: bool = False, option: str = "--hos
     except ValueError:
         good = False
     if parts is None or not good:
-        raise UserError(f"{option} {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001")
+        raise UserError(
+            f"{option} {shown(address)!r} must start with http:// or https://, such as http://127.0.0.1:8001"
+        )
     if parts.scheme == "http" and not is_loopback(address) and api_key() and not insecure:
         raise UserError(f"{option} {shown(address)} would get your key as plain text that anybody on the way can read; "
                         "use https://, or --insecure where you trust the way")  # fmt: skip

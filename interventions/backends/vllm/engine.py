@@ -98,14 +98,21 @@ class Engine:
         Raises:
             UserError: One does not.
         """
-        every = {"input_ids": torch.ones((1, 3), dtype=torch.long), "attention_mask": torch.ones((1, 3), dtype=torch.long)}
+        every = {
+            "input_ids": torch.ones((1, 3), dtype=torch.long),
+            "attention_mask": torch.ones((1, 3), dtype=torch.long),
+        }
         layers = range(len(self.stream.layers))
         try:
             (found,) = self.read(layers, [Pass(every, None, None)])
         except UserError as error:
-            raise UserError(f"vLLM's blocks of {name} don't put out what steering needs ({error}): pass --engine transformers") from error
+            raise UserError(
+                f"vLLM's blocks of {name} don't put out what steering needs ({error}): pass --engine transformers"
+            ) from error
         if found.shape != (1, len(layers), width) or not bool(found.isfinite().all()):
-            raise UserError(f"vLLM's blocks of {name} put out {tuple(found.shape)}, or no numbers: pass --engine transformers")
+            raise UserError(
+                f"vLLM's blocks of {name} put out {tuple(found.shape)}, or no numbers: pass --engine transformers"
+            )
 
     def read(self, layers: Sequence[int], passes: Sequence[Pass]) -> list[torch.Tensor]:
         """Activations as `traced.residual.read` gives them: for each pass float32 (rows, layers, d_model), means of a row adjacent.
@@ -158,9 +165,7 @@ class Engine:
             out["found"].append(group.found([next(replies) for _ in range(len(group.alive))]))
         return out
 
-    def _look(
-        self, question: Question, rows: Sequence[list[int]]
-    ) -> tuple[Unsteered, list[Gate], torch.Tensor | None]:
+    def _look(self, question: Question, rows: Sequence[list[int]]) -> tuple[Unsteered, list[Gate], torch.Tensor | None]:
         """The unsteered last position of every prompt; the gates with their scores; (rows, layers, d_model) of those kept."""
         network, edit = self.transport.network, self.transport.edit
         how, marks = question.how, question.marks
@@ -205,7 +210,9 @@ class Engine:
         network, edit = self.transport.network, self.transport.edit
         what = group.steer(slot, self._site)
         if not what.sites and what.bias is None:
-            return put("plain", lambda name: install_steer(network, edit, name, what, False)) if what.reads_logits else ""
+            return (
+                put("plain", lambda name: install_steer(network, edit, name, what, False)) if what.reads_logits else ""
+            )
         key = (number, *group.key(slot))
         return put(key, lambda name: install_steer(network, edit, name, what, group.later(slot)))
 
@@ -254,7 +261,12 @@ class _Group:
         """What two rows of an arm have in common that are treated alike."""
         row, arm = divmod(slot, self.many)
         bias = self.bias[arm]
-        return arm, int(self.edits.vector[slot]), float(self.edits.strength[slot]), 0.0 if bias is None else float(bias[row])
+        return (
+            arm,
+            int(self.edits.vector[slot]),
+            float(self.edits.strength[slot]),
+            0.0 if bias is None else float(bias[row]),
+        )
 
     def later(self, slot: int) -> bool:
         """Whether an arm goes on after the prompt."""
@@ -264,7 +276,9 @@ class _Group:
         """What is done to a row in an arm."""
         row, arm = divmod(slot, self.many)
         plan, bias = self.plans[arm], self.bias[arm]
-        edits = {layer: alone(self.edits.layers[layer], slot) for layer in self.layers if layer in plan.layers or plan.maps}
+        edits = {
+            layer: alone(self.edits.layers[layer], slot) for layer in self.layers if layer in plan.layers or plan.maps
+        }
         edits = {layer: edit for layer, edit in edits.items() if does_anything(edit)}
         added = None
         if plan.bias is not None and bias is not None and float(bias[row]):

@@ -41,11 +41,15 @@ def vllm_version() -> str:
             found = version(name)
             break
     else:
-        raise UserError("--engine vllm needs vLLM, which isn't installed here: `make vllm` makes an environment of its own, .venv-vllm")
+        raise UserError(
+            "--engine vllm needs vLLM, which isn't installed here: `make vllm` makes an environment of its own, .venv-vllm"
+        )
     own = {"vllm": found.partition("+")[0], "nnsight": version("nnsight")}
     odd = [f"{name} {own[name]} (tried: {', '.join(known)})" for name, known in TRIED.items() if own[name] not in known]
     if odd:
-        raise UserError(f"--engine vllm was not tried with {' and '.join(odd)}: `make vllm` installs what it was, into .venv-vllm")
+        raise UserError(
+            f"--engine vllm was not tried with {' and '.join(odd)}: `make vllm` installs what it was, into .venv-vllm"
+        )
     return found
 
 
@@ -84,7 +88,9 @@ class Local:
             outputs = self._generate([requests[at] for at in now], tokens, stops)
             if self._preemptions() > before and any(requests[at].edit for at in now):
                 if len(now) == 1:
-                    raise UserError("vLLM's cache can't hold a single request: pass a smaller --max-model-len, or VLLM_CPU_KVCACHE_SPACE")
+                    raise UserError(
+                        "vLLM's cache can't hold a single request: pass a smaller --max-model-len, or VLLM_CPU_KVCACHE_SPACE"
+                    )
                 most = max(1, len(now) // 2)
                 logger.warning("vLLM ran out of cache and dropped requests on the way: asking again, %d at once", most)
                 todo = now + todo
@@ -133,7 +139,14 @@ def _opened(source: str, device: str, **settings: Any) -> Any:
 
     kind = on_cpu() if device == "cpu" else VLLM
     try:
-        return kind(source, dispatch=True, trust_remote_code=False, disable_log_stats=False, generation_config="vllm", **settings)
+        return kind(
+            source,
+            dispatch=True,
+            trust_remote_code=False,
+            disable_log_stats=False,
+            generation_config="vllm",
+            **settings,
+        )
     except Exception as error:  # whatever vLLM makes of a model
         raise UserError(f"vLLM can't open {source}: {cause_of(error)}; --engine transformers may") from error
 
@@ -153,5 +166,8 @@ def on_cpu() -> Any:
 def no_accelerator() -> Iterator[None]:
     """Where a tree without weights is built on a machine without a GPU: vLLM's loader empties an accelerator's cache, and there is none."""
     nothing = mock.Mock()
-    with mock.patch.object(torch.accelerator, "empty_cache", nothing), mock.patch.object(torch.accelerator, "synchronize", nothing):
+    with (
+        mock.patch.object(torch.accelerator, "empty_cache", nothing),
+        mock.patch.object(torch.accelerator, "synchronize", nothing),
+    ):
         yield

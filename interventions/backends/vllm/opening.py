@@ -50,7 +50,11 @@ def open_engine(
         raise UserError(f"--engine vllm runs on cpu and cuda, not on {device}: pass --engine transformers")
     length = min(tokenizer.model_max_length, options.max_model_len or MOST_LENGTH)
     tokenizer.model_max_length = length
-    settings = {"max_model_len": length, "tensor_parallel_size": options.tensor_parallel, "max_num_seqs": options.requests}
+    settings = {
+        "max_model_len": length,
+        "tensor_parallel_size": options.tensor_parallel,
+        "max_num_seqs": options.requests,
+    }
     if type(module).__name__ not in (module.config.architectures or ()):  # a base model's config may name none
         settings["hf_overrides"] = {"architectures": [type(module).__name__]}
     transport = Served(source, known, options, settings) if options.serve else Local(source, known, kind, settings)
@@ -59,7 +63,9 @@ def open_engine(
         stream = attrgetter(path.rpartition(".")[0])(transport.network)
         count = len(attrgetter(path)(transport.network))
     except AttributeError:
-        raise UserError(f"vLLM runs {name} by another structure than transformers' ({path}): pass --engine transformers") from None
+        raise UserError(
+            f"vLLM runs {name} by another structure than transformers' ({path}): pass --engine transformers"
+        ) from None
     if count != module.config.get_text_config().num_hidden_layers:
         raise UserError(f"vLLM runs {name} with {count} blocks: pass --engine transformers")
     engine = Engine(transport, stream, options.requests)

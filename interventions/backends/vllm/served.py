@@ -27,7 +27,16 @@ from nnsight.tracing.util import push
 
 from data.errors import UserError
 from interventions.backends.backend import VLLMOptions
-from interventions.backends.ndif.client import Client, LateError, PassingError, TooLongError, address_of, cleaned, detail, shown
+from interventions.backends.ndif.client import (
+    Client,
+    LateError,
+    PassingError,
+    TooLongError,
+    address_of,
+    cleaned,
+    detail,
+    shown,
+)
 from interventions.backends.ndif.result import UnfitError, load_result
 from interventions.backends.tracing_lock import tracing, waiting
 from interventions.backends.vllm.engine import Asking, Reply
@@ -37,7 +46,15 @@ from interventions.traced.requests import ask_one, install_config
 MOST_THREADS = 64
 RESULT_BYTES = 1 << 30
 RETRY_SECONDS = 1.0
-OURS = ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size", "rope_theta", "model_type")
+OURS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "rope_theta",
+    "model_type",
+)
 
 
 class Served:
@@ -101,7 +118,9 @@ class Served:
         try:
             return json.loads(reply.saves["config"])
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"the server at {shown(self._client.address)} doesn't say what it holds; is it an nnsight-serve?") from None
+            raise UserError(
+                f"the server at {shown(self._client.address)} doesn't say what it holds; is it an nnsight-serve?"
+            ) from None
 
     def send(self, blob: bytes) -> dict[str, Any]:
         """Send a trace, and read what it saved.
@@ -112,10 +131,14 @@ class Served:
         try:
             found = load_result(self._post("POST", "/v1/nnsight/generate", blob), RESULT_BYTES)
         except UnfitError as error:
-            raise UserError(f"what the nnsight-serve at {shown(self._client.address)} sent back is not used: {error}") from None
+            raise UserError(
+                f"what the nnsight-serve at {shown(self._client.address)} sent back is not used: {error}"
+            ) from None
         saves, error = found.get("saves"), found.get("error")
         if isinstance(error, dict) and not error.get("is_control_flow"):
-            raise UserError(f"the nnsight-serve at {shown(self._client.address)} failed: {cleaned(str(error.get('message')))[:300]}")
+            raise UserError(
+                f"the nnsight-serve at {shown(self._client.address)} failed: {cleaned(str(error.get('message')))[:300]}"
+            )
         return saves if isinstance(saves, dict) else {}
 
     def _post(self, method: str, path: str, content: bytes = b"") -> bytes:
@@ -129,21 +152,33 @@ class Served:
         while True:
             try:
                 with waiting():
-                    answer = self._client.exchange(method, path, deadline - time.monotonic(), RESULT_BYTES, content=content, headers=headers)
+                    answer = self._client.exchange(
+                        method, path, deadline - time.monotonic(), RESULT_BYTES, content=content, headers=headers
+                    )
             except PassingError as error:
-                if time.monotonic() + RETRY_SECONDS > deadline or "nothing listens" in str(error) or "no such host" in str(error):
-                    raise UserError(f"no nnsight-serve answers at {at} ({error}): start one, or check --serve") from None
+                if (
+                    time.monotonic() + RETRY_SECONDS > deadline
+                    or "nothing listens" in str(error)
+                    or "no such host" in str(error)
+                ):
+                    raise UserError(
+                        f"no nnsight-serve answers at {at} ({error}): start one, or check --serve"
+                    ) from None
                 with waiting():
                     time.sleep(RETRY_SECONDS)
                 continue
             except LateError:
-                raise UserError(f"the nnsight-serve at {at} took longer than {self._client.timeout:g} s: pass a longer --timeout, or fewer --requests") from None
+                raise UserError(
+                    f"the nnsight-serve at {at} took longer than {self._client.timeout:g} s: pass a longer --timeout, or fewer --requests"
+                ) from None
             except TooLongError as error:
                 raise UserError(f"what the nnsight-serve at {at} sent back is not used: {error}") from None
             if answer.status_code in (401, 403):
                 raise UserError(f"the nnsight-serve at {at} does not take your key: set NDIF_API_KEY to its --api-key")
             if answer.status_code != 200:
-                raise UserError(f"the server at {at} answers {answer.status_code} ({detail(answer)}); is it an nnsight-serve?")
+                raise UserError(
+                    f"the server at {at} answers {answer.status_code} ({detail(answer)}); is it an nnsight-serve?"
+                )
             return answer.content
 
     def edit(self, *, name: str) -> RegisteringTracer:
@@ -216,4 +251,8 @@ def other_model(source: str, wanted: Mapping[str, Any], held: Mapping[str, Any])
     odd = [key for key in OURS if wanted.get(key) != held.get(key)]
     if odd:
         return f"another model, {cleaned(name)[:200]} ({', '.join(f'{key} {held.get(key)!r}, not {wanted.get(key)!r}' for key in odd)})"
-    return "" if Path(name).name == Path(source).name else f"{cleaned(name)[:200]}, not {source}: pass --model with what it holds"
+    return (
+        ""
+        if Path(name).name == Path(source).name
+        else f"{cleaned(name)[:200]}, not {source}: pass --model with what it holds"
+    )

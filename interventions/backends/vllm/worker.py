@@ -25,5 +25,7 @@ class NNsightCPUWorker(NNsightGPUWorker, CPUWorker):
         """As vLLM's; then the runner becomes nnsight's, as nnsight's own GPU worker does it."""
         CPUWorker.init_device(self)  # not nnsight's, which refuses every runner but the GPU's
         if type(self.model_runner) is not CPUModelRunner:
-            raise NotImplementedError(f"vLLM built a {type(self.model_runner).__name__}, which nnsight was not tried with")
+            raise NotImplementedError(
+                f"vLLM built a {type(self.model_runner).__name__}, which nnsight was not tried with"
+            )
         self.model_runner.__class__ = NNsightCPUModelRunner
