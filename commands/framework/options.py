@@ -182,6 +182,8 @@ UNIT = Declared("--strength-unit", "What a strength of 1 is: raw, the vector as 
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
 ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
+AGAINST_ENGINE = Declared("--against", "What the engine is held against: transformers, here and in float32, or a setting that parity ran for, such as vllm-float32.", default="transformers")
+TOLERANCE = Declared("--tolerance", "Deviation of the residual stream, as a share of its length, that passes.", types.Numbers(min=0, min_open=True), shown="1e-5 in float32, else 0.1")
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 FOLLOW = Declared("--generation-config/--no-generation-config", "Whether answers follow what the model's generation_config asks of greedy decoding (repetition_penalty, suppress_tokens, …), as transformers' generate does; the tables' first-token figures are the model's own either way.", bool, False, shown="no", name="generation_config")
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)

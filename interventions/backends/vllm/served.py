@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nnsight.modeling.vllm import VLLM
-from nnsight.modeling.vllm.registration import Registration, RegisteringTracer
+from nnsight.modeling.vllm.registration import RegisteringTracer, Registration
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend as NnsightBackend
 from nnsight.tracing.tracer import mark
