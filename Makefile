@@ -12,7 +12,7 @@ CHOSEN := gated:gate=ridge,strength=-0.16,bias=8,harmful=0,harmful-bias=0
 
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup demo adapter test test-all test-browser test-ndif test-faults ndif ndif-down check audit bench clean
+.PHONY: setup demo adapter gate test test-all test-browser test-ndif test-faults ndif ndif-down check audit bench clean
 
 setup: .venv/done
 
@@ -35,6 +35,14 @@ demo: setup
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
 adapter: setup
 	$(BIN)/python -m interventions.tuning.make_adapter $(MIRROR)
+
+# The embedded model's gate, on the default prompts: half an hour, from nothing.
+gate: setup
+	rm -rf runs/gate data/fitted
+	$(BIN)/python cli.py --run runs/gate probe --gate ridge
+	mkdir -p data/fitted/gates
+	cp runs/gate/run.json data/fitted
+	cp runs/gate/gates/ridge* data/fitted/gates
 
 test: setup
 	$(TESTS) -m "not slow and not ndif and not browser"

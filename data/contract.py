@@ -199,6 +199,7 @@ GATES = {
     "perfect": "the row's own label; an upper bound, not a method",
 }
 LABELLED_GATE = "perfect"
+GATE_DATA = ("embedded:traffic", "embedded:contrasts")  # what a gate is fitted on where nothing is said
 JOINS = {"+": "mean", "-and-": "and", "-or-": "or"}  # between gates' names: how their calibrated scores become one
 
 
