@@ -257,6 +257,17 @@ WHERES = ("local", "simulate", "remote")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"
 
+
+class Setting(NamedTuple):
+    """An arm, as `--arm` takes it, and the method of the vectors that it was chosen with."""
+
+    method: str
+    arm: str
+
+
+# Of `TUNED_MODEL`, chosen on validation rows by `benchmarks/strengths.py`; the gate has its own threshold.
+TUNED_SETTING = Setting("contrastive", "gated:gate=ridge,strength=-0.3,bias=8,harmful=0,harmful-bias=0")
+
 # What counts where nothing was said: of the options, and of the functions behind them.
 MAX_NEW_TOKENS = 32
 BATCH_TOKENS = 2048  # padded

@@ -172,7 +172,7 @@ CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown=
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "What a strength of 1 is: raw, the vector as it is; unit, at length 1; residual, as long as the model's residual stream is on average at that layer.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose, or without one that of the embedded model; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 FOLLOW = Declared("--generation-config/--no-generation-config", "Whether answers follow what the model's generation_config asks of greedy decoding (repetition_penalty, suppress_tokens, …), as transformers' generate does; the tables' first-token figures are the model's own either way.", bool, False, shown="no", name="generation_config")
