@@ -51,7 +51,7 @@ def main() -> None:
     drawn, lengths = asked.run.with_suffix(".jsonl"), ("--lengths", ",".join(map(str, LENGTHS)))
     drawn.parent.mkdir(parents=True, exist_ok=True)
     draw(drawn, asked.prompts, asked.seed)
-    made = seconds(asked.run, "vectors", "probe")
+    made = seconds(asked.run, "extract", "--limit", "300", "vectors", "probe")  # as the demo
     arms = [word for arm in ARMS for word in ("--arm", arm)]
     answered = seconds(asked.run, "generate", "--data", str(drawn), "--max-new-tokens", str(max(LENGTHS)), *arms)
     taken = [(scoring(asked.run), scoring(asked.run, *lengths)) for _ in range(TURNS)]
