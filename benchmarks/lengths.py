@@ -44,7 +44,7 @@ def scoring(run: Path, *lengths: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Refusal against answer length.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
