@@ -83,7 +83,7 @@ ndif:
 ndif-down:
 	@$(NDIF) down
 
-# Things broken by the hundred, an hour or two; FAULTS=some: a sample.
+# Things broken by the hundred, an hour or two, and a table of how many held; FAULTS=some: a sample.
 test-faults: setup
 	REFUSAL_FAULTS=$(or $(FAULTS),all) $(BIN)/python -m pytest tests/faults
 

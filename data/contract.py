@@ -172,6 +172,7 @@ JUDGE_PROMPTS = {
     "qwen3guard": "for Qwen3Guard-Gen: refusal or not",
     "llama-guard": "for Llama Guard: harmful or not, which is no verdict on refusal",
 }
+LABELS_EMBEDDED, LABELS_WILDGUARD = "embedded", "wildguard:test"  # labels by hand that `judges` knows by name
 LOCAL_JUDGE = "local"  # in an endpoint's place: the judge is opened here
 SCORED = sorted(SCORERS, key=lambda name: SCORERS[name].row)  # in the order of their rows
 METHODS = {
