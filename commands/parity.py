@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from commands.framework.app import Session, command
 from commands.framework.arms import chosen_arms
-from commands.framework.artefacts import Artefact
+from commands.framework.artefacts import PARITY, Artefact
 from commands.framework.options import AGAINST_ENGINE, NEW_TOKENS, REPLACE, STEERING, TEST, TOLERANCE
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, prompts_of, spread
@@ -15,7 +15,9 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from interventions.steering.parity import Measured
+    import polars as pl
+
+    from interventions.steering.compared.parity import Measured
 
 PROMPTS = 64
 TIE = {"float32": 1e-3}  # nats between two tokens that rounding alone may put in another order
@@ -34,7 +36,7 @@ def parity(session: Session, s: Settings) -> Summary:
     """
     from data.store.rundir import now
     from data.store.tables import write_table
-    from interventions.steering.parity import compare, engine_name, margins, measure, verdict
+    from interventions.steering.compared.parity import compare, engine_name, margins, measure, verdict
 
     start = now()
     model, arms, tools, rests_on = chosen_arms(session, s)
@@ -72,27 +74,33 @@ def parity(session: Session, s: Settings) -> Summary:
     tie = TIE.get(model.dtype, NARROW_TIE)
     layers, told = compare(held, own, tie, judge)
     tolerance = s.get("tolerance") or (1e-5 if model.dtype == "float32" else 0.1)
-    pair = Artefact(f"{FOLDER}{name}-and-{against}", _load, beside=(f"{FOLDER}{name}-and-{against}_layers.parquet",))
-    write_table(s.run / pair.beside[0], layers)
-    write_table(pair.path(s.run), told)
-    note(
-        s,
-        pair,
-        shared | {"engine": name, "against": against, "tolerance": tolerance, "tie": tie},
-        model,
-        start,
-        data=s.get("data"),
-    )
+    pair, shown = {"engine": name, "against": against}, told
+    for path, table in ((PARITY.path(s.run), told), (s.run / PARITY.beside[0], layers)):
+        write_table(path, with_others(path, pair, table))
+    note(s, PARITY, shared | pair | {"tolerance": tolerance, "tie": tie}, model, start, data=s.get("data"))
     if odd := verdict(layers, told, tolerance):
-        warn(f"{name} and {against} over {prompts.height} prompts: see {pair.path(s.run)}")
+        warn(f"see {PARITY.path(s.run)}, or report")
         raise UserError(f"{name} and {against} don't say the same: {'; '.join(odd)}")
-    return {"engine": name, "against": against, "prompts": prompts.height, "tolerance": tolerance,
-            "largest_deviation": layers["deviation"].max(), "table": told, "wrote": str(pair.path(s.run))}  # fmt: skip
+    return {**pair, "prompts": prompts.height, "tolerance": tolerance, "largest_deviation": layers["deviation"].max(), "table": shown,
+            "wrote": str(PARITY.path(s.run))}  # fmt: skip
 
 
 def measured_artefact(name: str) -> "Artefact[Measured]":
     """What an engine said."""
     return Artefact(f"{FOLDER}{name}", _measured, "safetensors", command="parity", called=f"what {name} says")
+
+
+def with_others(path: "Path", pair: dict[str, str], table: "pl.DataFrame") -> "pl.DataFrame":
+    """A table with the pair's rows, and those of other pairs that the file has."""
+    import polars as pl
+
+    from data.store.tables import read_parquet
+
+    mine = table.select(*(pl.lit(value).alias(name) for name, value in pair.items()), pl.all())
+    if not path.exists():
+        return mine
+    others = read_parquet(path).filter((pl.col("engine") != pair["engine"]) | (pl.col("against") != pair["against"]))
+    return pl.concat([others, mine], how="vertical_relaxed")
 
 
 def kept(run: "Path") -> list[str]:
@@ -101,12 +109,6 @@ def kept(run: "Path") -> list[str]:
 
 
 def _measured(path: "Path") -> "Measured":
-    from interventions.steering.parity import Measured
+    from interventions.steering.compared.parity import Measured
 
     return Measured.load(path)
-
-
-def _load(path: "Path") -> object:
-    from data.store.tables import read_parquet
-
-    return read_parquet(path)

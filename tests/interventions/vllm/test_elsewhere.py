@@ -12,7 +12,7 @@ from contextlib import closing
 import polars as pl
 import pytest
 
-from tests.interventions.backends.vllm.conftest import ROOT
+from tests import ROOT
 from tests.made.models import CONTROL, make_tiny
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -46,7 +46,7 @@ def server(tiny_tuned_folder):
     import os
 
     at = port()
-    words = [sys.executable, "-m", "interventions.backends.vllm.serve", tiny_tuned_folder, "--port", at, "--api-key", KEY, "--dtype", "float32",
+    words = [sys.executable, "-m", "interventions.vllm.serve", tiny_tuned_folder, "--port", at, "--api-key", KEY, "--dtype", "float32",
              "--max-model-len", 512, "--max-num-seqs", 32]  # fmt: skip
     process = subprocess.Popen(list(map(str, words)), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
@@ -183,16 +183,19 @@ def test_two_ranks_say_what_one_says(command, answered, tiny_tuned_folder, promp
             *words, "--arm", "baseline", "--arm", "fixed:strength=3", "--arm", "routed", "--arm", "ablate:layers=all"
         )
         assert code == 0, (out, told)
-    pair = run / "parity" / "vllm-float32-tp2-and-vllm-float32"
-    assert pl.read_parquet(f"{pair}.parquet")["differ"].drop_nulls().sum() == 0
-    assert pl.read_parquet(f"{pair}_layers.parquet")["deviation"].max() <= 1e-5
+    arms, layers = (
+        pl.read_parquet(run / name).filter(pl.col("engine") == "vllm-float32-tp2")
+        for name in ("parity.parquet", "parity_layers.parquet")
+    )
+    assert arms["differ"].drop_nulls().sum() == 0 and arms["prompts"].min() > 0
+    assert layers["deviation"].to_list() and max(layers["deviation"].to_list()) <= 1e-5
 
 
 SHORT = """
 import sys
 from interventions import generate, open_model
 from interventions.backends.backend import Backend, VLLMOptions
-from interventions.backends.vllm import local
+from interventions.vllm import local
 from interventions.steering.plans import Tools
 from data import load_all
 from tests.made.tools import arms_of, vectors_of
