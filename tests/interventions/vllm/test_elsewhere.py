@@ -193,6 +193,7 @@ def test_two_ranks_say_what_one_says(command, answered, tiny_tuned_folder, promp
 
 SHORT = """
 import sys
+from pathlib import Path
 from interventions import generate, open_model
 from interventions.backends.backend import Backend, VLLMOptions
 from interventions.vllm import local
@@ -207,7 +208,7 @@ plain, local._opened = local._opened, short
 folder, data, out = sys.argv[1:]
 model = open_model(folder, remote=Backend(vllm=VLLMOptions(requests=16, max_model_len=128)))
 prompts = load_all([data]).head(12)
-generate(model, prompts, Tools(vectors_of(model)), out, arms=arms_of(["baseline", "fixed:strength=3", "fixed:scope=prompt-last"]), max_new_tokens=60)
+generate(model, prompts, Tools(vectors_of(model)), Path(out), arms=arms_of(["baseline", "fixed:strength=3", "fixed:scope=prompt-last"]), max_new_tokens=60)
 """
 
 
