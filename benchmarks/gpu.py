@@ -31,6 +31,7 @@ import numpy as np
 import polars as pl
 import torch
 from safetensors.torch import load_file
+from transformers.utils.logging import disable_progress_bar
 
 from data.contract import REQUESTS
 from data.errors import UserError, cause_of
@@ -500,7 +501,8 @@ class Bench:
         except UserError as error:
             self.leave(f"{said(line)}: {error}")
         except SpentError:
-            self.leave(f"{said(line)}: the time is spent")
+            self.leave(f"all from {said(line)} on: the time is spent")
+            self.stop()
         self.open = {name: one for name, one in self.open.items() if one.process.is_alive()}
         return None
 
@@ -631,6 +633,8 @@ def asked() -> argparse.Namespace:
 
 def main() -> None:
     options, begun = asked(), time.monotonic()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the engines' processes
+    disable_progress_bar()
     shape, device = SHAPES[options.shape], options.device
     bench = Bench(begun + options.seconds - SPARE)
     with tempfile.TemporaryDirectory() as name:
@@ -648,8 +652,8 @@ def main() -> None:
         try:
             bench.start(setup, held)
             warm_up(bench)
-            bench.rounds(TOKENS, options.rounds)
             bench.rounds(STATES, options.rounds)
+            bench.rounds(TOKENS, options.rounds)
             bench.stop()
             exact = None if options.dtype == "float32" else in_float32(bench, options, setup, held[:2])
         finally:
