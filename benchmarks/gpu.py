@@ -306,11 +306,10 @@ def opened(held: str, setup: Setup) -> dict[str, Any]:
 def hold(line: Any, held: str, setup: Setup) -> None:
     """Open engines and do what comes down the line, until nothing more does."""
     os.dup2(2, 1)  # whatever vLLM prints
-    found: Any = None
     with suppress(EOFError, BrokenPipeError):
         try:
             engines = opened(held, setup)
-            line.send((None, found))
+            line.send((None, None))
         except Exception as error:  # whatever an engine dies of
             line.send((cause_of(error), None))
             return
@@ -475,9 +474,8 @@ class Bench:
         """A turn that is not timed; what it gives is kept."""
         if line.engine not in self.open:
             return
-        _, value = self._ask(line, keep=True) or (None, None)
-        if value is not None:
-            self.found[line] = value
+        if (asked := self._ask(line, keep=True)) and asked[1] is not None:
+            self.found[line] = asked[1]
 
     def rounds(self, lines: Sequence[Line], many: int) -> None:
         """Turns of lines that have warmed up, forth and back."""
@@ -497,7 +495,9 @@ class Bench:
     def _ask(self, line: Line, keep: bool = False) -> tuple[Took, np.ndarray | None] | None:
         words = [self.arms[line.arm]] if line.arm else []
         try:
-            return self.open[line.engine].ask(line.engine, line.work, words, keep)
+            took, value = self.open[line.engine].ask(line.engine, line.work, words, keep)
+            print(f"{said(line)}: {took.seconds:.1f} s", file=sys.stderr)
+            return took, value
         except UserError as error:
             self.leave(f"{said(line)}: {error}")
         except SpentError:
