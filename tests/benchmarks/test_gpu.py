@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import OUR_VLLM, OURS, PLAIN, PLAIN_VLLM, STATES, TOKENS, Bench, Line, Took, parity, speeds
+from benchmarks.device.engines import OUR_VLLM, OURS, PLAIN, PLAIN_VLLM
+from benchmarks.device.figures import Line, parity, speeds
+from benchmarks.device.processes import Took
+from benchmarks.gpu import STATES, TOKENS, Bench
 from data.errors import UserError
 from tests import ROOT
 
@@ -97,7 +100,7 @@ def bench_of(engines: dict[str, Any], seconds: float = 1000.0) -> Bench:
 def test_ratios_are_of_turns_in_one_round() -> None:
     bench = bench_of({PLAIN: Fake(1.0), OURS: Fake(2.0), PLAIN_VLLM: Fake(0.25), OUR_VLLM: Fake(0.5)})
     bench.rounds(TOKENS, 3)
-    rows = {(row["engine"], row["arm"]): row for row in speeds(bench, 10, 4, "cpu")}
+    rows = {(row["engine"], row["arm"]): row for row in speeds(bench.turns, 10, 4, "cpu")}
     assert rows[OURS, "fixed"]["of_plain"] == rows[OURS, "fixed"]["of_plain_transformers"] == 0.5
     assert (rows[OUR_VLLM, "gated, bias"]["of_plain"], rows[OUR_VLLM, "fixed"]["of_plain_transformers"]) == (0.5, 2.0)
     assert rows[PLAIN_VLLM, "unsteered"]["per_second"] == 160
