@@ -55,6 +55,8 @@ def open_engine(
         "tensor_parallel_size": options.tensor_parallel,
         "max_num_seqs": options.requests,
     }
+    if options.memory is not None and kind == "cuda":
+        settings["gpu_memory_utilization"] = options.memory
     if type(module).__name__ not in (module.config.architectures or ()):  # a base model's config may name none
         settings["hf_overrides"] = {"architectures": [type(module).__name__]}
     transport = Served(source, known, options, settings) if options.serve else Local(source, known, kind, settings)
