@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from interventions.backends.vllm.local import vllm_version
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.device.engines import COMPARED, OUR_VLLM, OURS, PLAIN, PLAIN_VLLM, UNSTEERED
@@ -34,6 +33,7 @@ from data.contract import REQUESTS
 from data.errors import UserError
 from data.store.rundir import versions
 from interventions.model.prompt_format import encode
+from interventions.vllm.local import vllm_version
 
 STATES = [Line(engine, "states") for engine in (PLAIN, OURS, OUR_VLLM)]
 TOKENS = [
