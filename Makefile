@@ -69,11 +69,11 @@ test-all: setup
 	-@$(NDIF) install
 	-@$(MAKE) vllm  # the same
 	$(TESTS) -m "not ndif and not browser and not vllm"
-	if [ -e .venv-vllm/done ]; then .venv-vllm/bin/python -m pytest -m vllm tests/interventions/vllm tests/benchmarks; fi
+	if [ -e .venv-vllm/done ]; then .venv-vllm/bin/python -m pytest -m vllm tests/interventions/backends/vllm tests/benchmarks; fi
 	$(BIN)/python -m pytest -m "ndif or browser"
 
 test-vllm: setup vllm
-	.venv-vllm/bin/python -m pytest -m vllm tests/interventions/vllm tests/benchmarks
+	.venv-vllm/bin/python -m pytest -m vllm tests/interventions/backends/vllm tests/benchmarks
 
 ndif:
 	@$(NDIF) install

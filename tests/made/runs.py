@@ -64,6 +64,7 @@ def synthetic_run(folder: Path, rows: int = 60, *, seed: int = 0, texts: Texts =
         "summary": summarise(scores, seed),
         "lengths": _lengths(generations, scores),
         **_judges(generations, scores),
+        **_parity(),
         "rubric": _rubric(random, generations),
         "traces": _traces(random, texts),
         "sweep": _sweep(),
@@ -155,6 +156,19 @@ def _tokens(response: str) -> dict[str, list[int]]:
 def _lengths(generations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     whole = scores.filter(pl.col("scorer") != "judge")
     return by_length(score_at(generations, whole, set(), assemble(generations), (4, 16, 64)))
+
+
+def _parity() -> dict[str, pl.DataFrame]:
+    """Two engines that differ in one answer, near a tie."""
+    pair = {"engine": "vllm-float32", "against": "transformers-float32"}
+    arms = [("(unsteered)", 8, None, None, None, None, 1e-9, 3e-9), ("baseline", 8, 7, 1, 0, 5.0, 1e-9, 3e-9)]
+    names = ["arm", "prompts", "equal", "near_ties", "differ", "first_difference", "kl_mean", "kl_max"]
+    layers = pl.DataFrame({"layer": [0, 1], "deviation": [1e-7, 2e-6], "mean_deviation": [5e-8, 1e-6]})
+    own = [pl.lit(value).alias(name) for name, value in pair.items()]
+    return {
+        "parity": pl.DataFrame(arms, names, orient="row").select(*own, pl.all()),
+        "parity_layers": layers.select(*own, pl.all()),
+    }
 
 
 def _judges(generations: pl.DataFrame, scores: pl.DataFrame) -> dict[str, pl.DataFrame]:

@@ -185,30 +185,24 @@ def compare(
         for layer, (worst, mean) in enumerate(zip(apart.amax(0), apart.mean(0), strict=True))
     ]
     kl = divergence(reference.first, other.first)
-    told = [("(unsteered)", len(apart), None, None, None, None, float(kl[:, 0].mean()), float(kl[:, 0].max()))]
+    told: list[tuple[str | int | float | None, ...]] = [("(unsteered)", len(apart), *[None] * 4, *summed(kl[:, 0]))]
     for arm, name in enumerate(reference.arms):
         own, theirs = reference.tokens[:, arm], other.tokens[:, arm]
         odd = (own != theirs).any(-1).nonzero()[:, 0].tolist()
         places = {row: int((own[row] != theirs[row]).nonzero()[0]) for row in odd}
         near = 0
-        for row, at in places.items() if margin is not None else ():
-            pair = int(own[row, at]), int(theirs[row, at])
-            near += ENDED not in pair and abs(margin(row, arm, own[row, :at].tolist(), *pair)) < tie
+        if margin is not None:
+            for row, at in places.items():
+                pair = int(own[row, at]), int(theirs[row, at])
+                near += ENDED not in pair and abs(margin(row, arm, own[row, :at].tolist(), *pair)) < tie
         middle = float(torch.tensor(list(places.values())).double().median()) if places else None
-        own_kl = kl[:, arm + 1]
-        told.append(
-            (
-                name,
-                len(own),
-                len(own) - len(odd),
-                near,
-                len(odd) - near,
-                middle,
-                float(own_kl.mean()),
-                float(own_kl.max()),
-            )
-        )
+        told.append((name, len(own), len(own) - len(odd), near, len(odd) - near, middle, *summed(kl[:, arm + 1])))
     return pl.DataFrame(layers, LAYERS, orient="row"), pl.DataFrame(told, ARMS, orient="row")
+
+
+def summed(values: torch.Tensor) -> tuple[float, float]:
+    """Mean and largest."""
+    return float(values.mean()), float(values.max())
 
 
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from data.errors import UserError, cause_of
-from interventions.vllm.engine import Asking, Reply
+from interventions.backends.vllm.engine import Asking, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def on_cpu() -> Any:
     from nnsight.modeling.vllm import VLLM
 
     class OnCPU(VLLM):
-        _WORKER_CLS = "interventions.vllm.worker.NNsightCPUWorker"
+        _WORKER_CLS = "interventions.backends.vllm.worker.NNsightCPUWorker"
         _meta_device = staticmethod(no_accelerator)
 
     return OnCPU

@@ -8,7 +8,7 @@ from data.errors import UserError
 
 if TYPE_CHECKING:
     from interventions.backends.backend import VLLMOptions
-    from interventions.vllm.engine import Engine
+    from interventions.backends.vllm.engine import Engine
 
 
 def check_versions() -> None:
@@ -17,7 +17,7 @@ def check_versions() -> None:
     Raises:
         UserError: It is not.
     """
-    from interventions.vllm.local import vllm_version
+    from interventions.backends.vllm.local import vllm_version
 
     vllm_version()
 
@@ -40,9 +40,9 @@ def open_engine(
     Raises:
         UserError: vLLM can't run the model, or its blocks don't put out what steering needs.
     """
-    from interventions.vllm.engine import Engine
-    from interventions.vllm.local import Local
-    from interventions.vllm.served import Served
+    from interventions.backends.vllm.engine import Engine
+    from interventions.backends.vllm.local import Local
+    from interventions.backends.vllm.served import Served
 
     known = type_name(module.config.get_text_config().dtype if dtype == "auto" else dtype)
     kind = device.partition(":")[0]

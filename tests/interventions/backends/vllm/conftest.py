@@ -11,7 +11,7 @@ from interventions import open_model
 from interventions.backends.backend import Backend, VLLMOptions
 from tests.made.models import CONTROL, make_tiny
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 THERE = importlib.util.find_spec("vllm") is not None
 
 

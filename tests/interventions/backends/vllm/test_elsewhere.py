@@ -46,7 +46,7 @@ def server(tiny_tuned_folder):
     import os
 
     at = port()
-    words = [sys.executable, "-m", "interventions.vllm.serve", tiny_tuned_folder, "--port", at, "--api-key", KEY, "--dtype", "float32",
+    words = [sys.executable, "-m", "interventions.backends.vllm.serve", tiny_tuned_folder, "--port", at, "--api-key", KEY, "--dtype", "float32",
              "--max-model-len", 512, "--max-num-seqs", 32]  # fmt: skip
     process = subprocess.Popen(list(map(str, words)), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
@@ -196,7 +196,7 @@ import sys
 from pathlib import Path
 from interventions import generate, open_model
 from interventions.backends.backend import Backend, VLLMOptions
-from interventions.vllm import local
+from interventions.backends.vllm import local
 from interventions.steering.plans import Tools
 from data import load_all
 from tests.made.tools import arms_of, vectors_of
