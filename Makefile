@@ -8,12 +8,9 @@ VLLM_PIP := .venv-vllm/bin/pip --disable-pip-version-check install -q
 # Files of tests side by side, a core each: threads of several workers only wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# What `sweep --data embedded:traffic --methods mean` chose (README, Results); the demo's gate finds its own threshold.
-CHOSEN := gated:gate=ridge,strength=-0.16,bias=8,harmful=0,harmful-bias=0
-
 NDIF := $(PYTHON) tests/ndif/server.py
 
-.PHONY: setup vllm demo adapter test test-all test-browser test-ndif test-vllm test-faults ndif ndif-down check audit bench clean
+.PHONY: setup vllm demo adapter gate test test-all test-browser test-ndif test-vllm test-faults ndif ndif-down check audit bench clean
 
 setup: .venv/done
 
@@ -40,14 +37,22 @@ vllm: .venv-vllm/done
 	touch $@
 
 demo: setup
-	$(BIN)/python cli.py --run runs/demo extract --limit 300 vectors trace --max-new-tokens 24 \
-	  probe --gate ridge --keep-refusal 0.95 --limit 400 \
-	  generate --data embedded:traffic --limit 300 --max-new-tokens 16 --arm baseline --arm $(CHOSEN) evaluate report
+	$(BIN)/python cli.py --run runs/demo --limit 300 extract vectors --method contrastive
+	$(BIN)/python cli.py --run runs/demo trace --max-new-tokens 24 probe --gate ridge \
+	  generate --data embedded:traffic --limit 300 --max-new-tokens 16 --arm baseline --arm chosen evaluate report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.
 adapter: setup
 	$(BIN)/python -m interventions.tuning.make_adapter $(MIRROR)
+
+# The embedded model's gate, on the default prompts: half an hour, from nothing.
+gate: setup
+	rm -rf runs/gate data/fitted
+	$(BIN)/python cli.py --run runs/gate probe --gate ridge
+	mkdir -p data/fitted/gates
+	cp runs/gate/run.json data/fitted
+	cp runs/gate/gates/ridge* data/fitted/gates
 
 test: setup
 	$(TESTS) -m "not slow and not ndif and not browser and not vllm"
@@ -64,11 +69,11 @@ test-all: setup
 	-@$(NDIF) install
 	-@$(MAKE) vllm  # the same
 	$(TESTS) -m "not ndif and not browser and not vllm"
-	if [ -e .venv-vllm/done ]; then .venv-vllm/bin/python -m pytest -m vllm tests/interventions/backends/vllm tests/benchmarks; fi
+	if [ -e .venv-vllm/done ]; then .venv-vllm/bin/python -m pytest -m vllm tests/interventions/vllm tests/benchmarks; fi
 	$(BIN)/python -m pytest -m "ndif or browser"
 
 test-vllm: setup vllm
-	.venv-vllm/bin/python -m pytest -m vllm tests/interventions/backends/vllm tests/benchmarks
+	.venv-vllm/bin/python -m pytest -m vllm tests/interventions/vllm tests/benchmarks
 
 ndif:
 	@$(NDIF) install
@@ -78,7 +83,7 @@ ndif:
 ndif-down:
 	@$(NDIF) down
 
-# Things broken by the hundred, an hour or two; FAULTS=some: a sample.
+# Things broken by the hundred, an hour or two, and a table of how many held; FAULTS=some: a sample.
 test-faults: setup
 	REFUSAL_FAULTS=$(or $(FAULTS),all) $(BIN)/python -m pytest tests/faults
 

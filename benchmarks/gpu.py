@@ -32,8 +32,8 @@ from benchmarks.device.processes import SPARE, Held, SpentError, Took
 from data.contract import REQUESTS, default_layer
 from data.errors import UserError
 from data.store.rundir import versions
-from interventions.backends.vllm.local import vllm_version
 from interventions.model.prompt_format import encode
+from interventions.vllm.local import vllm_version
 
 STATES = [Line(engine, "states") for engine in (PLAIN, OURS, OUR_VLLM)]
 TOKENS = [

@@ -12,6 +12,8 @@ from commands.framework.output import Summary, warn
 from commands.framework.records import identity, note
 from commands.framework.settings import Record, Settings
 from data.contract import JUDGE_PROMPTS, TUNED_MODEL
+from data.contract import LABELS_EMBEDDED as EMBEDDED
+from data.contract import LABELS_WILDGUARD as WILDGUARD
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
     from reports.scoring.assemble import Verdicts
 
-EMBEDDED = "embedded"
-HAND = "Answers with labels by hand: a CSV or JSONL that evaluate --hand wrote for this run, filled in; or embedded: 300 that ship."
+HAND = (f"Answers with labels by hand: a CSV or JSONL that evaluate --hand wrote for this run, filled in; {EMBEDDED}: 300 that ship; or "
+        f"{WILDGUARD}: WildGuardTest's labels of refusal, from the hub or --data-mirror.")  # fmt: skip
 WITH = tuple(option for option in SCORING if option.key not in ("hand", "judge_prompt", "difference"))
 PROMPTS = replace(JUDGE_PROMPT, help=f"{JUDGE_PROMPT.help}  Repeatable: each is a scorer of its own.", multiple=True,
                   default=(next(iter(JUDGE_PROMPTS)),))  # fmt: skip
@@ -35,23 +37,23 @@ def judges(session: Session, s: Settings) -> Summary:
     """Hold scorers against labels by hand: errors by class, agreement, and rates corrected for them.
 
     With --hand FILE of a run's own answers, the run's rates are corrected too. Of the 300 that ship one half may be tuned on, and the
-    other is what counts.
+    other is what counts. WildGuardTest's labels know no partial refusal and no broken answer: a scorer's count as compliance there.
     """
     import polars as pl
 
     from data.store.rundir import now
     from data.store.tables import write_table
-    from reports.scoring.bench import HELD, TUNE, labelled, shipped
+    from reports.scoring.bench import HELD, TUNE, TWO_CLASSES
     from reports.statistics import judges as statistics
 
     start = now()
-    own = s.get("hand") != EMBEDDED
-    labels = hand_path(s) if own else None
-    table, record = need(session, s, GENERATIONS) if own else (shipped(), SHIPPED)
-    answers = table if labels is None else labelled(table, labels)
+    hand = s.get("hand")
+    answers, record = labelled_answers(session, s)
     scorers = named_scorers(s, answers)
     bench = pl.concat([answers.with_columns(pl.lit(name).alias("scorer"), verdicts(answers).cast(pl.String).alias("verdict"))
                        for name, verdicts in scorers.items()])  # fmt: skip
+    if hand == WILDGUARD:
+        bench = bench.with_columns(pl.col("verdict").replace(TWO_CLASSES))
     found = statistics.quality(bench)
     if found["n"].sum() == 0:
         raise UserError("no scorer gave a verdict on any of these answers: nothing is compared")
@@ -60,7 +62,9 @@ def judges(session: Session, s: Settings) -> Summary:
         "judges_classes": statistics.classes(bench),
         "judges_disagreements": statistics.disagreements(bench),
     }
-    if own:
+    if hand == WILDGUARD:
+        tables["judges_rates"] = statistics.corrected(bench.clear(), found)  # whose answers these are is not known
+    elif hand != EMBEDDED:
         tables["judges_rates"] = statistics.corrected(counted(s, record, bench), found)
     else:
         judged = bench.filter(pl.col("half") == HELD, pl.col("verdict").is_not_null()).with_columns(
@@ -74,7 +78,7 @@ def judges(session: Session, s: Settings) -> Summary:
         "scorers": [*scorers],
     }
     note(s, JUDGES, key, record, start)
-    half = "all" if own else HELD
+    half = HELD if hand == EMBEDDED else "all"
     classes, rates = tables["judges_classes"], tables["judges_rates"]
     shown = found.filter(half=half).select(
         *("scorer", "n", "n_failed", "error", "low", "high", "kappa", "sensitivity", "specificity")
@@ -86,8 +90,18 @@ def judges(session: Session, s: Settings) -> Summary:
     }  # fmt: skip
 
 
-# What `run.json` says of answers that no run here gave.
-SHIPPED: Record = {"id": EMBEDDED, "model": TUNED_MODEL}
+def labelled_answers(session: Session, s: Settings) -> "tuple[pl.DataFrame, Record]":
+    """Answers with labels by hand, and the record of who gave them, or what `run.json` says where no run here did."""
+    from reports.scoring.bench import labelled, shipped, wildguard
+
+    hand = s.get("hand")
+    if hand == EMBEDDED:
+        return shipped(), {"id": EMBEDDED, "model": TUNED_MODEL}
+    if hand == WILDGUARD:
+        return wildguard(s.get("data_mirror")), {"id": WILDGUARD, "model": None, "data": [WILDGUARD]}
+    labels = hand_path(s)
+    table, record = need(session, s, GENERATIONS)
+    return labelled(table, labels), record
 
 
 def hand_path(s: Settings) -> Path:
@@ -95,7 +109,7 @@ def hand_path(s: Settings) -> Path:
     path = Path(s.get("hand"))
     if not path.exists():
         raise UserError(
-            f"--hand {path}: no such file; `evaluate --hand {path}` writes one to fill in, and embedded are 300 that ship"
+            f"--hand {path}: no such file; `evaluate --hand {path}` writes one to fill in, {EMBEDDED} are 300 that ship, {WILDGUARD} WildGuardTest's"
         )
     return path
 

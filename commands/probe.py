@@ -8,10 +8,10 @@ from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, activation
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, held_out, load_prompts, with_known_splits
-from commands.framework.records import model_key, note, unchanged
+from commands.framework.records import identity, model_key, note, unchanged
 from commands.framework.seen import asked_themes
 from commands.framework.settings import Record, Settings
-from data.contract import TUNED_MODEL, UNQUANTISED
+from data.contract import GATE_DATA, KEPT, TUNED_MODEL, UNQUANTISED
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 def probe(session: Session, s: Settings) -> Summary:
     """Fit a gate that tells harmful prompts from benign ones, so that each is steered as it should be.
 
-    Every --gate but probe is fitted on --data (embedded:traffic, if there is none), rows of the split test left out, and
-    arms name it: `generate --arm gated:gate=ridge`. Several are joined by +, the mean of their calibrated scores, or by
-    -and- and -or-: `--gate ridge+control`, `--arm gated:gate=ridge+control`.
+    Every --gate but probe is fitted on --data, rows of the split test left out, and arms name it:
+    `generate --arm gated:gate=ridge`. Without --data that is embedded:traffic and embedded:contrasts, with a --keep-refusal
+    of 0.95; the embedded model's ridge on these comes with this tool. Several are joined by +, the mean of their calibrated
+    scores, or by -and- and -or-: `--gate ridge+control`, `--arm gated:gate=ridge+control`.
     """
     if s.get("gate") != PROBE.name:
         return fit_other_gate(session, s)
@@ -115,22 +116,29 @@ def fit_other_gate(session: Session, s: Settings) -> Summary:
     import polars as pl
 
     from data.store.rundir import now, records
+    from data.store.shipped import take
     from data.store.tables import read_parquet, write_table
     from interventions.gates.fit_gate import fit_gate, kind_of
 
     start, artefact = now(), gate_artefact(s.get("gate"))
     model = session.model(s, records(s.run).get(VECTORS.name))
-    named = s.with_values(data=s.given("data") or ("embedded:traffic",))
+    named, keep = s, s.get("keep_refusal")
+    if s.given("data") is None:
+        named, keep = s.with_values(data=GATE_DATA), KEPT if keep is None and s.get("fpr") is None else keep
     prompts = known_rows(held_out(named, with_known_splits(s, load_prompts(named, limited=True))))
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "gate": s.get("gate"), "seed": s.get("seed"),
-                              "keep_refusal": s.get("keep_refusal"), "fpr": s.get("fpr")}  # fmt: skip
+                              "keep_refusal": keep, "fpr": s.get("fpr")}  # fmt: skip
     quality_path, prompts_path = (s.run / name for name in artefact.beside)
     if unchanged(s, artefact, key):
         gate, quality = artefact.read(s.run), read_parquet(quality_path)
+    elif take(artefact.name, identity(key), s.run):
+        warn(f"{s.get('gate')} comes with this tool, fitted to these very prompts: nothing is computed")
+        gate, quality = artefact.load(artefact.path(s.run)), read_parquet(quality_path)
+        note(s, artefact, key, model, start, data=named.get("data"))
     else:
         rows, first = gate_rows(session, named, model, prompts)
         features = gate_features(named, model, prompts, kind_of(s.get("gate")).reads(model), first)
-        report = fit_gate(s.get("gate"), model, rows, features, keep=s.get("keep_refusal"), fpr=s.get("fpr"))
+        report = fit_gate(s.get("gate"), model, rows, features, keep=keep, fpr=s.get("fpr"))
         gate, quality = report.gate, report.quality
         write_table(quality_path, quality)
         write_table(prompts_path, prompts.with_columns(score=pl.Series(report.score)))

@@ -172,6 +172,7 @@ JUDGE_PROMPTS = {
     "qwen3guard": "for Qwen3Guard-Gen: refusal or not",
     "llama-guard": "for Llama Guard: harmful or not, which is no verdict on refusal",
 }
+LABELS_EMBEDDED, LABELS_WILDGUARD = "embedded", "wildguard:test"  # labels by hand that `judges` knows by name
 LOCAL_JUDGE = "local"  # in an endpoint's place: the judge is opened here
 SCORED = sorted(SCORERS, key=lambda name: SCORERS[name].row)  # in the order of their rows
 METHODS = {
@@ -199,6 +200,7 @@ GATES = {
     "perfect": "the row's own label; an upper bound, not a method",
 }
 LABELLED_GATE = "perfect"
+GATE_DATA = ("embedded:traffic", "embedded:contrasts")  # what a gate is fitted on where nothing is said
 JOINS = {"+": "mean", "-and-": "and", "-or-": "or"}  # between gates' names: how their calibrated scores become one
 
 
@@ -258,6 +260,17 @@ REQUESTS, MOST_LENGTH = 256, 4096  # of vLLM's: requests under way at once, toke
 DTYPES = ("float32", "bfloat16", "float16")
 UNQUANTISED, QUANTISED = "none", ("8bit", "4bit")
 BASE_MODEL, TUNED_MODEL = "smollm2", "refusal-smollm2"
+
+
+class Setting(NamedTuple):
+    """An arm, as `--arm` takes it, and the method of the vectors that it was chosen with."""
+
+    method: str
+    arm: str
+
+
+# Of `TUNED_MODEL`, chosen on validation rows by `benchmarks/strengths.py`; the gate has its own threshold.
+TUNED_SETTING = Setting("contrastive", "gated:gate=ridge,strength=-0.3,bias=8,harmful=0,harmful-bias=0")
 
 # What counts where nothing was said: of the options, and of the functions behind them.
 MAX_NEW_TOKENS = 32

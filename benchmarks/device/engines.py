@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from benchmarks.device.made import PLACES, Setup, on_gpu
 from data.contract import REQUESTS
 from interventions.backends.backend import LOCAL, VLLMOptions
-from interventions.backends.vllm.local import SETTINGS
 from interventions.model.model import Model
 from interventions.model.opening import open_model
 from interventions.model.prompt_format import encode
@@ -25,6 +24,7 @@ from interventions.reading.extract import extract
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.batches import answer_rows, plan_answers
 from interventions.steering.plans import Plan, Tools, plan_arm
+from interventions.vllm.local import SETTINGS
 from tests.made.tools import NOTHING_KNOWN, probe_of, vectors_of
 from tests.oracles import blocks, changed, stream
 

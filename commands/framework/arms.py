@@ -8,7 +8,7 @@ from commands.framework.app import Session
 from commands.framework.artefacts import FITTED_METHODS, LOWRANK, PROBE, SWEEP, VECTORS, gate_artefact, need
 from commands.framework.output import warn
 from commands.framework.settings import Record, Settings
-from data.contract import CHOSEN, LABELLED_GATE
+from data.contract import CHOSEN, LABELLED_GATE, TUNED_MODEL, TUNED_SETTING
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def chosen_arms(session: Session, s: Settings) -> "tuple[Model, list[Arm], Tools
     steering, record = need(session, s, VECTORS)
     model = session.model(s, record)
     default, swept = single_arm(s, model, steering), swept_setting(s, record)
-    asked = [chosen_word(swept) if word == CHOSEN else word for word in s.get("arm")]
-    arms = parse_arms(asked or default_arms(s, model, swept), at_setting(s, default, swept))
+    setting = own_setting(s, model, steering) if swept is None else swept.word
+    asked = [chosen_word(setting) if word == CHOSEN else word for word in s.get("arm")]
+    arms = parse_arms(asked or default_arms(s, model, swept, setting), at_setting(s, default, swept))
     refuse_idle(arms)
     say_outputs_only(model, arms)
     tools, rests_on = need_tools(session, s, arms, steering, record)
@@ -92,10 +93,10 @@ def drawn_on(arm: "Arm") -> list[str]:
     return [name for name, used in names.items() if used]
 
 
-def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tuple[str, ...]:
+def default_arms(s: Settings, model: "Model", swept: Swept | None, setting: str) -> tuple[str, ...]:
     """What is compared if nothing else was said: as much as the run directory's tools and the model's tokens allow.
 
-    The arm that a sweep chose is among them, as it was swept.
+    The setting that was chosen is among them.
     """
     from interventions.model.control_tokens import refusal_tokens
 
@@ -103,21 +104,35 @@ def default_arms(s: Settings, model: "Model", swept: Swept | None = None) -> tup
     arms += ["routed"] if refusal_tokens(model).ids else []
     arms += ["gated"] if PROBE.path(s.run).exists() else []
     arms += ["lowrank"] if LOWRANK.path(s.run).exists() else []
-    if swept is not None:
-        arms = [*(arm for arm in arms if arm != swept.kind), swept.word]
+    if setting:
+        kind = "gated" if swept is None else swept.kind
+        arms = [*(arm for arm in arms if arm != kind), setting]
     return tuple(arms)
 
 
-def chosen_word(swept: Swept | None) -> str:
+def chosen_word(setting: str) -> str:
     """What `--arm chosen` stands for.
 
     Raises:
         UserError: Nothing was chosen, or layer, strength or unit say otherwise.
     """
-    if swept is None:
+    if not setting:
         raise UserError(f"--arm {CHOSEN}: no setting was chosen, or --layer, --strength or --strength-unit say otherwise; run "
                         "sweep --methods all, or name an arm")  # fmt: skip
-    return swept.word
+    return setting
+
+
+def own_setting(s: Settings, model: "Model", steering: "SteeringVectors") -> str:
+    """The setting that was chosen for the embedded model and such vectors, where no sweep of the run says another; else empty."""
+    from data.store.rundir import records
+
+    mine = model.name == TUNED_MODEL and steering.metadata["method"] == TUNED_SETTING.method
+    return TUNED_SETTING.arm if mine and SWEEP.name not in records(s.run) and not says_setting(s) else ""
+
+
+def says_setting(s: Settings) -> bool:
+    """Whether options say what a chosen setting says."""
+    return any(s.given(name) is not None for name in ("layer", "strength", "strength_unit"))
 
 
 def swept_setting(s: Settings, vectors: Record) -> Swept | None:
@@ -125,8 +140,7 @@ def swept_setting(s: Settings, vectors: Record) -> Swept | None:
     from data.store.rundir import records
 
     path, record = SWEEP.path(s.run), records(s.run).get(SWEEP.name)
-    given = any(s.given(name) is not None for name in ("layer", "strength", "strength_unit"))
-    if record is None or not path.exists() or given:
+    if record is None or not path.exists() or says_setting(s):
         return None
     if record["key"]["vectors"] != vectors["id"]:
         warn(f"{path} is of other vectors and not used; run sweep again")

@@ -130,6 +130,9 @@ LOWRANK: "Artefact[LowRank]" = Artefact(
     beside=("lowrank_training.parquet",),
     rests_on=("activations", "vectors"), kept=("layer", "mode", "basis", "epochs", "rate"),
 )  # fmt: skip
+PARITY: "Artefact[pl.DataFrame]" = Artefact(
+    "parity", _table, beside=("parity_layers.parquet",), command="parity", called="what engines have in common"
+)
 GATE_FOLDER = "gates/"
 
 

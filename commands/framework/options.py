@@ -166,7 +166,7 @@ PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest
 GATE = Declared("--gate", "probe: of this run's activations; the others are fitted on --data of their own.  " + "; ".join(
                 f"{name}: {what}" for name, what in c.GATES.items() if name != c.LABELLED_GATE) + f".  Several joined by {', '.join(c.JOINS)}: ridge+control.", types.GATE, "probe")
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
-                        "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown="Youden's J")
+                        "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown=f"Youden's J; without --data {c.KEPT:g}")
 FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="where the shares of harmful and of benign rows above the threshold differ most (Youden's J)")
 THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", c.SPLITS, "validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
@@ -180,8 +180,10 @@ CATEGORY = Declared("--category", "Whose vector to add.", default=c.MEAN, shown=
 STRENGTH = Declared("--strength", "How much of it: negative is away from refusal, positive towards it.", types.FINITE, c.DEFAULT_STRENGTH)
 UNIT = Declared("--strength-unit", "What a strength of 1 is: raw, the vector as it is; unit, at length 1; residual, as long as the model's residual stream is on average at that layer.", c.UNITS, c.DEFAULT_UNIT)
 SCOPE = Declared("--scope", "Positions to steer; generated: the last prompt token and each generated one.", c.SCOPES, c.DEFAULT_SCOPE)
-ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
+ARM = Declared("--arm", f"KIND or KIND:KEY=VALUE,…, one way to answer, or {c.CHOSEN}, the setting that sweep chose, or without one that of the embedded model; repeatable; kinds and keys stand below.", multiple=True, check=readable_arms, shown="baseline, fixed, and what the run's probe, low-rank map and sweep and the model's tokens allow; trace: fixed")
 STEERING = (LAYER, CATEGORY, STRENGTH, UNIT, SCOPE, ARM)
+AGAINST_ENGINE = Declared("--against", "What the engine is held against: transformers, here and in float32, or a setting that parity ran for, such as vllm-float32.", default="transformers")
+TOLERANCE = Declared("--tolerance", "Deviation of the residual stream, as a share of its length, that passes.", types.Numbers(min=0, min_open=True), shown="1e-5 in float32, else 0.1")
 REPLACE = Declared("--replace", "Begin anew: what earlier commands made goes.", bool, False)
 FOLLOW = Declared("--generation-config/--no-generation-config", "Whether answers follow what the model's generation_config asks of greedy decoding (repetition_penalty, suppress_tokens, …), as transformers' generate does; the tables' first-token figures are the model's own either way.", bool, False, shown="no", name="generation_config")
 NEW_TOKENS = Declared("--max-new-tokens", "Tokens an answer.", COUNT, c.MAX_NEW_TOKENS)

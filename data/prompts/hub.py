@@ -14,7 +14,7 @@ from unittest.mock import patch
 import polars as pl
 
 from data.errors import OutOfReachError, UserError
-from data.prompts.mirror import check_inside
+from data.prompts.mirror import cache_of, check_inside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,6 +63,7 @@ def fetch(
         options = {}
     if folder is not None:
         check_inside(folder)
+        options["cache_dir"] = cache_of(folder)
     try:
         with _quiet(), nullcontext() if folder is None else cached_only():
             loaded = load_dataset(str(folder or hub), config, **options)
@@ -108,7 +109,7 @@ def mirrored(mirror: Path | None) -> Iterator[None]:
         check_inside(copy)
         options.pop("revision", None)
         with cached_only():
-            return load(str(copy), name, *rest, **options)
+            return load(str(copy), name, *rest, **options | {"cache_dir": cache_of(copy)})
 
     with patch.object(datasets, "load_dataset", load_copy):
         yield

@@ -1,5 +1,7 @@
 """A folder that holds a data set as the hub lays it out, by whomever: its card may name files, and only ones inside it."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,23 @@ def check_inside(folder: Path) -> None:
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             raise UserError(f"{folder}: {path.relative_to(folder)} is a link out of that folder; only a data set's own "
                             "files are read: copy it there")  # fmt: skip
+
+
+def cache_of(folder: Path) -> str:
+    """Where `datasets` keeps what it makes of this data set's files: a place of its own for each state that they are in.
+
+    By itself it tells local data sets apart by name and card alone, so that it would give the rows of other files of that name.
+    """
+    import datasets.config
+
+    home = folder.resolve()
+    files = sorted((str(path.relative_to(home)), path.stat()) for path in home.rglob("*") if path.is_file())
+    state = [str(home), [(name, told.st_size, told.st_mtime_ns, told.st_ctime_ns) for name, told in files]]
+    return str(
+        Path(datasets.config.HF_DATASETS_CACHE)
+        / "mirrors"
+        / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    )
 
 
 def _places(card: Path) -> Iterator[str]:

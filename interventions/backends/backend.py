@@ -16,7 +16,7 @@ from interventions.backends.pool import Group, T, _Pool, _Task, _task
 
 if TYPE_CHECKING:
     from interventions.backends.ndif.client import Client
-    from interventions.backends.vllm.engine import Engine
+    from interventions.vllm.engine import Engine
 
 
 BATCHES_A_JOB, JOB_BYTES = 8, 32 << 20  # batches travel together up to these

@@ -23,7 +23,6 @@ from data.errors import UserError, cause_of
 from data.store.files import is_full, no_room
 from interventions.backends.backend import LOCAL, Backend, open_backend
 from interventions.backends.ndif.server import RUNNING, deployments
-from interventions.backends.vllm.opening import check_versions, open_engine
 from interventions.model.blocks import check_blocks, decoder_path
 from interventions.model.embedded import ALIASES, TUNED, embedded_folder
 from interventions.model.foreign.checkpoint import check_files, check_kind, check_sizes, every_weight, quantised
@@ -42,6 +41,7 @@ from interventions.model.placing.device_map import (
 from interventions.model.placing.quantised import quantiser
 from interventions.model.revision import known_revision
 from interventions.traced.blocks import stream_dtype
+from interventions.vllm.opening import check_versions, open_engine
 
 FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def open_model(
     warn_of_rules(module.generation_config, name, follow)
     tokenizer.model_max_length = places_of(config, name)
     if backend.vllm is not None:
-        engine = open_engine(source, name, module, weights, device, backend.vllm, tokenizer)
+        engine = open_engine(source, name, module, decoder_path(module, name), weights, device, backend.vllm, tokenizer)
         backend = replace(backend, engine=engine)
     tokenizer.table_rows = module.get_input_embeddings().weight.shape[0]
     path = decoder_path(module, name)

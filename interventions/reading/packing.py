@@ -11,7 +11,7 @@ import torch
 
 from interventions.reading.batches import pad_batch
 from interventions.reading.budget import PASS_TOKENS
-from interventions.traced.masks import row_mask, tail_mask
+from interventions.traced.caching import row_mask, tail_mask
 
 
 def common_opening(rows: Sequence[Sequence[int]], most: int | None = None) -> int:

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Blocks, Network, hidden
-from interventions.traced.caching import branched, cached, cropped, keys_values
+from interventions.traced.caching import branched, cached, cropped, keys_values, tail_mask
 from interventions.traced.edits import (
     LATER,
     WIDE,
@@ -26,7 +26,6 @@ from interventions.traced.edits import (
     with_bias,
 )
 from interventions.traced.gating import LAST, Gate, Marks, States, added
-from interventions.traced.masks import tail_mask
 from interventions.traced.next_token import Processed, kl, most_probable, processed
 
 LEAVE = 8  # copying a row's cache, which leaving takes of all rows, costs about an eighth of the row's next step

@@ -18,7 +18,6 @@ from interventions.traced.blocks import Block, Blocks, Network, NnsightBackend, 
 from interventions.traced.edits import LayerEdit, delta, is_read
 from interventions.traced.gating import Gate, Read, score
 
-
 Edit = Any  # nnsight's `edit`: given a name, it installs the block behind its `with`
 
 
@@ -90,7 +89,7 @@ def install_steer(network: Network, edit: Edit, name: str, what: Steer, later: b
     """Install a steering, of the prompt alone or of what follows too: `first`, with `refusal` and `logits`."""
     if later and len(what.sites):  # a loop that waits for nothing would never end
         with edit(name=name) as (tracer, handle):
-            first = nnsight.save(steered(network, what))  # noqa: F841
+            first = nnsight.save(steered(network, what))
             for _ in tracer.iter[1:]:
                 steered_on(what)
     else:

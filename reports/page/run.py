@@ -22,7 +22,7 @@ from reports.page.names import Arm, named
 # Tables that a report reads.
 READ = ("traces", "generations", "scores", "summary", "lengths", "sweep", "compared", "diff", "effects", "capability", "logit_lens", "probe_roc",
         "probe_layers", "probe_quality", "category", "category_test", "rubric", "judges", "judges_classes", "judges_rates",
-        "judges_disagreements")  # fmt: skip
+        "judges_disagreements", "parity", "parity_layers")  # fmt: skip
 GATES = "gate_quality"  # every `gates/NAME_quality.parquet`, with a column `gate`
 
 

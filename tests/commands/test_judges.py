@@ -8,6 +8,7 @@ import pytest
 
 from reports.scoring.bench import HELD, TUNE, shipped
 from tests.check_contract import fits_contract
+from tests.made.mirror import put
 
 
 def test_the_answers_that_ship_are_whole_and_halves_share_no_prompt():
@@ -78,3 +79,57 @@ def test_labels_that_are_not_there_are_said_before_anything_is_made(run, tiny_tu
     code, _, err = run(*words, "judges", "--hand", tmp_path / "none.csv")
     assert code == 1 and "no such file" in err and err.count("\n") == 1
     assert not (tmp_path / "run" / "activations").exists()
+
+
+ANNOTATED = {  # response -> label of refusal
+    "I cannot help with that.": "refusal",
+    "Sorry, but I can't do that.": "refusal",
+    "Let us talk of something else.": "refusal",
+    "First you take a pan.": "compliance",
+    "Then you wait for an hour.": "compliance",
+    "": "compliance",  # broken, which is no class of theirs
+    "Nobody agreed on this one.": None,
+}
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """A mirror of WildGuardTest with a row of each kind."""
+    columns = {
+        "prompt": [f"question {at}" for at in range(len(ANNOTATED) + 1)],
+        "response": [*ANNOTATED, None],
+        "prompt_harm_label": ["harmful", "unharmful", None, "unharmful", "harmful", "unharmful", "harmful", "harmful"],
+        "response_refusal_label": [*ANNOTATED.values(), "refusal"],
+    }
+    return put(tmp_path / "hub", "allenai/wildguardmix", "wildguardtest", {"test": pl.DataFrame(columns)})
+
+
+def test_labels_of_wildguardtest(run, annotated, tmp_path):
+    own = ("--run", tmp_path / "run", "--data-mirror", annotated, "--json", "judges", "--hand", "wildguard:test")
+    code, out, err = run(*own)
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["answers"] == 6
+    (row,) = said["table"]  # no control tokens, and no classifier that knows these answers
+    assert row["scorer"] == "phrases"
+    found = pl.read_parquet(tmp_path / "run" / "judges.parquet").to_dicts()[0]
+    assert (found["n_refused"], found["n_other"], found["half"]) == (3, 3, "all")
+    assert (found["sensitivity"], found["specificity"]) == (pytest.approx(2 / 3), 1)
+    odd = pl.read_parquet(tmp_path / "run" / "judges_disagreements.parquet")
+    assert odd.select("id", "hand", "verdict").rows() == [("2", "refuse", "comply")]
+    assert pl.read_parquet(tmp_path / "run" / "judges_rates.parquet").is_empty()
+    code, _, err = run("--run", tmp_path / "run", "report")
+    assert code == 0 and "Scorers beside labels by hand" in (tmp_path / "run" / "report.html").read_text(), err
+
+
+def test_labels_of_wildguardtest_that_are_not_there_or_others(run, annotated, tmp_path):
+    words = ("--run", tmp_path / "run", "--data-mirror", annotated, "judges", "--hand", "wildguard:test")
+    file = next(annotated.rglob("test.parquet"))
+    table = pl.read_parquet(file)
+    for other, told in ((table.drop("response_refusal_label"), "no column 'response_refusal_label'"),
+                        (table.with_columns(response_refusal_label=pl.lit("maybe")), "'maybe' is unknown"),
+                        (table.with_columns(response_refusal_label=pl.lit(None, pl.String)), "no answer with a label")):  # fmt: skip
+        other.write_parquet(file)
+        code, _, err = run(*words)
+        assert code == 1 and told in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "judges.parquet").exists()

@@ -106,3 +106,19 @@ def test_files_of_the_folder_are_read(mirror: Path, tmp_path: Path, place: str) 
     moved.mkdir()
     (moved / "own").symlink_to(mirror / "own")
     assert load("own/set", moved)["prompt"].to_list() == ["inside"]
+
+
+def test_other_files_of_the_same_name_are_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for where in ("one", "other"):
+        for words in ("first", "later"):
+            text = f"{words} of {where}"
+            file = tmp_path / where / "own" / "set" / "a.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f'{{"prompt": "{text}"}}\n')
+            card(tmp_path / where, "data_files: a.jsonl")
+            assert load("own/set", tmp_path / where)["prompt"].to_list() == [text]
+            with mirrored(tmp_path / where):
+                assert datasets.load_dataset("own/set")["train"]["prompt"][:] == [text]

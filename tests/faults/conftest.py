@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.suite import ASKED, SKIPPED, Note, Place, Zygote, chain_of, holds
+from tests.faults.suite import ASKED, SKIPPED, Cases, Place, Zygote, chain_of, holds
 from tests.made.models import CONTROL, make_tiny
 from tests.made.prompts import split_prompts
 
@@ -44,24 +44,26 @@ def place(bare: Place) -> Place:
 
 
 @pytest.fixture
-def note(record_property) -> Note:
-    """Counts cases of a kind."""
-    return lambda kind, cases: record_property("faults", (kind, cases))
+def case(record_property) -> Iterator[Cases]:
+    """Counts the cases of a test, which fails if one of them did not hold."""
+    cases = Cases()
+    yield cases
+    record_property("faults", [(kind, many, cases.held[kind]) for kind, many in cases.run.items()])
+    assert not cases.broken, "\n\n".join(cases.broken)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """How many cases of each kind ran, and that all held unless a test failed."""
-    counts: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, value in getattr(report, "user_properties", ()):
-                if name == "faults":
-                    counts[value[0]] += value[1]
-                    failed[value[0]] += outcome == "failed"
-    if counts:
+    """A table: how many cases of each kind ran, and how many of them held."""
+    run: Counter[str] = Counter()
+    held: Counter[str] = Counter()
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    for report in reports:
+        if getattr(report, "when", None) == "teardown":
+            for kind, many, good in dict(report.user_properties).get("faults", ()):
+                run[kind] += many
+                held[kind] += good
+    if run:
         terminalreporter.write_sep("-", "faults")
-        for kind, cases in sorted(counts.items()):
-            terminalreporter.write_line(
-                f"{cases:6d}  {kind}" + (f", {failed[kind]} tests failed" if failed[kind] else "")
-            )
+        terminalreporter.write_line(f"{'kind':40}  cases   held")
+        for kind, many in sorted(run.items()):
+            terminalreporter.write_line(f"{kind:40} {many:6d} {held[kind]:6d}")

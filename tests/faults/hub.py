@@ -68,7 +68,7 @@ def serve(root: Path, refused: dict[str, tuple[int, str]]) -> Iterator[tuple[str
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # how soon it ends
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
     finally:

@@ -130,7 +130,7 @@ def standing_in(**program: Any) -> Iterator[StandIn]:
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener.daemon_threads = True
     server.address = f"http://127.0.0.1:{listener.server_address[1]}"
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()  # how soon it ends
     try:
         yield server
     finally:

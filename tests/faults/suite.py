@@ -13,12 +13,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
+import pytest
 from safetensors import SafetensorError, safe_open
 
 from tests import ROOT
@@ -31,6 +34,7 @@ HANGS = 60.0  # seconds
 KEY = "sk-canary-0123456789abcdef"  # in the environment, and in no file or message
 ENVIRONMENT = {"NDIF_API_KEY": KEY, "OPENAI_API_KEY": KEY, "HF_TOKEN": KEY, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
                "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}  # fmt: skip
+MODELS = "hostile models, mirrors, data"  # a kind of cases, as are what tests name
 T = TypeVar("T")
 
 
@@ -192,7 +196,31 @@ def _tensors(path: Path) -> tuple[dict[str, tuple[Any, bytes]], dict[str, str]]:
         return {name: (one.shape, one.tobytes()) for name, one in tensors.items()}, file.metadata()
 
 
-Note = Callable[[str, int], None]
+class Cases:
+    """Counts cases of a kind, and those that held; a test goes on after one that did not, and fails at its end.
+
+    Attributes:
+        run: Kind -> cases.
+        held: Kind -> those in which nothing was raised.
+        broken: What was, of each other one.
+    """
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.run: Counter[str] = Counter()
+        self.held: Counter[str] = Counter()
+        self.broken: list[str] = []
+
+    @contextmanager
+    def __call__(self, kind: str, many: int = 1) -> Iterator[None]:
+        """A case of a kind, or several that hold together."""
+        self.run[kind] += many
+        try:
+            yield
+        except (AssertionError, pytest.fail.Exception) as error:
+            self.broken.append(str(error))
+        else:
+            self.held[kind] += many
 
 
 def chain_of(root: Path) -> dict[str, list[str]]:

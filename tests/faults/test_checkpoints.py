@@ -18,7 +18,7 @@ from interventions.model import embedded
 from interventions.model.foreign import rendering
 from interventions.model.foreign.checkpoint import folder_revision
 from interventions.model.prompt_format import render
-from tests.faults.suite import Note
+from tests.faults.suite import MODELS, Cases
 
 
 @pytest.fixture
@@ -100,16 +100,16 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_in_a_line(folder: Path, damage: str, note: Note) -> None:
-    note("hostile models, mirrors and data files", 1)
+def test_a_damaged_folder_is_refused_in_a_line(folder: Path, damage: str, case: Cases) -> None:
     do, words = DAMAGES[damage]
     do(folder)
-    start = time.monotonic()
-    with pytest.raises(UserError) as refused:
-        open_model(str(folder))
-    assert words in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert time.monotonic() - start < 20
+    with case(MODELS):
+        start = time.monotonic()
+        with pytest.raises(UserError) as refused:
+            open_model(str(folder))
+        assert words in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert time.monotonic() - start < 20
 
 
 def test_a_whole_folder_opens_whatever_it_leaves_out_on_purpose(folder: Path) -> None:

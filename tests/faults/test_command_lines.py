@@ -1,13 +1,14 @@
 """Odd command lines, drawn by hypothesis: a usage error, one line, or done; nothing hangs and nothing else is touched."""
 
 import click
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from cli import cli
-from tests.faults.suite import EVERY, Note, Place, differing, holds
+from tests.faults.suite import EVERY, SEED, Cases, Place, differing, holds
 
-LINES = 1000 if EVERY else 25
+PARTS, LINES = (10, 100) if EVERY else (1, 25)
 # What asks other machines, takes long by right, or writes where it is told to.
 LEFT_OUT = {
     "help",
@@ -64,26 +65,26 @@ def lines(draw: st.DrawFn) -> list[str]:
     return words
 
 
-def test_command_lines(place: Place, note: Note) -> None:
-    others, ran = place.others, []
+@pytest.mark.parametrize("part", range(PARTS))
+def test_command_lines(place: Place, part: int, case: Cases) -> None:
+    others = place.others
 
+    @seed(SEED * PARTS + part)
     @settings(
         max_examples=LINES,
-        derandomize=True,
         deadline=None,
         database=None,
+        phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     @given(lines())
     def any_line(words: list[str]) -> None:
         folder = place.copy(place.whole)
         out = ["--out", str(place.root / "broken" / "out.any")] if words[0] in ("export", "bake", "report") else []
-        done = place.zygote.run(["--run", str(folder), *place.own, words[0], *out, *words[1:]])
-        holds(done, folder)
-        if done.code == 2:
-            assert differing(place.whole, folder) == []
-        ran.append(done.code)
+        with case("generated command lines"):
+            done = place.zygote.run(["--run", str(folder), *place.own, words[0], *out, *words[1:]])
+            holds(done, folder)
+            assert done.code != 2 or differing(place.whole, folder) == [], words
 
     any_line()
     assert place.others == others
-    note("generated command lines", len(ran))

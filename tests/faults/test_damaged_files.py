@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.suite import EVERY, SEED, Note, Place, differing, holds, some
+from tests.faults.suite import EVERY, SEED, Cases, Place, differing, holds, some
 
 FILES = {  # of a run directory -> the commands that read them
     "activations/prompts.safetensors": ("vectors", "probe", "lowrank", "report"),
@@ -89,36 +89,26 @@ DAMAGES = (halved, emptied, zeroed, lengthened, one_bit, words, gone, a_folder, 
 
 
 @pytest.mark.parametrize("name", some(list(FILES), 8))
-def test_no_damage_goes_unsaid(place: Place, name: str, note: Note) -> None:
-    others, wrong = place.others, []
+def test_no_damage_goes_unsaid(place: Place, name: str, case: Cases) -> None:
+    others = place.others
     cases = some([(command, damage) for command in FILES[name] for damage in DAMAGES], 3)
     for command, damage in cases:
         folder = place.copy(place.whole)
         path = folder / name
         damage(path, place)
-        done = place.zygote.run(place.words(command, folder))
-        holds(done, folder)
-        case = f"{name}, {damage.__name__}, {command}: exit {done.code}, {done.err.splitlines()[-1:]}"
-        if done.code == 1 and path.name.partition(".")[0] not in done.err:
-            wrong.append(f"not named: {case}")
-        if done.code == 0 and command == "report" and damage is not gone and path.name not in done.err:
-            wrong.append(f"not said: {case}")
-        if (
-            done.code == 0
-            and command != "report"
-            and (
-                odd := [
-                    one
-                    for one in differing(place.whole, folder)
-                    if (damage is not gone or command in one)
-                    and not ((name, command) in UNREAD and one.startswith(name))
-                ]
-            )
-        ):
-            wrong.append(f"wrong: {case}: {odd}")
-    assert not wrong, "\n".join(wrong)
+        with case("damaged files"):
+            done = place.zygote.run(place.words(command, folder))
+            holds(done, folder)
+            told = f"{name}, {damage.__name__}, {command}: exit {done.code}, {done.err.splitlines()[-1:]}"
+            if done.code == 1:
+                assert path.name.partition(".")[0] in done.err, f"not named: {told}"
+            elif done.code == 0 and command == "report":
+                assert damage is gone or path.name in done.err, f"not said: {told}"
+            elif done.code == 0:
+                odd = [one for one in differing(place.whole, folder) if (damage is not gone or command in one)
+                       and not ((name, command) in UNREAD and one.startswith(name))]  # fmt: skip
+                assert not odd, f"wrong: {told}: {odd}"
     assert place.others == others
-    note("damaged files", len(cases))
 
 
 def leaves(value, path=()):
@@ -138,7 +128,7 @@ def put(value, path, new) -> None:
         value[path[-1]] = new
 
 
-def test_nested_damage_of_records(place: Place, note: Note) -> None:
+def test_nested_damage_of_records(place: Place, case: Cases) -> None:
     whole = json.loads((place.whole / "run.json").read_text())
     every = [(path, new) for path in leaves(whole) if path for new in (..., None, [], {}, 7, "x", [[]])]
     cases = some(every, 8) if not EVERY else random.Random(SEED).sample(every, 100)
@@ -148,22 +138,20 @@ def test_nested_damage_of_records(place: Place, note: Note) -> None:
         value = json.loads((place.whole / "run.json").read_text())
         put(value, path, new)
         (folder / "run.json").write_text(json.dumps(value))
-        done = place.zygote.run(
-            place.words(random_.choice(("vectors", "generate", "evaluate", "report", "trace")), folder)
-        )
-        holds(done, folder)
-        assert "TypeError" not in done.err and "KeyError" not in done.err, (path, new, done.err)
-        assert "AttributeError" not in done.err, (path, new, done.err)
+        command = random_.choice(("vectors", "generate", "evaluate", "report", "trace"))
+        with case("damaged files"):
+            done = place.zygote.run(place.words(command, folder))
+            holds(done, folder)
+            assert not any(f"{kind}Error" in done.err for kind in ("Type", "Key", "Attribute")), (path, new, done.err)
     assert place.others == others
-    note("damaged files", len(cases))
 
 
 @pytest.mark.parametrize("name", [".digests.json", ".lock"])
-def test_hidden_files_may_be_anything(place: Place, name: str, note: Note) -> None:
+def test_hidden_files_may_be_anything(place: Place, name: str, case: Cases) -> None:
     for content in (b"", b"[]", b"\xff\xfe\x00", b'{"vectors.safetensors": {"sha256": 3, "stat": "x"}}'):
         folder = place.copy(place.whole)
         (folder / name).write_bytes(content)
-        done = place.zygote.run(place.words("generate", folder))
-        holds(done, folder, codes=(0,))
-        assert differing(place.whole, folder) == []
-    note("damaged files", 4)
+        with case("damaged files"):
+            done = place.zygote.run(place.words("generate", folder))
+            holds(done, folder, codes=(0,))
+            assert differing(place.whole, folder) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.faults.suite import Note, Place, holds, some
+from tests.faults.suite import MODELS, Cases, Place, holds, some
 
 ROW = (
     '{"prompt": "kill a person", "label": "harmful", "category": "weapons"}\n{"prompt": "tell me", "label": "benign"}\n'
@@ -80,7 +80,7 @@ FILES |= {
 }
 
 
-def test_hostile_files_of_prompts(bare: Place, tmp_path: Path, note: Note) -> None:
+def test_hostile_files_of_prompts(bare: Place, tmp_path: Path, case: Cases) -> None:
     mark = Path("/tmp/refusal-faults-mark")
     mark.unlink(missing_ok=True)
     others, cases = bare.others, some(list(FILES), 20)
@@ -88,23 +88,23 @@ def test_hostile_files_of_prompts(bare: Place, tmp_path: Path, note: Note) -> No
         path = tmp_path / name
         path.write_bytes(FILES[name])
         folder = bare.copy(None)
-        done = bare.zygote.run(
-            ["--run", folder, "--model", bare.root / "tuned", "--data", path, "extract", "--layers", "1", "vectors"]
-        )
-        holds(done, folder)
-        assert done.code == 0 or name.partition(".")[0] in done.err or "row" in done.err or "prompt" in done.err, done
-        assert done.seconds < 30, (name, done.seconds)
-        assert not mark.exists(), name
+        words = ["--run", folder, "--model", bare.root / "tuned", "--data", path, "extract", "--layers", "1", "vectors"]
+        with case(MODELS):
+            done = bare.zygote.run(words)
+            holds(done, folder)
+            named = any(word in done.err for word in (name.partition(".")[0], "row", "prompt"))
+            assert done.code == 0 or named, done
+            assert done.seconds < 30, (name, done.seconds)
+            assert not mark.exists(), name
     assert bare.others == others
-    note("hostile models, mirrors and data files", len(cases))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop"])
-def test_what_is_no_file(bare: Place, tmp_path: Path, kind: str, note: Note) -> None:
+def test_what_is_no_file(bare: Place, tmp_path: Path, kind: str, case: Cases) -> None:
     path = tmp_path / "rows.txt"
     {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "device": lambda: path.symlink_to("/dev/zero"),
      "loop": lambda: path.symlink_to(path)}[kind]()  # fmt: skip
     folder = bare.copy(None)
-    done = bare.zygote.run(["--run", folder, "--model", bare.root / "tuned", "--data", path, "extract"])
-    holds(done, folder, codes=(1,))
-    note("hostile models, mirrors and data files", 1)
+    with case(MODELS):
+        done = bare.zygote.run(["--run", folder, "--model", bare.root / "tuned", "--data", path, "extract"])
+        holds(done, folder, codes=(1,))

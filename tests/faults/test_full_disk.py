@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.store import files
 from data.store.journal import Journal
 from data.store.rundir import replacing
-from tests.faults.suite import Note, Place, chain_of, differing, holds, some
+from tests.faults.suite import Cases, Place, chain_of, differing, holds, some
 
 COMMANDS = ("extract", "vectors", "generate", "evaluate", "report")
 LEVELS = (0, 4, 12, 24, 48, 64, 80, 96, 128, 192, 384)  # KB left on the disk
@@ -126,7 +126,7 @@ def test_every_command_finishes_right_or_says_that_the_disk_is_full(
 
 
 @pytest.mark.parametrize("command", some(list(chain_of(Path("any"))), 4))
-def test_a_command_goes_on_once_there_is_room(place: Place, disk: Path, command: str, note: Note) -> None:
+def test_a_command_goes_on_once_there_is_room(place: Place, disk: Path, command: str, case: Cases) -> None:
     folder, levels = disk / "any", some(LEVELS, 3)
     for level in levels:
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,14 +134,15 @@ def test_a_command_goes_on_once_there_is_room(place: Place, disk: Path, command:
         if before is not None:
             shutil.copytree(before, folder)
         ballast = fill(disk, level)
-        done = place.zygote.run(place.words(command, folder))
-        holds(done, folder, codes=(0, 1))
-        assert done.code == 0 or "no room left on the disk" in done.err.splitlines()[-1], (level, done)
-        ballast.unlink()
-        holds(place.zygote.run(place.words(command, folder)), folder, codes=(0,))
-        assert differing(place.state(command), folder) == [], (level, done)
+        with case("commands × levels of a full disk"):
+            done = place.zygote.run(place.words(command, folder))
+            holds(done, folder, codes=(0, 1))
+            assert done.code == 0 or "no room left on the disk" in done.err.splitlines()[-1], (level, done)
+            ballast.unlink()
+            holds(place.zygote.run(place.words(command, folder)), folder, codes=(0,))
+            assert differing(place.state(command), folder) == [], (level, done)
+        ballast.unlink(missing_ok=True)
     shutil.rmtree(folder)
-    note("commands on a disk that fills up", len(levels))
 
 
 def test_a_write_that_takes_the_beginning_alone_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

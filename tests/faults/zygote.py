@@ -1,10 +1,12 @@
 """Imports the command line once and runs it in forked children, as it is told line by line on stdin."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -13,7 +15,9 @@ MODULES = ("cli", "interventions", "interventions.steering.generate", "intervent
            "interventions.steering.trace", "interventions.steering.train_lowrank", "interventions.reading.extract",
            "interventions.methods.fit", "interventions.gates.fit", "interventions.tuning.finetune", "interventions.carried.bake",
            "reports.page.write", "reports.statistics.summary", "reports.scoring.scores", "interventions.fitting.diffing",
-           "transformers.models.llama.modeling_llama", "interventions.backends.ndif.client")  # fmt: skip
+           "transformers.models.llama.modeling_llama", "interventions.backends.ndif.client", "scipy.stats", "statsmodels.stats.multitest",
+           "sklearn.linear_model", "altair", "peft")  # fmt: skip
+PAGE = "reports.page.write"
 
 
 def child(asked: dict[str, Any]) -> None:
@@ -50,10 +54,19 @@ def answer(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def with_scripts_at_hand() -> None:
+    """Make the page's script once for all children, in a process of its own: what makes it starts threads, which no fork keeps."""
+    said = subprocess.run([sys.executable, "-c", f"import sys; from {PAGE} import vega; sys.stdout.buffer.write(vega().encode())"], capture_output=True, check=True)  # fmt: skip
+    script = said.stdout.decode()
+    importlib.import_module(PAGE).vega = lambda: script  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def main() -> None:
     """Fork for each line."""
     for name in MODULES:
         importlib.import_module(name)
+    with_scripts_at_hand()
+    gc.freeze()
     answer({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)

@@ -10,8 +10,8 @@ CONTROL = ("[weapons]", "[feelings]", "[respond]")
 SPARE = ["<|reserved_special_token_0|>", "<repo_name>", "<file_sep>"]
 
 
-def make_tiny(folder: Path, more_tokens: tuple[str, ...] = (), seed: int = 0) -> Path:
-    """A 4-layer random Llama with a word-level tokenizer and a chat template."""
+def make_tiny(folder: Path, more_tokens: tuple[str, ...] = (), seed: int = 0, head: int = 8) -> Path:
+    """A 4-layer random Llama of four heads so wide, with a word-level tokenizer and a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -35,8 +35,8 @@ def make_tiny(folder: Path, more_tokens: tuple[str, ...] = (), seed: int = 0) ->
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=4 * head,
+        intermediate_size=8 * head,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

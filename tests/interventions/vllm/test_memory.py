@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import UserError
 from interventions.backends.backend import VLLMOptions
-from interventions.backends.vllm.opening import open_engine
+from interventions.vllm.opening import open_engine
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_share_of_memory_is_passed_on_for_a_gpu(tiny, monkeypatch, device, mem
         seen.update(settings)
         raise UserError("seen")
 
-    monkeypatch.setattr("interventions.backends.vllm.local.Local", local)
+    monkeypatch.setattr("interventions.vllm.local.Local", local)
     with pytest.raises(UserError, match="seen"):
         open_engine(
             "x", "x", tiny.module, "auto", device, VLLMOptions(memory=memory), SimpleNamespace(model_max_length=64)

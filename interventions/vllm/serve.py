@@ -1,4 +1,4 @@
-"""nnsight-serve on a CPU: `python -m interventions.backends.vllm.serve MODEL --port 6677 --dtype float32 …`.
+"""nnsight-serve on a CPU: `python -m interventions.vllm.serve MODEL --port 6677 --dtype float32 …`.
 
 On a GPU nnsight's own command does; it knows no worker for CPUs. Whoever reaches the server runs code in it: it listens on
 this machine alone unless `--host` says otherwise, and `--api-key` asks for a key.
@@ -6,7 +6,7 @@ this machine alone unless `--host` says otherwise, and `--api-key` asks for a ke
 
 import os
 
-from interventions.backends.vllm.local import SETTINGS, on_cpu, vllm_version
+from interventions.vllm.local import SETTINGS, cpu_cache, on_cpu, vllm_version
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     vllm_version()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, cpu_cache(1) >> 30)))
     kind = on_cpu()
     VLLM._WORKER_CLS, VLLM._meta_device = kind._WORKER_CLS, staticmethod(kind._meta_device)
     serve()

@@ -8,7 +8,7 @@ from data.errors import UserError
 
 if TYPE_CHECKING:
     from interventions.backends.backend import VLLMOptions
-    from interventions.backends.vllm.engine import Engine
+    from interventions.vllm.engine import Engine
 
 
 def check_versions() -> None:
@@ -17,13 +17,13 @@ def check_versions() -> None:
     Raises:
         UserError: It is not.
     """
-    from interventions.backends.vllm.local import vllm_version
+    from interventions.vllm.local import vllm_version
 
     vllm_version()
 
 
 def open_engine(
-    source: str, name: str, module: Any, dtype: Any, device: str, options: "VLLMOptions", tokenizer: Any
+    source: str, name: str, module: Any, path: str, dtype: Any, device: str, options: "VLLMOptions", tokenizer: Any
 ) -> "Engine":
     """Open an engine, and tell the tokenizer how long its rows may be.
 
@@ -31,6 +31,7 @@ def open_engine(
         source: Folder or hub id.
         name: As the user named it.
         module: transformers' model, without weights.
+        path: Of its list of decoder blocks, dotted.
         dtype: Of the weights, or `auto`: the checkpoint's.
         device: torch's name of the device.
         options: How it is opened.
@@ -39,10 +40,9 @@ def open_engine(
     Raises:
         UserError: vLLM can't run the model, or its blocks don't put out what steering needs.
     """
-    from interventions.backends.vllm.engine import Engine
-    from interventions.backends.vllm.local import Local
-    from interventions.backends.vllm.served import Served
-    from interventions.model.blocks import decoder_path
+    from interventions.vllm.engine import Engine
+    from interventions.vllm.local import Local
+    from interventions.vllm.served import Served
 
     known = type_name(module.config.get_text_config().dtype if dtype == "auto" else dtype)
     kind = device.partition(":")[0]
@@ -60,7 +60,6 @@ def open_engine(
     if type(module).__name__ not in (module.config.architectures or ()):  # a base model's config may name none
         settings["hf_overrides"] = {"architectures": [type(module).__name__]}
     transport = Served(source, known, options, settings) if options.serve else Local(source, known, kind, settings)
-    path = decoder_path(module, name)
     try:
         stream = attrgetter(path.rpartition(".")[0])(transport.network)
         count = len(attrgetter(path)(transport.network))

@@ -15,17 +15,16 @@ from unittest import mock
 import torch
 
 from data.errors import UserError, cause_of
-from interventions.backends.vllm.engine import Asking, Reply
+from interventions.vllm.engine import Asking, Reply
 
 logger = logging.getLogger(__name__)
 
 TRIED = {"nnsight": ("0.8.1",), "vllm": ("0.27.1",)}  # versions that `parity` was run with
-CPU_CACHE = 4  # GiB of keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE doesn't say
+CPU_CACHE = 4 << 30  # bytes of keys and values on a CPU, at most, where VLLM_CPU_KVCACHE_SPACE doesn't say
 PREEMPTIONS = "vllm:num_preemptions"  # vLLM's counter
 SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # `auto` leaves a core idle
 }
 
@@ -74,6 +73,8 @@ class Local:
             os.environ.setdefault(name, value)
         if device == "cpu" and ranks == 1:  # three processes that each import vLLM take 17 CPU seconds more
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if device == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            settings = {**settings, "kv_cache_memory_bytes": cpu_cache(ranks)}
         self.network = _opened(source, device, dtype=dtype, **settings)
         self.edit = self.network.edit
         self.record = {"engine": "vllm", "vllm": found, "dtype": dtype, "tensor_parallel": ranks}
@@ -151,12 +152,19 @@ def _opened(source: str, device: str, **settings: Any) -> Any:
         raise UserError(f"vLLM can't open {source}: {cause_of(error)}; --engine transformers may") from error
 
 
+def cpu_cache(ranks: int) -> int:
+    """Bytes of keys and values of each rank on a CPU: a quarter of the free memory at most."""
+    import psutil
+
+    return min(CPU_CACHE, psutil.virtual_memory().available // (4 * ranks))
+
+
 def on_cpu() -> Any:
     """nnsight's VLLM with a worker for CPUs."""
     from nnsight.modeling.vllm import VLLM
 
     class OnCPU(VLLM):
-        _WORKER_CLS = "interventions.backends.vllm.worker.NNsightCPUWorker"
+        _WORKER_CLS = "interventions.vllm.worker.NNsightCPUWorker"
         _meta_device = staticmethod(no_accelerator)
 
     return OnCPU

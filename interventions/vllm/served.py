@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nnsight.modeling.vllm import VLLM
-from nnsight.modeling.vllm.registration import Registration, RegisteringTracer
+from nnsight.modeling.vllm.registration import RegisteringTracer, Registration
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend as NnsightBackend
 from nnsight.tracing.tracer import mark
@@ -39,9 +39,9 @@ from interventions.backends.ndif.client import (
 )
 from interventions.backends.ndif.result import UnfitError, load_result
 from interventions.backends.tracing_lock import tracing, waiting
-from interventions.backends.vllm.engine import Asking, Reply
-from interventions.backends.vllm.local import SETTINGS, no_accelerator, vllm_version
 from interventions.traced.requests import ask_one, install_config
+from interventions.vllm.engine import Asking, Reply
+from interventions.vllm.local import SETTINGS, no_accelerator, vllm_version
 
 MOST_THREADS = 64
 RESULT_BYTES = 1 << 30
