@@ -6,7 +6,7 @@ before that, whose sum is the residual stream: the sum is read, and what is adde
 """
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportUnusedVariable=false
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

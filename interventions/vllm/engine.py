@@ -55,13 +55,15 @@ class Transport(Protocol):
 
     Attributes:
         network: nnsight's VLLM, whose envoys blocks are written against.
-        edit: What installs a block under a name, as its `edit` does.
         record: Engine, versions, type, and how many devices share each tensor.
     """
 
     network: Any
-    edit: Any
     record: Mapping[str, Any]
+
+    def edit(self, *, name: str) -> Any:
+        """What installs a block under a name: nnsight's `edit`, for a `with`."""
+        ...
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:
         """Answer requests, greedily, with at most so many tokens, ending at any of `stops`.

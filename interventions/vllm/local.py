@@ -1,7 +1,7 @@
 """vLLM in this process or in workers of its own, on this machine's devices."""
 
 # vLLM is no dependency of the project; where it is installed, an environment of its own holds it.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import contextlib
 import logging
@@ -76,8 +76,11 @@ class Local:
         if device == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             settings = {**settings, "kv_cache_memory_bytes": cpu_cache(ranks)}
         self.network = _opened(source, device, dtype=dtype, **settings)
-        self.edit = self.network.edit
-        self.record = {"engine": "vllm", "vllm": found, "dtype": dtype, "tensor_parallel": ranks}
+        self.record: Mapping[str, Any] = {"engine": "vllm", "vllm": found, "dtype": dtype, "tensor_parallel": ranks}
+
+    def edit(self, *, name: str) -> Any:
+        """What installs a block under a name."""
+        return self.network.edit(name=name)
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:
         """As `Transport` says; a request that lost its cache on the way would go on unsteered, and is asked again."""

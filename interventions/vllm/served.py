@@ -73,11 +73,11 @@ class Served:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         with no_accelerator():
-            self.network = VLLM(source, dtype=dtype, trust_remote_code=False, **settings)
+            self.network: Any = VLLM(source, dtype=dtype, trust_remote_code=False, **settings)
         held = self._config()
         if odd := other_model(source, self.network._module.config.to_dict(), held):
             raise UserError(f"the nnsight-serve at {shown(self._client.address)} holds {odd}")
-        self.record = {"engine": "vllm", "vllm": found, "dtype": str(held.get("dtype") or dtype).removeprefix("torch."),
+        self.record: Mapping[str, Any] = {"engine": "vllm", "vllm": found, "dtype": str(held.get("dtype") or dtype).removeprefix("torch."),
                        "serve": shown(self._client.address), "tensor_parallel": None}  # fmt: skip
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:

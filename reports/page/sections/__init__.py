@@ -9,14 +9,11 @@ from reports.page.blocks import Section
 from reports.page.run import Run
 from reports.page.sections import (
     activations,
-    agreement,
     answer,
     costs,
     diffing,
-    judges,
     lengths,
     paper,
-    parity,
     provenance,
     rates,
     samples,
@@ -24,6 +21,7 @@ from reports.page.sections import (
     vectors,
 )
 from reports.page.sections.selective import category, compared, gates, probe, sweep
+from reports.page.sections.validity import agreement, judges, parity
 
 
 def ordered(map_of_activations: str = "pca") -> list[Callable[[Run], Section | None]]:

@@ -1,0 +1,1 @@
+"""What scorers and engines are held against: one another, labels by hand, transformers."""
