@@ -29,7 +29,7 @@ from benchmarks.device.engines import COMPARED, OUR_VLLM, OURS, PLAIN, PLAIN_VLL
 from benchmarks.device.figures import EXACT, Line, parity, said, speeds, table
 from benchmarks.device.made import PLACES, SHAPES, WORDS, Setup, Shape, make_model, make_prompts, on_gpu
 from benchmarks.device.processes import SPARE, Held, SpentError, Took
-from data.contract import REQUESTS
+from data.contract import REQUESTS, default_layer
 from data.errors import UserError
 from data.store.rundir import versions
 from interventions.backends.vllm.local import vllm_version
@@ -78,11 +78,11 @@ class Bench:
         self.left_out.append(what)
         print(f"left out: {what}", file=sys.stderr)
 
-    def once(self, line: Line) -> None:
+    def once(self, line: Line, *words: Any) -> None:
         """A turn that is not timed; what it gives is kept."""
         if line.engine not in self.open:
             return
-        if (asked := self._ask(line, keep=True)) and asked[1] is not None:
+        if (asked := self._ask(line, *words, keep=True)) and asked[1] is not None:
             self.found[line] = asked[1]
 
     def rounds(self, lines: Sequence[Line], many: int) -> None:
@@ -100,8 +100,8 @@ class Bench:
                     self.turns.setdefault(line, []).append(asked[0])
                     longest[line] = max(longest.get(line, 0.0), asked[0].seconds)
 
-    def _ask(self, line: Line, keep: bool = False) -> tuple[Took, np.ndarray | None] | None:
-        words = [self.arms[line.arm]] if line.arm else []
+    def _ask(self, line: Line, *more: Any, keep: bool = False) -> tuple[Took, np.ndarray | None] | None:
+        words = [*([self.arms[line.arm]] if line.arm else []), *more]
         try:
             took, value = self.open[line.engine].ask(line.engine, line.work, words, keep)
             print(f"{said(line)}: {took.seconds:.1f} s", file=sys.stderr)
@@ -116,13 +116,14 @@ class Bench:
 
 
 def warm_up(bench: Bench) -> None:
-    """A turn of everything; the arms' strength is a third of the residual stream's norm where they steer."""
+    """A turn of everything; arms steer by a third of the residual stream's norm, and their gate by its mean."""
     for line in STATES:
         bench.once(line)
     if states := [bench.found[line] for line in STATES if line in bench.found]:
-        layers = states[0].shape[1]
-        norm = float(np.linalg.norm(states[0][:, min(round(18 / 32 * layers), layers - 1)], axis=-1).mean())
-        strength = round(norm / 3, 4)
+        steered = states[0][:, default_layer(states[0].shape[1])]
+        for engine in (OURS, OUR_VLLM):
+            bench.once(Line(engine, "centre"), steered.mean(axis=0))
+        strength = round(float(np.linalg.norm(steered, axis=-1).mean()) / 3, 4)
         bench.arms["fixed"] = f"fixed:strength={strength}"
         bench.arms["gated, bias"] = f"gated:benign=0,harmful={strength},bias=2,harmful-bias=-2"
         for line in [*TOKENS, *FIRST]:

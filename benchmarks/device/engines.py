@@ -46,6 +46,12 @@ class Ours:
         self.table = pl.DataFrame(named).with_columns(pl.lit("bench").alias("dataset"), *empty)
         self.tools = Tools(vectors_of(model), probe_of(model, model.default_layer()))
 
+    def centre(self, mean: np.ndarray) -> np.ndarray:
+        """From now on the gate tells prompts on one side of their mean from those on the other."""
+        assert self.tools.probe is not None
+        self.tools = replace(self.tools, probe=replace(self.tools.probe, mean=torch.from_numpy(mean)))
+        return mean
+
     def states(self) -> np.ndarray:
         """(prompts, layers, d_model), as the command `extract` writes them."""
         with tempfile.TemporaryDirectory() as folder:

@@ -137,11 +137,18 @@ JUDGES_RATES: Schema = {
 }  # fmt: skip
 PAPER_ARM = {name: SUMMARY[name] for name in ("n", "rate", "low", "high", "broken", "delta", "delta_low", "delta_high")}
 
+PARITY = {
+    "engine": pl.String, "against": pl.String, "arm": pl.String, "prompts": pl.Int64, "equal": pl.Int64, "near_ties": pl.Int64,
+    "differ": pl.Int64, "first_difference": pl.Float64, "kl_mean": pl.Float64, "kl_max": pl.Float64,
+}  # fmt: skip
+PARITY_LAYERS = {
+    "engine": pl.String, "against": pl.String, "layer": pl.Int64, "deviation": pl.Float64, "mean_deviation": pl.Float64,
+}  # fmt: skip
 TABLES: dict[str, Schema] = {
     "traces": TRACES, "generations": GENERATIONS, "scores": SCORES, "summary": SUMMARY, "sweep": SWEEP, "compared": COMPARED, "diff": DIFF,
     "effects": EFFECTS, "capability": CAPABILITY, "logit_lens": LOGIT_LENS, "probe_roc": PROBE_ROC,
     "probe_layers": PROBE_LAYERS, "probe_quality": PROBE_QUALITY, "lowrank_training": LOWRANK_TRAINING,
-    "sweep_prompts": PROMPTS, "lengths": LENGTHS, "coherence": COHERENCE, "category": CATEGORY, "category_test": CATEGORY_TEST, "rubric": RUBRIC, "judges": JUDGES,
+    "sweep_prompts": PROMPTS, "lengths": LENGTHS, "coherence": COHERENCE, "category": CATEGORY, "category_test": CATEGORY_TEST, "rubric": RUBRIC, "parity": PARITY, "parity_layers": PARITY_LAYERS, "judges": JUDGES,
     "judges_classes": JUDGES_CLASSES, "judges_disagreements": JUDGES_DISAGREEMENTS, "judges_rates": JUDGES_RATES,
 }  # fmt: skip
 # Columns beyond the contract, which the file of another version may lack.

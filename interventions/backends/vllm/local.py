@@ -9,10 +9,13 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from types import CodeType
 from typing import Any
 from unittest import mock
 
 import torch
+from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES
+from nnsight.modeling.vllm.registration import RegisteringTracer
 
 from data.errors import UserError, cause_of
 from interventions.backends.vllm.engine import Asking, Reply
@@ -80,7 +83,7 @@ class Local:
 
     def edit(self, *, name: str) -> Any:
         """What installs a block under a name."""
-        return self.network.edit(name=name)
+        return _Installing(self.network, name=name)
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:
         """As `Transport` says; a request that lost its cache on the way would go on unsteered, and is asked again."""
@@ -129,6 +132,24 @@ class Local:
     def _preemptions(self) -> int:
         """How often vLLM has dropped a request's cache so far."""
         return sum(int(one.value) for one in self.network.vllm_entrypoint.get_metrics() if one.name == PREEMPTIONS)
+
+
+class _Installing(RegisteringTracer):
+    """A block that crosses with references to this project's functions: its source, which NDIF needs, takes a second to gather."""
+
+    def execute(self, code: CodeType) -> None:
+        with _by_reference():
+            super().execute(code)
+
+
+@contextlib.contextmanager
+def _by_reference() -> Iterator[None]:
+    known = _PICKLE_BY_VALUE_MODULES & {"interventions"}
+    _PICKLE_BY_VALUE_MODULES.difference_update(known)
+    try:
+        yield
+    finally:
+        _PICKLE_BY_VALUE_MODULES.update(known)
 
 
 def _reply(output: Any) -> Reply:

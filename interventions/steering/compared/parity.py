@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from data.errors import UserError
+from data.store.tables import PARITY, PARITY_LAYERS
 from data.store.tensors import load_tensors, save_tensors
 from interventions.model.model import Model
 from interventions.reading.budget import DECODED, Budget, default_batch_tokens
@@ -23,17 +24,8 @@ from interventions.steering.texts import stop_tokens
 FORMAT = "refusal-steering-parity"
 AT_ONCE = 8  # prompts whose whole distributions are held at once
 ENDED = -1  # in the place of tokens behind an answer's end
-LAYERS = {"layer": pl.Int64, "deviation": pl.Float64, "mean_deviation": pl.Float64}
-ARMS = {
-    "arm": pl.String,
-    "prompts": pl.Int64,
-    "equal": pl.Int64,
-    "near_ties": pl.Int64,
-    "differ": pl.Int64,
-    "first_difference": pl.Float64,
-    "kl_mean": pl.Float64,
-    "kl_max": pl.Float64,
-}
+PAIR = ("engine", "against")  # columns that say which two
+LAYERS, ARMS = ({name: kind for name, kind in schema.items() if name not in PAIR} for schema in (PARITY_LAYERS, PARITY))
 
 Margin = Callable[
     [int, int, list[int], int, int], float

@@ -31,7 +31,7 @@ def section(run: Run) -> Section | None:
     )
     worst = layers.sort("deviation", descending=True).unique(["engine", "against"], keep="first", maintain_order=True)
     told = "; ".join(
-        f"{row['engine']} and {row['against']}: {row['deviation']:.1e} of its length, at layer {row['layer']}"
+        f"{row['engine']} and {row['against']}: {say.number(row['deviation'], 2)} of its length, at layer {say.number(row['layer'])}"
         for row in worst.to_dicts()
     )
     return Section(

@@ -20,15 +20,7 @@ def test_a_share_of_memory_is_passed_on_for_a_gpu(tiny, monkeypatch, device, mem
         raise UserError("seen")
 
     monkeypatch.setattr("interventions.backends.vllm.local.Local", local)
+    tokenizer, options = SimpleNamespace(model_max_length=64), VLLMOptions(memory=memory)
     with pytest.raises(UserError, match="seen"):
-        open_engine(
-            "x",
-            "x",
-            tiny.module,
-            "model.layers",
-            "auto",
-            device,
-            VLLMOptions(memory=memory),
-            SimpleNamespace(model_max_length=64),
-        )
+        open_engine("x", "x", tiny.module, "model.layers", "auto", device, options, tokenizer)
     assert seen.get("gpu_memory_utilization") == expected
