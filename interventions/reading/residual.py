@@ -193,7 +193,11 @@ def read_residual(
         )
     ]
     if model.backend.engine is not None:
-        return model.backend.engine.read(layers, passes)
+        shape = (len(layers), model.d_model)
+        return [
+            expect(states, (len(one.batch["input_ids"]) * one.each, *shape), "activations")
+            for states, one in zip(model.backend.engine.read(layers, passes), passes, strict=True)
+        ]
     blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
     backend = model.backend.nnsight(model.nnsight)
     found = read(model.nnsight, backend, blocks, beyond, first, passes)

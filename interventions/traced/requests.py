@@ -18,6 +18,7 @@ from interventions.traced.blocks import Block, Blocks, Network, NnsightBackend, 
 from interventions.traced.edits import LayerEdit, delta, is_read
 from interventions.traced.gating import Gate, Read, score
 
+PREEMPTED = "preempted"
 Edit = Any  # nnsight's `edit`: given a name, it installs the block behind its `with`
 
 
@@ -166,7 +167,7 @@ def steered_on(what: Steer) -> None:
     """Edit a generated position; of a request that vLLM took up again, having dropped what it had cached, there would be several."""
     for number, block in what.sites:
         if len(hidden(block.output)) != 1:
-            raise RuntimeError("preempted")
+            raise RuntimeError(PREEMPTED)
         edit_in_place(block.output, what.edits[number], False, False)
 
 

@@ -49,16 +49,32 @@ class Reply(NamedTuple):
     tokens: list[int]
     saves: dict[str, Any]
 
+    def saved(self, block: str, name: str, whole: int | None = None) -> torch.Tensor:
+        """A tensor that a block saved in a dictionary; of so many numbers, where that is said.
+
+        Raises:
+            UserError: It did not; an engine may be anybody's server.
+        """
+        there = self.saves.get(block)
+        value = there.get(name) if isinstance(there, dict) else None
+        if not isinstance(value, torch.Tensor) or (whole is not None and value.shape != (whole,)):
+            raise UserError(
+                f"the vLLM engine sent back no {name} of the form that was asked for: is this an nnsight-serve?"
+            )
+        return value
+
 
 class Transport(Protocol):
     """How requests reach an engine.
 
     Attributes:
         network: nnsight's VLLM, whose envoys blocks are written against.
+        tells: Whether `ask` sees by itself that a request lost its cache on the way; else its block must.
         record: Engine, versions, type, and how many devices share each tensor.
     """
 
     network: Any
+    tells: bool
     record: Mapping[str, Any]
 
     def edit(self, *, name: str) -> Any:
@@ -132,9 +148,7 @@ class Engine:
                 for ids, spans in zip(rows_of(one.batch), spans_of(one.batch, one.weights), strict=True)
             ]
             replies = iter(self.transport.ask(asked, 1, ()))
-        return [
-            torch.cat([next(replies).saves["states"] for _ in range(len(one.batch["input_ids"]))]) for one in passes
-        ]
+        return [torch.cat([states_of(next(replies)) for _ in range(len(one.batch["input_ids"]))]) for one in passes]
 
     def answered(self, question: Question) -> dict[str, Any]:
         """Answers as `traced.answering.answered` gives them.
@@ -156,9 +170,10 @@ class Engine:
         groups = [
             _Group(plans, [number for number, _ in blocks], seen, gates, how) for plans, blocks in question.groups
         ]
+        treated: dict[tuple[Any, ...], str] = {}
         with self._installing() as put:
             asked = [
-                Asking(rows[slot // group.many], self._treatment(put, number, group, slot))
+                Asking(rows[slot // group.many], self._treatment(put, treated, number, group, slot))
                 for number, group in enumerate(groups)
                 for slot in group.alive.tolist()
             ]
@@ -196,27 +211,33 @@ class Engine:
                 Asking(ids, put(key, lambda name, key=key: install(name, key)))
                 for ids, key in zip(rows, keys, strict=True)
             ]
-            found = [reply.saves["seen"] for reply in self.transport.ask(asked, 1, ())]
-        scores = iter(torch.stack([one["scores"] for one in found]).T) if leaves else iter(())
+            found = self.transport.ask(asked, 1, ())
+
+        def stacked(name: str, whole: int | None = None) -> torch.Tensor:
+            return torch.stack([reply.saved("seen", name, whole) for reply in found])
+
+        scores = iter(stacked("scores", len(leaves)).T) if leaves else iter(())
         gates = [with_scores(gate, scores) for gate in how.gates]
         nothing = torch.zeros(0)
         seen = Unsteered(
-            torch.stack([one["tokens"] for one in found]) if tokens else None,
+            stacked("tokens", len(tokens)) if tokens else None,
             [score(gate, {}, nothing, torch.device("cpu")) for gate in gates],
-            torch.stack([one["logits"] for one in found]) if whole else None,
+            stacked("logits") if whole else None,
         )
-        return seen, gates, torch.stack([one["states"] for one in found]) if question.kept else None
+        return seen, gates, stacked("states") if question.kept else None
 
-    def _treatment(self, put: Put, number: int, group: "_Group", slot: int) -> str:
+    def _treatment(self, put: Put, treated: dict[tuple[Any, ...], str], number: int, group: "_Group", slot: int) -> str:
         """The name of what is done to one of a group's rows in one of its arms; installed where it is not yet."""
-        network, edit = self.transport.network, self.transport.edit
-        what = group.steer(slot, self._site)
-        if not what.sites and what.bias is None:
-            return (
-                put("plain", lambda name: install_steer(network, edit, name, what, False)) if what.reads_logits else ""
-            )
-        key = (number, *group.key(slot))
-        return put(key, lambda name: install_steer(network, edit, name, what, group.later(slot)))
+        network, edit, key = self.transport.network, self.transport.edit, (number, *group.key(slot))
+        if key not in treated:
+            what = group.steer(slot, self._site)
+            later = group.later(slot) or not self.transport.tells
+            if what.sites or what.bias is not None:
+                treated[key] = put(key, lambda name: install_steer(network, edit, name, what, later))
+            else:
+                plain = what.reads_logits and put("plain", lambda name: install_steer(network, edit, name, what, False))
+                treated[key] = plain or ""
+        return treated[key]
 
     def _site(self, number: int) -> Any:
         """The envoy of what writes to the residual stream under a number."""
@@ -294,16 +315,28 @@ class _Group:
         rows = len(self.edits.vector) // self.many
         tokens = torch.zeros(len(replies), self.how.steps, dtype=torch.long)
         for at, reply in enumerate(replies):
+            if not 0 < len(reply.tokens) <= self.how.steps:
+                raise UserError(
+                    f"the vLLM engine sent back {len(reply.tokens)} tokens, of at most {self.how.steps} asked for"
+                )
             tokens[at, : len(reply.tokens)] = torch.tensor(reply.tokens)
         back, figures = self.back.view(rows, self.many), FirstPosition()
         if self.how.top_k:
-            logits = torch.stack([reply.saves["first"]["logits"] for reply in replies])
+            logits = torch.stack([reply.saved("first", "logits") for reply in replies])
             figures = first_position(logits, self.seen, self.how, self.alive // self.many, back)
         elif len(self.how.refusing):
-            refusal = torch.stack([reply.saves["first"]["refusal"] for reply in replies])
+            refusal = torch.stack([reply.saved("first", "refusal") for reply in replies])
             figures = figures._replace(refusal=refusal[back])
         vector, strength = (part.view(rows, self.many) for part in (self.edits.vector, self.edits.strength))
         return figures._asdict() | {"tokens": tokens[back], "vector": vector, "strength": strength}
+
+
+def states_of(reply: Reply) -> torch.Tensor:
+    """(means, layers, d_model), what `traced.requests.read_states` saved; its shape is looked at by who asked."""
+    states = reply.saves.get("states")
+    if not isinstance(states, torch.Tensor) or states.ndim != 3:
+        raise UserError("the vLLM engine sent back no activations: is this an nnsight-serve?")
+    return states
 
 
 def rows_of(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:

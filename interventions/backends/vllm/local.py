@@ -58,6 +58,8 @@ def vllm_version() -> str:
 class Local:
     """An engine that this process opened."""
 
+    tells = True
+
     def __init__(self, source: str, dtype: str, device: str, settings: Mapping[str, Any]) -> None:
         """Load the weights.
 

@@ -41,7 +41,7 @@ from interventions.backends.ndif.result import UnfitError, load_result
 from interventions.backends.tracing_lock import tracing, waiting
 from interventions.backends.vllm.engine import Asking, Reply
 from interventions.backends.vllm.local import SETTINGS, no_accelerator, vllm_version
-from interventions.traced.requests import ask_one, install_config
+from interventions.traced.requests import PREEMPTED, ask_one, install_config
 
 MOST_THREADS = 64
 RESULT_BYTES = 1 << 30
@@ -59,6 +59,8 @@ OURS = (
 
 class Served:
     """An engine at an address."""
+
+    tells = False
 
     def __init__(self, source: str, dtype: str, options: VLLMOptions, settings: Mapping[str, Any]) -> None:
         """Build the tree of modules that blocks are written against, and see what the server holds.
@@ -135,6 +137,10 @@ class Served:
                 f"what the nnsight-serve at {shown(self._client.address)} sent back is not used: {error}"
             ) from None
         saves, error = found.get("saves"), found.get("error")
+        if isinstance(error, dict) and error.get("message") == PREEMPTED:
+            raise UserError(
+                f"the nnsight-serve at {shown(self._client.address)} ran out of cache and dropped a steered request: pass fewer --requests"
+            )
         if isinstance(error, dict) and not error.get("is_control_flow"):
             raise UserError(
                 f"the nnsight-serve at {shown(self._client.address)} failed: {cleaned(str(error.get('message')))[:300]}"
