@@ -29,6 +29,7 @@ REAL = (
     "reproduce paper",
     "capability",
     "--keep-refusal",
+    "gate=ridge",
     "embedded:traffic",
 )  # take real sets, or a model that declines real prompts
 

@@ -96,7 +96,7 @@ def test_the_shipped_gate_is_of_the_prompts_and_the_model_that_are_shipped():
 
 @pytest.mark.slow
 def test_the_shipped_gate_scores_what_transformers_computes_as_it_scored_out_of_fold():
-    """By the formula in numpy, on hidden states that transformers gives; a score out of fold is another gate's, but one like it."""
+    """By the formula in numpy, on what plain hooks see of transformers' blocks; a score out of fold is another gate's, but one like it."""
     from safetensors import safe_open
 
     from interventions import open_model
@@ -108,12 +108,24 @@ def test_the_shipped_gate_scores_what_transformers_computes_as_it_scored_out_of_
     with safe_open(shipped.FOLDER / f"{GATE}.safetensors", "np") as file:
         weight, mean, bias = (file.get_tensor(part) for part in ("weight", "mean", "bias"))
         reads = json.loads(file.metadata()["reads"])
-    assert {position for _, position in reads} <= {"last", "mean"}
+    blocks: dict[int, torch.Tensor] = {}
+    hooks = [
+        block.register_forward_hook(
+            lambda _m, _i, out, at=at: blocks.update({at: out[0] if isinstance(out, tuple) else out[0][None]})
+        )
+        for at, block in enumerate(model.module.model.layers)
+    ]
     odds = []
     for ids, (start, end) in zip(encoded.ids, encoded.user, strict=True):
         with torch.no_grad():
-            blocks = model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:]
-        parts = [blocks[layer][0, -1] if position == "last" else blocks[layer][0, start:end].mean(0)
-                 for layer, position in reads]  # fmt: skip
+            model.module(torch.tensor([ids]))
+        read = {
+            "last": lambda rows: rows[-1],
+            "mean": lambda rows, of=slice(start, end): rows[of].mean(0),
+            "instruction": lambda rows, at=end - 1: rows[at],
+        }
+        parts = [read[position](blocks[layer].flatten(0, -2)) for layer, position in reads]
         odds.append(float((torch.cat(parts).numpy() - mean) @ weight + bias[0]))
+    for hook in hooks:
+        hook.remove()
     assert np.corrcoef(1 / (1 + np.exp(-np.array(odds))), rows["score"].to_numpy())[0, 1] > 0.9
