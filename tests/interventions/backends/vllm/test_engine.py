@@ -6,8 +6,10 @@ import pytest
 from data import load_all
 from interventions import generate
 from interventions.reading.residual import Source
+from interventions.steering.arms import Arm
 from interventions.steering.generate import answered
 from interventions.steering.plans import Tools
+from interventions.steering.sweep import grid, sweep
 from interventions.steering.trace import trace
 from tests.made.tools import OWN_KINDS, arms_of, lowrank_of, methods_of, probe_of, vectors_of
 
@@ -130,3 +132,19 @@ def test_a_killed_run_goes_on(in_vllm, tiny_tuned, prompts_file, tmp_path, monke
     most[0] = 99
     assert run("cut.parquet").equals(whole)
     assert len(asked) == every - every // 2 > 0  # what was done before was not done again
+
+
+def test_a_sweep_chooses_the_same(in_vllm, tiny_tuned, prompts_file, tmp_path):
+    tools, prompts = Tools(vectors_of(tiny_tuned)), load_all([str(prompts_file)]).head(16)
+    arms = grid(["fixed", "routed"], Arm("fixed", "fixed", 2, "weapons", -0.3), [1, 2], [-0.5, 0.4, 2.0], None)
+
+    def verdict(text):
+        return "broken" if not text else "refuse" if len(text) % 3 == 0 else "comply"
+
+    own, theirs = (sweep(model, prompts, tools, tmp_path / f"{at}.parquet", arms=arms, verdict=verdict, max_new_tokens=6)
+                   for at, model in enumerate((in_vllm, tiny_tuned)))  # fmt: skip
+    for name, kind in own.schema.items():
+        if kind.is_float():
+            assert own[name].to_list() == pytest.approx(theirs[name].to_list(), abs=1e-5, nan_ok=True), name
+        else:
+            assert own[name].to_list() == theirs[name].to_list(), name
