@@ -58,8 +58,9 @@ class Zygote:
     """A process that has imported the command line and forks a child for each run of it."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it; `folder` takes what its children print."""
-        self.folder = folder
+        """Start it; `folder` takes what its children print, and what they are told to write beside or above where they start."""
+        self.folder, self.here = folder, folder / "started" / "in" / "here"
+        self.here.mkdir(parents=True)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env=os.environ | ENVIRONMENT,
@@ -75,7 +76,7 @@ class Zygote:
         out, err = self.folder / "out", self.folder / "err"
         assert self.process.stdin is not None
         after, sent = kill or (HANGS, signal.SIGKILL)
-        asked = {"words": list(map(str, words)), "out": str(out), "err": str(err), "after": after, "signal": int(sent),
+        asked = {"words": list(map(str, words)), "here": str(self.here), "out": str(out), "err": str(err), "after": after, "signal": int(sent),
                  "most": HANGS, **more}  # fmt: skip
         start = time.monotonic()
         self.process.stdin.write(json.dumps(asked) + "\n")

@@ -29,6 +29,7 @@ def child(asked: dict[str, Any]) -> None:
         os.dup2(handle, at)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     sys.argv = ["cli.py", *asked["words"]]
+    os.chdir(asked["here"])
     os.environ.update(asked.get("environment", {}))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import cli
