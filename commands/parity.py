@@ -10,6 +10,7 @@ from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, prompts_of, spread
 from commands.framework.records import identity, model_key, note, unchanged
 from commands.framework.settings import Settings
+from data.contract import UNQUANTISED
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ PROMPTS = 64
 TIE = {"float32": 1e-3}  # nats between two tokens that rounding alone may put in another order
 NARROW_TIE = 0.25
 FOLDER = "parity/"
+REFERENCE = "transformers-float32"
 
 
 @command(*STEERING, NEW_TOKENS, AGAINST_ENGINE, TOLERANCE, REPLACE, TEST)
@@ -44,7 +46,7 @@ def parity(session: Session, s: Settings) -> Summary:
     if prompts.is_empty():
         raise UserError(f"no prompt in split {s.get('split')!r}: pass --split or other --data")
     shared = {"fingerprint": fingerprint_of(prompts), "arms": [arm.record for arm in arms], "max_new_tokens": s.get("max_new_tokens"), **rests_on,
-              **{name: value for name, value in model_key(model).items() if name != "dtype"}}  # fmt: skip
+              **{name: value for name, value in model_key(model).items() if name not in ("dtype", "quantize")}}  # fmt: skip
     key, name, against = identity(shared), engine_name(model), s.get("against")
     artefact = measured_artefact(name)
     if s.get("replace") or not unchanged(s, artefact, shared | {"engine": name}):
@@ -52,13 +54,13 @@ def parity(session: Session, s: Settings) -> Summary:
         measure(model, prompts, tools, arms, s.get("max_new_tokens"), key).save(artefact.path(s.run))
         note(s, artefact, shared | {"engine": name}, model, start, data=s.get("data"))
     own: Measured = artefact.read(s.run)
-    if name == against:
+    if name == against or (name, against) == (REFERENCE, "transformers"):
+        warn(f"{name} is what others are held against: pass --engine vllm, --dtype or --quantize to hold one")
         return {"measured": name, "prompts": prompts.height, "wrote": str(artefact.path(s.run))}
     judge = None
     if against == "transformers":
-        plain = s.with_values(
-            engine="transformers", serve=None, tensor_parallel=None, requests=None, max_model_len=None, dtype="float32"
-        )
+        plain = s.with_values(engine="transformers", dtype="float32", quantize=UNQUANTISED,
+                              **dict.fromkeys(("serve", "tensor_parallel", "requests", "max_model_len")))  # fmt: skip
         oracle = session.model(plain)
         against = engine_name(oracle)
         reference = measured_artefact(against)

@@ -73,7 +73,7 @@ class Measured:
                 json.loads(told["arms"]),
                 tensors["states"],
                 tensors["first"],
-                tensors["tokens"],
+                tensors["tokens"].long(),  # read as float32, as all are
             )
         except (KeyError, ValueError):
             raise UserError(f"{path}: what an engine said is damaged: run parity --replace") from None
@@ -83,7 +83,7 @@ def engine_name(model: Model) -> str:
     """Such as `transformers-float32`, `vllm-bfloat16-tp2`."""
     engine = model.backend.engine
     if engine is None:
-        return f"transformers-{model.dtype}"
+        return "-".join(["transformers", model.dtype, *model.held.values()])
     ranks = engine.record.get("tensor_parallel")
     return f"vllm-{model.dtype}" + (f"-tp{ranks}" if ranks and ranks > 1 else "") + ("-served" if ranks is None else "")
 
@@ -207,7 +207,7 @@ def verdict(layers: pl.DataFrame, arms: pl.DataFrame, tolerance: float) -> list[
     """What lies beyond a tolerance, in words; nothing where all is within."""
     found: list[str] = []
     worst: Any = layers.sort("deviation").row(-1, named=True)
-    if worst["deviation"] > tolerance:
+    if not worst["deviation"] <= tolerance:  # nor where it is no number
         found.append(
             f"the residual stream of layer {worst['layer']} deviates by {worst['deviation']:.2g}, more than {tolerance:g}"
         )
