@@ -52,7 +52,7 @@ def main() -> None:
     drawn, lengths = asked.run.with_suffix(".jsonl"), ("--lengths", ",".join(map(str, LENGTHS)))
     drawn.parent.mkdir(parents=True, exist_ok=True)
     draw(drawn, asked.prompts, asked.seed)
-    made = seconds(asked.run, "extract", "--limit", "300", "vectors", "probe")  # as the demo
+    made = seconds(asked.run, "extract", "--limit", "300", "vectors", "probe")
     arms = [word for arm in ARMS for word in ("--arm", arm)]
     answered = seconds(
         asked.run,

@@ -110,7 +110,7 @@ def make_offer(session: Session, s: Settings) -> "Offer":
         "default": _arm(default),
         "max_new_tokens": s.get("max_new_tokens"),
         "trade_off": trade_off(s.run, arms),
-        "projects": model.backend.kind == "local" and not model.keeps_state,
+        "projects": model.goes_on,
     }
     return Offer(model, tools, arms, default, max(s.get("max_new_tokens"), 4096), s.get("max_new_tokens"), about)
 

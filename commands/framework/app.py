@@ -126,6 +126,7 @@ def vllm_options(s: Settings) -> "VLLMOptions | None":
         max_model_len=s.get("max_model_len"),
         serve=s.get("serve") or "",
         timeout=s.get("timeout"),
+        insecure=s.get("insecure"),
     )
 
 

@@ -36,6 +36,7 @@ class VLLMOptions:
         max_model_len: Tokens that a prompt with its answer may have; None: those of the model, up to `MOST_LENGTH`.
         serve: Address of an nnsight-serve that holds the weights; empty for an engine of this process.
         timeout: Seconds that a request to it may take.
+        insecure: Whether a key may go to another machine over plain http.
         memory: Share of a GPU's memory that an engine of this process may take; None: vLLM's own default.
     """
 
@@ -44,6 +45,7 @@ class VLLMOptions:
     max_model_len: int | None = None
     serve: str = ""
     timeout: float = TIMEOUT
+    insecure: bool = False
     memory: float | None = None
 
 

@@ -83,10 +83,16 @@ class Model:
         return keeps_state(self.module)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether rows can join and leave between two steps: its module is in this process, and a cache is all it remembers."""
+        return self.backend.kind == "local" and self.backend.has_module and not self.keeps_state
+
+    @property
     def identity(self) -> list[str]:
         """What results of this model rest on, for a journal's key."""
         rules = map(repr, self.rules.items())
-        return [self.name, self.revision, self.template_hash, self.dtype, *self.held.values(), *rules]
+        engine = [] if self.backend.vllm is None else ["vllm"]  # what one began no other ends
+        return [self.name, self.revision, self.template_hash, self.dtype, *self.held.values(), *engine, *rules]
 
     @property
     def held(self) -> dict[str, str]:

@@ -187,7 +187,8 @@ def open_model(
     )
     if backend.is_remote and quantize != UNQUANTISED:
         logger.warning("the server holds %s as it does; --quantize %s does not change that", name, quantize)
-    if backend.is_remote and dtype is not None and dtype != model.dtype:
+    is_served = backend.is_remote or (backend.vllm is not None and bool(backend.vllm.serve))
+    if is_served and dtype is not None and dtype != model.dtype:
         logger.warning("the server runs %s in %s; --dtype %s does not change that", name, model.dtype, dtype)
     logger.debug("opened %s: %d blocks at %s, %s on %s", name, model.n_layers, path, model.dtype, device)
     return model

@@ -14,7 +14,7 @@ from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.budget import passes
 from interventions.reading.packing import branches, common_opening, pack_batch
 from interventions.traced.blocks import Batch
-from interventions.traced.residual import Pass, read, sizes, whole
+from interventions.traced.residual import Pass, keep, read, sizes, whole
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,11 @@ def read_residual(
         )
     ]
     if model.backend.engine is not None:
-        shape = (len(layers), model.d_model)
-        return [
-            expect(states, (len(one.batch["input_ids"]) * one.each, *shape), "activations")
-            for states, one in zip(model.backend.engine.read(layers, passes), passes, strict=True)
-        ]
+        kept: list[torch.Tensor] = []
+        for states, one in zip(model.backend.engine.read(layers, passes), passes, strict=True):
+            shape = (len(one.batch["input_ids"]) * one.each, len(layers), model.d_model)
+            keep(kept, expect(states, shape, "activations"), one.members)
+        return kept
     blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
     backend = model.backend.nnsight(model.nnsight)
     found = read(model.nnsight, backend, blocks, beyond, first, passes)

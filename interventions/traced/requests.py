@@ -99,10 +99,11 @@ def install_steer(network: Network, edit: Edit, name: str, what: Steer, later: b
     return handle
 
 
-def install_config(network: Network, edit: Edit, name: str) -> Any:
-    """Install what tells the configuration of the model that is held: `config`, JSON."""
+def install_held(network: Network, edit: Edit, name: str) -> Any:
+    """Install what tells of the model that is held: `config`, JSON, and `kind`, the weights' type."""
     with edit(name=name) as (_tracer, handle):
         config = nnsight.save(network._module.config.to_json_string(use_diff=False))  # noqa: F841
+        kind = nnsight.save(str(next(network._module.parameters()).dtype))  # noqa: F841
     return handle
 
 

@@ -9,11 +9,11 @@ is, as tensors and plain values alone.
 
 import json
 import os
+import queue
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from nnsight.tracing.backend import Backend as NnsightBackend
 from nnsight.tracing.tracer import mark
 from nnsight.tracing.util import push
 
+from data.contract import DTYPES
 from data.errors import UserError
 from interventions.backends.backend import VLLMOptions
 from interventions.backends.ndif.client import (
@@ -41,7 +42,7 @@ from interventions.backends.ndif.result import UnfitError, load_result
 from interventions.backends.tracing_lock import tracing, waiting
 from interventions.backends.vllm.engine import Asking, Reply
 from interventions.backends.vllm.local import SETTINGS, no_accelerator, vllm_version
-from interventions.traced.requests import PREEMPTED, ask_one, install_config
+from interventions.traced.requests import PREEMPTED, ask_one, install_held
 
 MOST_THREADS = 64
 RESULT_BYTES = 1 << 30
@@ -69,39 +70,53 @@ class Served:
             UserError: No server, none that takes the key, or one that holds another model.
         """
         found = vllm_version()
-        self._client = Client(address_of(options.serve, option="--serve"), options.timeout)
+        self._client = Client(address_of(options.serve, insecure=options.insecure, option="--serve"), options.timeout)
         self._threads = min(options.requests, MOST_THREADS)
         self._post("GET", "/health")
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         with no_accelerator():
             self.network: Any = VLLM(source, dtype=dtype, trust_remote_code=False, **settings)
-        held = self._config()
+        held, kind = self._held()
         if odd := other_model(source, self.network._module.config.to_dict(), held):
             raise UserError(f"the nnsight-serve at {shown(self._client.address)} holds {odd}")
-        self.record: Mapping[str, Any] = {"engine": "vllm", "vllm": found, "dtype": str(held.get("dtype") or dtype).removeprefix("torch."),
+        self.record: Mapping[str, Any] = {"engine": "vllm", "vllm": found, "dtype": kind,
                        "serve": shown(self._client.address), "tensor_parallel": None}  # fmt: skip
 
     def ask(self, requests: Sequence[Asking], tokens: int, stops: Sequence[int]) -> list[Reply]:
-        """As `Transport` says."""
+        """As `Transport` says. Who asks are daemons: whoever interrupts this waits for none of them."""
+        todo: queue.SimpleQueue[tuple[int, Asking]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, Reply | BaseException]] = queue.SimpleQueue()
+        for numbered in enumerate(requests):
+            todo.put(numbered)
         end = threading.Event()
 
-        def one(asked: Asking) -> Reply:
-            if end.is_set():
-                raise UserError("another request failed")
-            try:
-                with tracing():
-                    return self._one(asked, tokens, stops)
-            except BaseException:
-                end.set()
-                raise
+        def work() -> None:
+            while not end.is_set():
+                try:
+                    at, asked = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    with tracing():
+                        reply = self._one(asked, tokens, stops)
+                except BaseException as error:
+                    done.put((at, error))
+                    return
+                done.put((at, reply))
 
-        with ThreadPoolExecutor(self._threads) as pool:
-            asked = [pool.submit(one, request) for request in requests]
-            try:
-                return [each.result() for each in asked]
-            finally:
-                end.set()
+        for _ in range(min(self._threads, len(requests))):
+            threading.Thread(target=work, daemon=True).start()
+        found: dict[int, Reply] = {}
+        try:
+            while len(found) < len(requests):
+                at, reply = done.get()
+                if isinstance(reply, BaseException):
+                    raise reply
+                found[at] = reply
+        finally:
+            end.set()
+        return [found[at] for at in range(len(requests))]
 
     def _one(self, asked: Asking, tokens: int, stops: Sequence[int]) -> Reply:
         edits = [asked.edit] if asked.edit else []
@@ -110,19 +125,22 @@ class Served:
             raise UserError(f"the nnsight-serve at {shown(self._client.address)} sent back something else than tokens")
         return Reply(new, saves)
 
-    def _config(self) -> dict[str, Any]:
-        """The configuration of the model that the server holds."""
-        handle = install_config(self.network, self.edit, "edit-config")
+    def _held(self) -> tuple[dict[str, Any], str]:
+        """The configuration of the model that the server holds, and the type that it holds it in."""
+        handle = install_held(self.network, self.edit, "edit-held")
         try:
-            (reply,) = self.ask([Asking([1], "edit-config")], 1, ())
+            (reply,) = self.ask([Asking([1], "edit-held")], 1, ())
         finally:
             handle.clear()
         try:
-            return json.loads(reply.saves["config"])
+            config, kind = json.loads(reply.saves["config"]), str(reply.saves["kind"]).removeprefix("torch.")
         except (KeyError, TypeError, ValueError):
+            config, kind = None, ""
+        if not isinstance(config, dict) or kind not in DTYPES:
             raise UserError(
                 f"the server at {shown(self._client.address)} doesn't say what it holds; is it an nnsight-serve?"
-            ) from None
+            )
+        return config, kind
 
     def send(self, blob: bytes) -> dict[str, Any]:
         """Send a trace, and read what it saved.

@@ -46,7 +46,7 @@ class Decoder(Protocol):
 
 def decoder_of(model: Model, vectors: SteeringVectors) -> Decoder:
     """The one that serves a model: step by step where its cache can be kept in this process."""
-    return Continuous(model, vectors) if model.backend.kind == "local" and not model.keeps_state else Whole(model)
+    return Continuous(model, vectors) if model.goes_on else Whole(model)
 
 
 class Continuous:
