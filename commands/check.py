@@ -28,7 +28,7 @@ def check(session: Session, s: Settings) -> Summary:
         model = session.model(s, trusted=True)
         name, found = model.name, every_check(model, wanted)
     except UserError as refusal:
-        if s.get("where") == "remote":
+        if s.get("where") == "remote" or s.get("engine") == "vllm":
             raise
         name, found = s.get("model"), [Check(OPENS, False, str(refusal), tuple(wanted))]
     odd, stopped = [one.name for one in found if not one.holds], off(found)

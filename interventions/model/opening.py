@@ -91,20 +91,7 @@ def open_model(
     if backend.is_remote and is_here and not backend.is_loopback:
         raise UserError(f"model {name!r} lives on this machine; pass --model with a hub id")
     source = str(embedded_folder(name)) if name in ALIASES else name
-    if backend.vllm is not None:
-        check_versions()
-        if device_map is not None or quantize != UNQUANTISED:
-            raise UserError(
-                "--device-map and --quantize are for --engine transformers; vLLM shares tensors with --tensor-parallel"
-            )
-    if quantize not in (UNQUANTISED, *QUANTISED):
-        raise UserError(f"quantize {quantize!r} is none of {', '.join((UNQUANTISED, *QUANTISED))}")
-    if device is not None and device_map is not None:
-        raise UserError("--device puts all weights in one place and --device-map in several: pass one of them")
-    places = None if backend.is_remote or device_map is None else read_map(device_map)
-    for named in reversed(devices_named(places) if places is not None else []):
-        device = _checked_device(named, "device map")
-    device = "cpu" if backend.is_remote else _checked_device(device)
+    device, places = _places(backend, device, device_map, quantize)
     weights = _checked_dtype(dtype, device)
     offloaded = None
     disable_progress_bar()
@@ -123,16 +110,8 @@ def open_model(
         check_template(tokenizer, name)
         set_format(tokenizer, prompt_format or PromptFormat(), name, logger.warning)
         options: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer, "trust_remote_code": False}
-        if not backend.has_module:
-            if (
-                backend.is_remote and is_here
-            ):  # a folder has no hub id to ask for; a server on this machine opens the folder
-                source = str(Path(source).resolve())
-                _ID_CACHE[source] = source
-            wrapped = TransformersModel(source, **options)
-        else:
+        if backend.has_module:
             _say_what_is_loaded(name, source, device if places is None else f"what the device map {device_map} names")
-            options |= {"dispatch": True, "dtype": weights}
             if quantize != UNQUANTISED:
                 options["quantization_config"] = quantiser(quantize, config, name, weights)
                 places = places or {"": device}  # quantised weights can't be moved later
@@ -141,11 +120,13 @@ def open_model(
             else:
                 folder, offloaded = offload_room(offload_folder)
                 options |= {"device_map": places, "offload_folder": folder}
-            with every_weight(name):
-                wrapped = TransformersModel(source, **options)
-            check_entrance(wrapped._module, name)
-            if away := offloaded_parts(wrapped._module):
-                logger.warning("%s: %d of its weights are brought in for each pass, from disk or memory", name, away)
+            wrapped = _with_weights(name, source, options | {"dispatch": True, "dtype": weights})
+        else:
+            if backend.is_remote and is_here:
+                # A folder has no hub id to ask for; a server on this machine opens the folder.
+                source = str(Path(source).resolve())
+                _ID_CACHE[source] = source
+            wrapped = TransformersModel(source, **options)
     except UserError:
         raise
     except Exception as error:  # whatever transformers makes of a damaged file
@@ -157,20 +138,14 @@ def open_model(
         module.generation_config.pad_token_id = tokenizer.pad_token_id
     warn_of_rules(module.generation_config, name, follow)
     tokenizer.model_max_length = places_of(config, name)
+    path = decoder_path(module, name)
     if backend.vllm is not None:
-        engine = open_engine(source, name, module, decoder_path(module, name), weights, device, backend.vllm, tokenizer)
+        engine = open_engine(source, name, module, path, weights, device, backend.vllm, tokenizer)
         backend = replace(backend, engine=engine)
     tokenizer.table_rows = module.get_input_embeddings().weight.shape[0]
-    path = decoder_path(module, name)
     if backend.has_module:
         check_blocks(module, module.get_submodule(path), name)
     layers = attrgetter(path)(wrapped)
-    if backend.engine is not None:
-        weights_type = backend.engine.record["dtype"]
-    elif backend.is_remote:
-        weights_type = _far_dtype(backend, source, wrapped, layers)
-    else:
-        weights_type = str(next(module.parameters()).dtype)
     revision = known_revision(name) or getattr(config, "_commit_hash", None) or ""
     model = Model(
         nnsight=wrapped,
@@ -179,7 +154,7 @@ def open_model(
         layers=layers,
         name=name,
         revision=revision,
-        dtype=weights_type.removeprefix("torch."),
+        dtype=_held_dtype(backend, source, wrapped, layers).removeprefix("torch."),
         backend=backend,
         rules=rules_of(module, name) if follow else {},
         quantized=UNQUANTISED if backend.is_remote else quantize,
@@ -207,6 +182,51 @@ def skeleton(name: str) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of it
         raise UserError(_cannot_open(name, error)) from error
+
+
+def _places(
+    backend: Backend, device: str | None, device_map: str | Mapping[str, Any] | None, quantize: str
+) -> tuple[str, Any]:
+    """The device that a model's input goes to, and the device map, None without one.
+
+    Raises:
+        UserError: They contradict one another, or name what is not there.
+    """
+    if backend.vllm is not None:
+        check_versions()
+        if device_map is not None or quantize != UNQUANTISED:
+            raise UserError(
+                "--device-map and --quantize are for --engine transformers; vLLM shares tensors with --tensor-parallel"
+            )
+    if quantize not in (UNQUANTISED, *QUANTISED):
+        raise UserError(f"quantize {quantize!r} is none of {', '.join((UNQUANTISED, *QUANTISED))}")
+    if device is not None and device_map is not None:
+        raise UserError("--device puts all weights in one place and --device-map in several: pass one of them")
+    if backend.is_remote:
+        return "cpu", None
+    places = None if device_map is None else read_map(device_map)
+    for named in reversed(devices_named(places) if places is not None else []):
+        device = _checked_device(named, "device map")
+    return _checked_device(device), places
+
+
+def _with_weights(name: str, source: str, options: Mapping[str, Any]) -> Any:
+    """The nnsight model, its weights all out of the checkpoint."""
+    with every_weight(name):
+        wrapped = TransformersModel(source, **options)
+    check_entrance(wrapped._module, name)
+    if away := offloaded_parts(wrapped._module):
+        logger.warning("%s: %d of its weights are brought in for each pass, from disk or memory", name, away)
+    return wrapped
+
+
+def _held_dtype(backend: Backend, source: str, network: Any, layers: Any) -> str:
+    """The type that the weights are held in, wherever they are."""
+    if backend.engine is not None:
+        return backend.engine.record["dtype"]
+    if backend.is_remote:
+        return _far_dtype(backend, source, network, layers)
+    return str(next(network._module.parameters()).dtype)
 
 
 def _say_what_is_loaded(name: str, source: str, device: str) -> None:

@@ -76,21 +76,20 @@ def parity(run, tmp_path, tiny_tuned_folder, prompts_file):
         own = ("--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", prompts_file, "--holdout", "none")
         return run(*map(str, own), "parity", "--max-new-tokens", "5", "--arm", "baseline", "--arm", "routed", *words)
 
-    held.folder = tmp_path / "run"
     return held
 
 
-def test_half_precision_is_held_against_float32(parity):
+def test_half_precision_is_held_against_float32(parity, tmp_path):
     code, _, said = parity("--dtype", "bfloat16", "--tolerance", "1e-7")
     assert code == 1 and "transformers-bfloat16 and transformers-float32 don't say the same" in said
-    layers = pl.read_parquet(parity.folder / "parity_layers.parquet")
+    layers = pl.read_parquet(tmp_path / "run" / "parity_layers.parquet")
     assert layers.select("engine", "against").unique().rows() == [("transformers-bfloat16", "transformers-float32")]
     assert layers.height == 4 and all(1e-4 < size < 0.2 for size in layers["deviation"].to_list())
 
 
-def test_the_reference_is_not_held_against_itself(parity):
+def test_the_reference_is_not_held_against_itself(parity, tmp_path):
     code, _, said = parity()
     assert code == 0 and "is what others are held against" in said
-    assert not (parity.folder / "parity.parquet").exists()
+    assert not (tmp_path / "run" / "parity.parquet").exists()
     code, _, said = parity("--against", "vllm-float32")
     assert code == 1 and "kept: transformers-float32" in said

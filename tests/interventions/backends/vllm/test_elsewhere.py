@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import closing
@@ -159,6 +160,33 @@ def test_no_server_is_a_line(command, tiny_tuned_folder, tmp_path):
     code, _, told = command(*words)
     lines = [line for line in told.splitlines() if line.startswith("error:")]
     assert code == 1 and len(lines) == 1 and "no nnsight-serve answers" in lines[0], told
+
+
+def test_who_interrupts_waits_for_no_server(tiny_tuned_folder, tmp_path):
+    """One that takes requests and never answers them."""
+    import os
+
+    with closing(socket.socket()) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        at = silent.getsockname()[1]
+
+        def health():
+            one, _ = silent.accept()
+            one.recv(65536)
+            one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        threading.Thread(target=health, daemon=True).start()
+        words = [sys.executable, ROOT / "cli.py", "--run", tmp_path / "run", "--model", tiny_tuned_folder, "--engine", "vllm", "--serve",
+                 f"http://127.0.0.1:{at}", "extract"]  # fmt: skip
+        process = subprocess.Popen(
+            list(map(str, words)), stderr=(tmp_path / "told").open("w"), env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(45)  # it has come to wait for the server
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) != 0
+        assert "Traceback" not in (tmp_path / "told").read_text()
 
 
 def test_two_ranks_say_what_one_says(command, answered, tiny_tuned_folder, prompts_file, tmp_path):
