@@ -94,7 +94,7 @@ class Offer:
             raise RequestError(f"no category {given['category']!r}; there are {', '.join(known)}", param="category")
         if given.get("scope", "all") not in SCOPES:
             raise RequestError(f"scope is one of {', '.join(SCOPES)}", param="scope")
-        if given.get("gate", "probe") not in self.tools.every_gate:
+        if "gate" in given and given["gate"] not in self.tools.every_gate:
             there = ", ".join(name for name in self.tools.every_gate if name != "perfect") or "none"
             raise RequestError(f"this run has no gate {given['gate']!r}; there are: {there}", param="gate")
         if given.get("layer", 0) >= self.model.n_layers:

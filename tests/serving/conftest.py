@@ -21,7 +21,7 @@ WORDS = [
 
 
 @contextmanager
-def serving(model, *, rows=32, queue=128, rules=None, words=WORDS) -> Iterator:
+def serving(model, *, rows=32, queue=128, rules=None, words=WORDS, probe=True) -> Iterator:
     """(address, offer, engine) of a server that runs in a thread."""
     from interventions.steering.arms import Arm
     from interventions.steering.live.engine import Engine
@@ -37,7 +37,7 @@ def serving(model, *, rows=32, queue=128, rules=None, words=WORDS) -> Iterator:
                   "scope": arm.scope, "gate": arm.gate, "steers": arm.steers, "gated": arm.is_gated, "routed": arm.is_routed} for arm in arms],
         "projects": True, "trade_off": [],
     }  # fmt: skip
-    offer = Offer(model, Tools(vectors, probe_of(model)), arms, default, 512, 16, about)
+    offer = Offer(model, Tools(vectors, probe_of(model) if probe else None), arms, default, 512, 16, about)
     engine = Engine(model, vectors, rows=rows, queue=queue)
     with listening(offer, engine, rules) as address:
         yield address, offer, engine

@@ -53,6 +53,16 @@ def test_many_at_once_get_what_generate_gives_each_arm(served, prompts_file, tmp
     assert told == [row["response"] for row in rows]
 
 
+def test_a_run_without_a_probe_answers(serve_tiny):
+    with serve_tiny(words=["baseline", "fixed:strength=-5"], probe=False) as (address, _, _):
+        client = client_of(address)
+        assert all(
+            ask(client, arm, "tell me", max_tokens=3).choices[0].message.content for arm in ("baseline", "fixed")
+        )
+        with pytest.raises(openai.BadRequestError, match="this run has no gate 'probe'; there are: none"):
+            ask(client, "fixed", "tell me", max_tokens=3, extra_body={"gate": "probe"})
+
+
 def test_an_answer_says_what_was_done_to_it(served, prompts_file, tmp_path):
     address, offer, _ = served
     prompts = load_all([str(prompts_file)]).head(6)

@@ -189,6 +189,39 @@ def test_who_interrupts_waits_for_no_server(tiny_tuned_folder, tmp_path):
         assert "Traceback" not in (tmp_path / "told").read_text()
 
 
+def test_serve_answers_by_the_engine(answered, tiny_tuned_folder, prompts_file, tmp_path):
+    """Over HTTP, arms at once: the texts of transformers' engine."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    wanted = pl.read_parquet(answered / "generations.parquet").filter(pl.col("arm").is_in(["baseline", "routed"]))
+    at, told = port(), tmp_path / "told"
+    words = [sys.executable, ROOT / "cli.py", "--run", copied(answered, tmp_path), "--model", tiny_tuned_folder, "--data", prompts_file,
+             "--engine", "vllm", "serve", "--port", at]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, words)), stderr=told.open("w"), env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+    )
+
+    def ask(row):
+        body = {"model": row["arm"], "max_tokens": 6, "messages": [{"role": "user", "content": row["prompt"]}]}
+        url = f"http://127.0.0.1:{at}/v1/chat/completions"
+        asked = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return json.load(urllib.request.urlopen(asked, timeout=120))["choices"][0]["message"]["content"]
+
+    try:
+        deadline = time.monotonic() + 240
+        while "a page to try it" not in told.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, told.read_text()
+            time.sleep(1)
+        with ThreadPoolExecutor(4) as several:
+            assert list(several.map(ask, wanted.to_dicts())) == wanted["response"].to_list()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0 and "Traceback" not in told.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_two_ranks_say_what_one_says(command, answered, tiny_tuned_folder, prompts_file, tmp_path):
     run = copied(answered, tmp_path)
     for more in (("parity",), ("--tensor-parallel", 2, "parity", "--against", "vllm-float32")):
