@@ -3,6 +3,7 @@
 import hashlib
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from data.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
+    from interventions.model.model import Model
     from reports.scoring.judge import Engine, Judge
 
 JUDGED_TOKENS = 128  # of a judge's reply that is opened here
@@ -83,6 +85,9 @@ def evaluate(session: Session, s: Settings) -> Summary:
         *("dataset", "label", "arm", "scorer", "n", "rate", "low", "high", "delta", "p_holm", "broken"),
         *("delta_low", "delta_high"),
     )
+    if not s.get("as_json"):  # a scorer that gave no verdict was said to; lines of nothing say no more
+        given = pl.col("n").sum().over("scorer") > 0
+        shown = shown.filter(given) if shown["n"].sum() else shown
     more = {} if rated is None else {"rubric": rated}
     told: Summary = {"answers": generations.height, "table": shown, **more, "wrote": str(path)}
     if not s.get("lengths"):
@@ -267,18 +272,22 @@ def judge_of(s: Settings) -> "Judge | None":
 
 
 def engine_of(s: Settings, judge: "Judge") -> "Engine":
-    """A judge on this tool's own engine."""
+    """A judge on this tool's own engine, opened when it is first asked."""
 
-    def ask(conversations: Any) -> list[str]:
+    @cache
+    def opened() -> "Model":
         from interventions import open_model
         from interventions.model.formats.choice import PROMPT, PromptFormat
-        from interventions.steering.unsteered import replies
 
         raw = judge.prompt.raw
         form = PromptFormat() if raw is None else PromptFormat(f"{raw[0]}{PROMPT}{raw[1]}")
-        model = open_model(judge.model, device=s.get("device"), device_map=s.get("device_map"), prompt_format=form)
-        warn(f"the judge {judge.model} reads {len(conversations)} answers here")
-        return replies(model, conversations, JUDGED_TOKENS)
+        warn(f"the judge {judge.model} reads answers here")
+        return open_model(judge.model, device=s.get("device"), device_map=s.get("device_map"), prompt_format=form)
+
+    def ask(conversations: Any) -> list[str]:
+        from interventions.steering.unsteered import replies
+
+        return replies(opened(), conversations, JUDGED_TOKENS)
 
     return ask
 

@@ -2,7 +2,7 @@
 
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from commands.framework.app import Session, command
@@ -18,25 +18,25 @@ SHARE = Declared("--share", "Share of activations and answers that the model com
 DRAW = SEED.but(
     help="Seed of what is drawn to be computed again.", default=None, shown="another each time, which is said"
 )
+ONLY = Declared("--only", "Only the checks of this artefact, as the table's first column calls it, such as effects or gates; repeatable.",
+                multiple=True, shown="all")  # fmt: skip
 NOT_AGAIN = {
     "lowrank": "training is not repeated",
-    "effects": "its answers are not kept",
     "capability": "lm-eval's items are not asked again",
-    "category": "its strengths are not searched again",
     "diff": "its activations are of two models",
     "rubric": "its judge is not asked again",
-    "judges": "labels by hand are needed for it",
     "model": "fine-tuning is not repeated",
 }
 
 
-@command(SHARE, DRAW, writes=False)
+@command(SHARE, DRAW, ONLY, writes=False)
 def verify(session: Session, s: Settings) -> Summary:
     """Compute again what a run directory says, figure by figure; exit 1 if anything differs.
 
     Files against their SHA-256, prompts against their data sets, vectors and probe against activations, verdicts against answers,
-    rates against verdicts, the sweep's choice against its table, the page against the tables; and, where the model is at hand,
-    gates, traces, and a random share of activations and answers. Nothing is written.
+    rates against verdicts, scorers against labels by hand, the sweep's choice against its table, the page against the tables; and,
+    where the model is at hand, gates, traces, and a random share of activations and answers; all of them, a sweep's figures, side
+    effects and categories with --share 1. Nothing is written.
     """
     import polars as pl
 
@@ -72,12 +72,25 @@ def verified(session: Session, s: Settings) -> tuple[list[Outcome], int]:
         case = Case(
             session, s.with_values(no_auto=True), known, s.get("share"), np.random.default_rng(seed), Path(scratch)
         )
-        return [one for check, artefact, what in checks(case) for one in attempted(check, case, artefact, what)], seed
+        wanted = chosen(list(checks(case)), s.get("only"))
+        return [one for check, artefact, what in wanted for one in attempted(check, case, artefact, what)], seed
+
+
+def chosen(all_checks: list[tuple[Check, str, str]], only: Sequence[str]) -> list[tuple[Check, str, str]]:
+    """The checks of some artefacts; without any, all.
+
+    Raises:
+        UserError: An artefact has none.
+    """
+    names = list(dict.fromkeys(artefact for _, artefact, _ in all_checks))
+    if odd := sorted(set(only) - set(names)):
+        raise UserError(f"--only {odd[0]}: there is nothing to check of it; there are {', '.join(names)}")
+    return [one for one in all_checks if not only or one[1] in only]
 
 
 def checks(case: Case) -> Iterator[tuple[Check, str, str]]:
     """Every check that the artefacts there are allow, with the artefact and the words for it where it can't be done."""
-    from commands.verifying import fits, model, records, scoring
+    from commands.verifying import fits, model, records, remade, scoring
 
     known = case.records
     yield records.files, "run.json", "files"
@@ -109,7 +122,15 @@ def checks(case: Case) -> Iterator[tuple[Check, str, str]]:
     computed |= {"gates": model.gates} if "probe" in known or any(name.startswith("gates/") for name in known) else {}
     for name, check in computed.items():
         if name in known or name in ("activations", "gates"):
-            yield check if case.share else left_out(name), name, "by the model"
+            yield check if case.share or name == "gates" else left_out(name), name, "by the model"
+    for name, check in (
+        ("sweep", remade.sweep),
+        ("effects", remade.effects),
+        ("category", remade.category),
+        ("judges", remade.judges),
+    ):
+        if name in known:
+            yield check, name, "made again"
     for name, why in NOT_AGAIN.items():
         if name in known:
             yield told(name, f"{why}: make it in another --run and compare"), name, "computed again"
@@ -117,7 +138,9 @@ def checks(case: Case) -> Iterator[tuple[Check, str, str]]:
 
 def left_out(name: str) -> Check:
     """That the model was not asked."""
-    return told(name, "--share 0 leaves the model out")
+    from commands.verifying import model
+
+    return told(name, model.LEFT_OUT)
 
 
 def told(name: str, why: str) -> Check:

@@ -2,6 +2,9 @@
 
 import shutil
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 GAP, FOLDED, LONGEST = 2, 24, 240  # blanks between columns; where long words break; characters of a text that are shown
 P_VALUES = ("p", "p_holm")
+_SAID_BEFORE: ContextVar[bool] = ContextVar("said before", default=False)
 Summary = dict[str, Any]  # what a command says of what it did; a `table`, and where it `wrote`, are shown apart
 
 
@@ -144,7 +148,18 @@ def direction(strength: float) -> str:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    click.echo(visible(message), err=True)
+    if not _SAID_BEFORE.get():
+        click.echo(visible(message), err=True)
+
+
+@contextmanager
+def said_before() -> Iterator[None]:
+    """What is done again in here warns of nothing: it did when it was done first."""
+    token = _SAID_BEFORE.set(True)
+    try:
+        yield
+    finally:
+        _SAID_BEFORE.reset(token)
 
 
 def one_line(error: Exception) -> str:

@@ -89,12 +89,15 @@ def methods(case: Case) -> Iterator[Outcome]:
 
 
 def sweep(case: Case) -> Iterator[Outcome]:
-    """The setting that was chosen, by the rule, from the figures of the table."""
+    """What settings were tried on, and the one that was chosen, by the rule, from the figures of the table."""
+    from data import fingerprint
     from data.store.tables import read_parquet
 
     table = SWEEP.load(SWEEP.path(case.run))
-    compared = case.run / "compared.parquet"
+    compared, tried = case.run / "compared.parquet", read_parquet(case.run / SWEEP.beside[0])
     key = case.records[SWEEP.name]["key"]
+    told = "" if fingerprint(tried) == key["fingerprint"] else "not the prompts that its record tells of"
+    yield settled(SWEEP.name, "its prompts", told, f"{tried.height} that settings were tried on")
     if "budgets" in key:
         yield from _compared(read_parquet(compared), table, key)
         return
@@ -110,12 +113,6 @@ def sweep(case: Case) -> Iterator[Outcome]:
         "its choice",
         told or _no_counts(table, ("refused",)),
         f"{winner or 'none'}, of {table.height // 2 - 1} settings",
-    )
-    yield Outcome(
-        SWEEP.name,
-        "its figures",
-        UNKNOWN,
-        "the answers behind them are not kept; sweep in another --run makes them again",
     )
 
 
@@ -169,12 +166,6 @@ def _compared(table: "pl.DataFrame", sweep: "pl.DataFrame", key: Record) -> Iter
     )
     yield settled(
         SWEEP.name, "its choice", "; ".join(odd[:3]), f"{chosen['arm'].to_list() or 'none'}, of {table.height} points"
-    )
-    yield Outcome(
-        SWEEP.name,
-        "its figures",
-        UNKNOWN,
-        "the answers behind them are not kept; sweep in another --run makes them again",
     )
 
 

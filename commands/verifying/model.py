@@ -24,8 +24,7 @@ from commands.framework.settings import Record
 from commands.verifying.fits import activations_of, gate_apart
 from commands.verifying.outcome import COMPUTED, DIFFERS, UNKNOWN, Case, Outcome, frames_apart, rows_apart, settled
 from data.errors import UserError
-from data.store.digests import SHA256
-from data.store.shipped import is_shipped
+from data.store import shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +41,7 @@ NEAR = {
     "bfloat16": 0.05,
     "float16": 0.01,
 }  # how far a row may lie from itself on another machine, of its length
+LEFT_OUT = "--share 0 leaves the model out"
 TIE = 2e-3  # nats: tokens so near are equally probable, but for rounding
 
 
@@ -124,15 +124,17 @@ def lens(case: Case) -> Iterator[Outcome]:
     from interventions.methods.lens import logit_lens
     from interventions.methods.vectors import SteeringVectors
 
-    model = model_of(case, case.records[LENS.name])
+    record = case.records[LENS.name]
+    model = model_of(case, record)
     again = logit_lens(model, SteeringVectors.load(VECTORS.path(case.run)))
-    told = frames_apart(LENS.load(LENS.path(case.run)), again, ["category", "layer", "token"], COMPUTED)
+    most = min(COMPUTED, NEAR.get(str(record.get("dtype")), COMPUTED))
+    told = frames_apart(LENS.load(LENS.path(case.run)), again, ["category", "layer", "token"], most)
     yield settled(LENS.name, "by the model", told, f"{again.height} logits")
 
 
 def gates(case: Case) -> Iterator[Outcome]:
-    """Every gate, fitted again to the prompts that it was fitted to, with its threshold and tables; of what comes with this tool
-    only with a --share of 1."""
+    """Every gate, fitted again to the prompts that it was fitted to, with its threshold and tables; where one that comes with this tool
+    is fitted to the same, held against that one, but for a --share of 1."""
     import polars as pl
 
     from commands.probe import gate_features, gate_rows, probe_carried_over
@@ -142,18 +144,31 @@ def gates(case: Case) -> Iterator[Outcome]:
 
     for name in [name for name in case.records if name.startswith(GATE_FOLDER)]:
         record, artefact = case.records[name], gate_artefact(name.removeprefix(GATE_FOLDER))
-        if case.share < 1 and is_shipped(name, record):
-            yield settled(name, "as it comes with this tool", "", f"{len(record[SHA256])} files")
+        there = FittedGate.load(artefact.path(case.run))
+        quality, rows = (read_parquet(case.run / beside) for beside in artefact.beside)
+        if case.share < 1 and shipped.is_shipped(name, record):
+            own = (read_parquet(shipped.FOLDER / beside) for beside in artefact.beside)
+            told = gate_apart(there, FittedGate.load(artefact.path(shipped.FOLDER)))
+            told = (
+                told or frames_apart(quality, next(own), ["rows"]) or frames_apart(rows, next(own), ["dataset", "id"])
+            )
+            yield settled(
+                name,
+                "as it comes with this tool",
+                told,
+                f"threshold {float(there.threshold):.4g}, {rows.height} prompts",
+            )
+            continue
+        if not case.share:
+            yield Outcome(name, "fitted again", UNKNOWN, LEFT_OUT)
             continue
         model, own = model_of(case, record), record["key"]["gate"]
-        quality, rows = (read_parquet(case.run / beside) for beside in artefact.beside)
         made = case.as_made(record, data=tuple(record["data"]))
         made.run = in_scratch(case)
         prompts = rows.drop("score")
         labelled, first = gate_rows(case.session, made, model, prompts)
         features = gate_features(made, model, prompts, kind_of(own).reads(model), first)
         again = fit_gate(own, model, labelled, features, keep=record["key"]["keep_refusal"], fpr=record["key"]["fpr"])
-        there = FittedGate.load(artefact.path(case.run))
         yield settled(name, "fitted again", gate_apart(there, again.gate), f"threshold {float(there.threshold):.4g}")
         yield settled(
             name, "its quality", frames_apart(quality, again.quality, ["rows"], COMPUTED), f"{quality.height} rows"
@@ -163,7 +178,7 @@ def gates(case: Case) -> Iterator[Outcome]:
             name, "its scores", frames_apart(rows, scored, ["dataset", "id"], COMPUTED), f"{rows.height} prompts"
         )
     carried = case.run / PROBE.beside[-1]
-    if PROBE.name in case.records and carried.exists():
+    if case.share and PROBE.name in case.records and carried.exists():
         record = case.records[PROBE.name]
         model_of(case, record)
         table = probe_carried_over(case.session, case.as_made(record), activations_of(case, record["key"]), case.records[ACTIVATIONS.name],
@@ -219,7 +234,7 @@ def traces(case: Case) -> Iterator[Outcome]:
         )
         found.journal.remove()
         parts.append(found.table)
-    most = 0.02 if record.get("dtype") == "float32" else 0.2
+    most = COMPUTED if record.get("dtype") == "float32" else 0.2
     told = frames_apart(some, pl.concat(parts), KEY, most)
     yield settled(TRACES.name, "by the model", told, seen(some.height, there.height))
 

@@ -27,6 +27,6 @@ def take(artefact: str, identity: str, run: Path) -> bool:
 
 
 def is_shipped(artefact: str, record: Record) -> bool:
-    """Whether a run's artefact is, file by file, what comes with the project."""
+    """Whether a run's artefact was made from what one that comes with the project was made from."""
     own = records(FOLDER).get(artefact)
-    return own is not None and all(own[name] == record.get(name) for name in ("id", SHA256))
+    return own is not None and own["id"] == record.get("id")

@@ -23,6 +23,7 @@ import polars as pl
 from data.contract import JUDGE_CONCURRENCY, JUDGE_RETRIES, JUDGE_TIMEOUT
 from data.errors import UserError
 from data.store.files import is_full, no_room, open_own, room_for
+from data.store.progress import progress
 from reports.scoring.assemble import Given, Verdicts
 from reports.scoring.broken import strip_thinking
 from reports.scoring.prompts.own import GIVEN
@@ -39,6 +40,8 @@ NOTHING = Found(None)
 NEEDS = "pass --judge-model, and a --judge-prompt that tells refusal"
 KEY_VARIABLES = ("REFUSAL_JUDGE_API_KEY", "OPENAI_API_KEY")
 UNPAID, NO_QUOTA = 402, "insufficient_quota"  # trying again can't help
+KEPT_AT_ONCE = 32  # answers that a judge opened here reads before what it said is kept
+SHOWN_REPLY = 80  # characters of a reply that a message shows
 GIVE_UP = 10  # failures in a row, each after all its attempts, after which nothing more is asked
 
 # Conversations of equal form -> the replies of a model that is opened here, in their order.
@@ -123,7 +126,8 @@ def judged(answers: pl.DataFrame, judge: Judge, cache: Path, *, ask: bool = True
         found |= asking.all(todo) if judge.engine is None else asking.here(todo)
         if failed := sum(not found.get(key, NOTHING).says for key in items):
             last = f"; the last it said: {asking.last}" if asking.last else ""
-            log.warning("the judge gave no verdict on %d of %d answers%s", failed, len(items), last)
+            odd = f"; a reply that holds none: {asking.odd!r}, and all such stand in {cache}" if asking.odd else ""
+            log.warning("the judge gave no verdict on %d of %d answers%s%s", failed, len(items), last, odd)
     elif ask and (failed := sum(not one.says for one in found.values())):
         log.warning("the judge gave no verdict on %d of %d answers; its replies stand in %s, and are asked for again if that is "
                     "deleted", failed, len(items), cache)  # fmt: skip
@@ -163,6 +167,7 @@ class _Asking:
         self.plain = False  # whether a server error was once answered by leaving the schema out
         self.failures = 0
         self.last = ""  # what was last said in place of a verdict
+        self.odd = ""  # a whole reply that holds none
         self.fatal: UserError | None = None
         self.closed = False
         self.found: dict[str, Found] = {}
@@ -170,10 +175,14 @@ class _Asking:
     def here(self, items: dict[str, tuple[str, str]]) -> dict[str, Found]:
         """As `all`, of a model that is opened here."""
         assert self.judge.engine is not None
-        replies = self.judge.engine([self.judge.prompt.messages(key[:16], *item) for key, item in items.items()])
-        with _appending(self.cache) as file:
-            for key, reply in zip(items, replies, strict=True):
-                self._note(key, reply, file)
+        keys = list(items)
+        with _appending(self.cache) as file, progress(len(keys), 0, "judge", unit="answer") as bar:
+            for at in range(0, len(keys), KEPT_AT_ONCE):
+                some = keys[at : at + KEPT_AT_ONCE]
+                replies = self.judge.engine([self.judge.prompt.messages(key[:16], *items[key]) for key in some])
+                for key, reply in zip(some, replies, strict=True):
+                    self._note(key, reply, file)
+                bar.update(len(some))
         return self.found
 
     def all(self, items: dict[str, tuple[str, str]]) -> dict[str, Found]:
@@ -283,6 +292,7 @@ class _Asking:
             entry["score"] = found.score
         if not found.says:
             entry["reply"] = self._hide(reply[:KEPT_REPLY])
+            self.odd = self._plain(reply)[:SHOWN_REPLY]
         with self.lock:
             self.failures = 0
             self.found[key] = found

@@ -12,6 +12,7 @@ from data.contract import GATE_DATA, KEPT, TUNED_MODEL
 from data.store import shipped
 from data.store.digests import SHA256, sha256_of
 from data.store.rundir import records
+from tests.made.forgeries import tensor
 
 GATE = "gates/ridge"
 
@@ -71,12 +72,13 @@ def test_a_gate_of_another_key_is_fitted(place, tmp_path):
     assert records(tmp_path / "second")["gates/words"]["id"] != records(tmp_path / "first")["gates/words"]["id"]
 
 
-def test_what_was_altered_does_not_pass_for_what_comes_with_the_project(place, tmp_path):
+def test_what_was_altered_does_not_pass_for_what_comes_with_the_project(place, tmp_path, run):
     place("second")
     record = records(tmp_path / "second")["gates/words"]
-    assert shipped.is_shipped("gates/words", record)
-    odd = record | {SHA256: record[SHA256] | {"gates/words.safetensors": "0" * 64}}
-    assert not shipped.is_shipped("gates/words", odd) and not shipped.is_shipped("gates/cast", record)
+    assert shipped.is_shipped("gates/words", record) and not shipped.is_shipped("gates/cast", record)
+    tensor("gates/words", "threshold", lambda values: values + 0.01)(tmp_path / "second")
+    code, out, err = run("--run", tmp_path / "second", "verify", "--share", 0)
+    assert code == 1 and "'threshold' lies" in out + err and "gates/words" in err
 
 
 def test_the_shipped_gate_is_of_the_prompts_and_the_model_that_are_shipped():

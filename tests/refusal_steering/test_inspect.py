@@ -6,15 +6,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import polars as pl
 import pytest
 
+from data import load
+from data.contract import VERDICTS
 from data.errors import UserError
 from tests import ROOT
 
-pytest.importorskip("inspect_ai")
+pytest.importorskip("inspect_ai", reason="Inspect is not installed: make setup, or pip install -e '.[inspect]'")
 ARMS = ("baseline", "fixed:strength=-0.4")
 
 
@@ -31,11 +32,10 @@ def answered(tiny_tuned_folder, prompts_file, tmp_path_factory):
 
 def counts_of(log):
     """(scorer, verdict) -> how many, as the log's metrics say."""
-    verdicts = ("comply", "partial", "refuse", "broken")
     return {
         (score.name, name): int(score.metrics[name].value)
         for score in log.results.scores
-        for name in verdicts
+        for name in VERDICTS
         if name in score.metrics
     }
 
@@ -111,17 +111,47 @@ FINDS = (
 
 
 @pytest.mark.slow
-def test_the_command_lines_of_inspect_run_offline_and_dump(answered, tiny_tuned_folder, prompts_file, tmp_path):
+def test_the_command_lines_of_inspect_count_what_evaluate_counts(tmp_path):
+    """The embedded model, steered, on forty prompts: offline, and read back with `inspect log dump`."""
     found = subprocess.run([sys.executable, "-c", FINDS], capture_output=True, text=True, cwd=tmp_path)
     if "refusal_steering" not in found.stdout.split():
         pytest.skip("the project is not installed with its entry point")
-    inspect = str(Path(sys.executable).with_name("inspect"))
-    words = [inspect, "eval", "refusal_steering/refusal", "--model", f"steered/{tiny_tuned_folder}", "-M", f"run={answered}", "-M",
-             "arm=fixed", "-T", f"data={prompts_file}", "-T", "max_new_tokens=4", "--log-dir", str(tmp_path), "--display", "plain"]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (log,) = tmp_path.glob("*.eval")
-    dumped = json.loads(
-        subprocess.run([inspect, "log", "dump", str(log)], capture_output=True, text=True, check=True).stdout
+    rows = pl.concat(
+        [load("embedded:traffic").filter(split="test", label=label).head(20) for label in ("benign", "harmful")]
     )
-    assert dumped["status"] == "success" and dumped["eval"]["model"].startswith("steered/")
+    prompts, folder, logs = tmp_path / "mine.csv", tmp_path / "run", tmp_path / "logs"
+    rows.select("id", "prompt", "label", "split").write_csv(prompts)
+    words = ["cli.py", "--run", folder, "extract", "--limit", 30, "vectors", "generate", "--data", prompts, "--limit", 40, "--max-new-tokens", 16,
+             "--arm", "fixed", "evaluate"]  # fmt: skip
+    told(words, ROOT)
+    words = ["-m", "inspect_ai", "eval", "refusal_steering/over_refusal", "refusal_steering/refusal", "--model", "steered/refusal-smollm2",
+             "-M", f"run={folder}", "-M", "arm=fixed", "-T", f"data={prompts}", "-T", "max_new_tokens=16", "--log-dir", logs,
+             "--display", "plain"]  # fmt: skip
+    told(words, tmp_path)
+    dumped = [
+        json.loads(told(["-m", "inspect_ai", "log", "dump", log], tmp_path)) for log in sorted(logs.glob("*.eval"))
+    ]
+    assert [log["status"] for log in dumped] == ["success"] * 2
+    answers = pl.read_parquet(folder / "generations.parquet")
+    said = {
+        sample["metadata"]["id"]: sample["output"]["choices"][0]["message"]["content"]
+        for log in dumped
+        for sample in log["samples"]
+    }
+    assert said == dict(answers.select("id", "response").iter_rows()) and len(said) == 40
+    for log in dumped:
+        label = {"over_refusal": "benign", "refusal": "harmful"}[log["eval"]["task"].rpartition("/")[2]]
+        counts = {(score["name"], verdict): score["metrics"][verdict]["value"] for score in log["results"]["scores"]
+                  for verdict in VERDICTS if score["metrics"][verdict]["value"]}  # fmt: skip
+        assert counts == expected(folder, "fixed", label) and {name for name, _ in counts} == {
+            "token",
+            "phrases",
+            "classifier",
+        }
+
+
+def told(words, folder) -> str:
+    """What a command line of Python writes."""
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

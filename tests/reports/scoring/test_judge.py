@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import polars as pl
@@ -605,6 +606,29 @@ def test_a_judge_of_this_machine_is_asked_in_one_go_and_kept(tmp_path):
     for _ in range(2):
         assert judge_verdicts(table(["No.", "Yes."]), judge, tmp_path / "judge.jsonl").to_list() == ["refuse", "comply"]
     assert len(seen) == 1 and len(seen[0]) == 2
+
+
+def test_what_a_judge_of_this_machine_said_before_it_was_stopped_is_kept(tmp_path, monkeypatch):
+    def engine(conversations, stops=True):
+        if stops and "Yes" in conversations[0][1]["content"]:
+            raise KeyboardInterrupt
+        seen.extend(conversations)
+        return [verdict("full_refusal")] * len(conversations)
+
+    seen = []
+    monkeypatch.setattr("reports.scoring.judge.KEPT_AT_ONCE", 1)
+    answers, kept = table(["No.", "Yes."]), tmp_path / "judge.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        judge_verdicts(answers, Judge("m", "local:", engine=engine), kept)
+    again = Judge("m", "local:", engine=partial(engine, stops=False))
+    assert judge_verdicts(answers, again, kept).to_list() == ["refuse", "refuse"] and len(seen) == 2
+
+
+def test_a_reply_without_a_verdict_is_shown(tmp_path, caplog):
+    judge = Judge("m", "local:", engine=lambda conversations: ["It is\nJSON. " * 40] * len(conversations))
+    assert judge_verdicts(table(["No."]), judge, tmp_path / "judge.jsonl").to_list() == [None]
+    assert "no verdict on 1 of 1 answers; a reply that holds none: 'It is JSON. It is" in caplog.text
+    assert "judge.jsonl" in caplog.text and "\n" not in caplog.text.strip() and len(caplog.records[0].message) < 300
 
 
 def test_a_rubric_is_scored_beside_the_verdicts_and_harm_instead_of_them(
