@@ -36,6 +36,7 @@ def probe(session: Session, s: Settings) -> Summary:
     `generate --arm gated:gate=ridge`. Without --data that is embedded:traffic and embedded:contrasts, with a --keep-refusal
     of 0.95; the embedded model's ridge on these comes with this tool. Several are joined by +, the mean of their calibrated
     scores, or by -and- and -or-: `--gate ridge+control`, `--arm gated:gate=ridge+control`.
+    On a server and without activations in the run directory, --fit mass-mean takes means, variances and projections from there.
     """
     if s.get("gate") != PROBE.name:
         return fit_other_gate(session, s)
