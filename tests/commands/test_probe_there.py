@@ -53,7 +53,8 @@ def test_a_sandboxed_probe_is_the_local_one_and_brings_no_activations(run, share
     for name in TABLES:
         own, other = (pl.read_parquet(folder / f"{name}.parquet") for folder in (here, tmp_path / "there"))
         assert_frame_equal(own, other, rel_tol=1e-6, abs_tol=1e-6)
-    assert own["rows"].to_list() == ["other themes", "without one", "without two"]
+    carried = pl.read_parquet(here / "gates/probe_quality.parquet")
+    assert carried["rows"].to_list() == ["other themes", "without one", "without two"]
 
 
 def test_all_that_rests_on_the_probe_takes_it(run, there, tmp_path):
