@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from commands.framework.activations import default_layer, say_rows
+from commands.framework.activations import default_layer, need_to_fit_probe, say_rows
 from commands.framework.app import Session, command
-from commands.framework.artefacts import ACTIVATIONS, PROBE, VECTORS, activations_artefact, gate_artefact, need
+from commands.framework.artefacts import CARRIED, PROBE, PROJECTIONS, VECTORS, activations_artefact, gate_artefact
 from commands.framework.options import BENIGN, FIT, FPR, GATE, KEEP_REFUSAL, PROBE_LAYER, THRESHOLD_SPLIT, TRAIN
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, held_out, load_prompts, with_known_splits
@@ -36,6 +36,7 @@ def probe(session: Session, s: Settings) -> Summary:
     `generate --arm gated:gate=ridge`. Without --data that is embedded:traffic and embedded:contrasts, with a --keep-refusal
     of 0.95; the embedded model's ridge on these comes with this tool. Several are joined by +, the mean of their calibrated
     scores, or by -and- and -or-: `--gate ridge+control`, `--arm gated:gate=ridge+control`.
+    On a server and without activations in the run directory, --fit mass-mean takes means, variances and projections from there.
     """
     if s.get("gate") != PROBE.name:
         return fit_other_gate(session, s)
@@ -51,11 +52,12 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
     if s.get("keep_refusal") is not None:
         raise UserError("--keep-refusal is for the other gates, which are fitted out of fold; a probe takes --fpr")
     start = now()
-    activations, record = need(session, s, ACTIVATIONS)
+    activations, record = need_to_fit_probe(session, s)
     layer = default_layer(record) if s.get("layer") is None else s.get("layer")
     options = {name: s.get(name) for name in ("fit", "fpr", "split", "threshold_split", "seed")}
     options["layer"] = None if layer == "auto" else layer
-    key = {"activations": record["id"], **options}
+    source = {"source": PROJECTIONS.name} if activations == PROJECTIONS.path(s.run) else {}
+    key = {"activations": record["id"], **source, **options}
     path, carry_path = PROBE.path(s.run), s.run / PROBE.beside[-1]
     tables = {name: s.run / f"probe_{name}.parquet" for name in ("quality", "layers", "roc")}
     if unchanged(s, PROBE, key):
@@ -82,33 +84,66 @@ def fit_probe_of_activations(session: Session, s: Settings) -> Summary:
 
 
 def probe_carried_over(
-    session: Session, s: Settings, path: "Path", record: Record, fitted: "FittedGate"
+    session: Session, s: Settings, path: "Path", record: Record, fitted: "FittedGate", carried: "Path | None" = None
 ) -> "pl.DataFrame":
-    """How a probe carries over to other themes and data sets of its activations, rows of the split test left out."""
+    """How a probe carries over to other themes and data sets of its activations, rows of the split test left out.
+
+    A probe of projections takes others, of fits without these themes and sets: those in the file `carried`, or such as are read now.
+    """
     import numpy as np
     import polars as pl
 
-    from data.store.activations import Activations
+    from data import PROMPT_COLUMNS
+    from data.store.projections import AtLayer, Projections
     from data.store.tables import GATE_QUALITY
     from interventions.gates.carry_over import carried_over
     from interventions.gates.features import Features
-    from interventions.gates.fit import fit_again
+    from interventions.gates.fit import PROJECTED, fit_again, read_of
 
-    file = Activations.open(path)
+    file = read_of(path)
     rows = known_rows(file.rows.with_row_index("place"))
-    model = session.model(s, record)
-    labelled, _ = gate_rows(session, s, model, rows.select(pl.exclude("place", "n_tokens", "suffix")))
-    features = Features(
-        rows["prompt"].to_list(),
-        model.n_layers,
-        {file.metadata["position"]: file},
-        rows["place"].to_numpy().astype(np.int64),
-    )
+    model, prompts = session.model(s, record), rows.select(PROMPT_COLUMNS)
+    labelled, _ = gate_rows(session, s, model, prompts)
+    texts, position = prompts["prompt"].to_list(), file.metadata["position"]
     try:
-        return carried_over(labelled, features, fit_again(fitted))
+        if isinstance(file, Projections):
+            other = Projections.open(carried or read_carried(s, model, labelled, fitted, record))
+            features = Features(texts, model.n_layers, {PROJECTED: AtLayer(other, fitted.layer)})
+            return carried_over(labelled, features, fit_again(fitted, other))
+        places = rows["place"].to_numpy().astype(np.int64)
+        return carried_over(labelled, Features(texts, model.n_layers, {position: file}, places), fit_again(fitted))
     except UserError as error:
         warn(f"how the probe carries over is not known: {error}")
         return pl.DataFrame(schema=GATE_QUALITY)
+
+
+def read_carried(s: Settings, model: "Model", rows: "GateRows", fitted: "FittedGate", record: Record) -> "Path":
+    """Projections at a probe's layer on its fits without some themes, and without each data set; read before or now."""
+    import hashlib
+
+    import numpy as np
+
+    from data.store.rundir import now
+    from interventions.fitting.moments import mass_mean, together
+    from interventions.gates.carry_over import trained_on
+    from interventions.gates.fit import among
+    from interventions.reading.projections import extract_projections
+
+    start, height = now(), rows.frame.height
+    fits = among(trained_on(rows), height, np.arange(height))
+    key = model_key(model) | {
+        "fingerprint": fingerprint_of(rows.frame),
+        "layers": [fitted.layer],
+        "position": fitted.metadata["position"],
+        "suffixes": [],
+        "fits": hashlib.sha256(fits.members.tobytes()).hexdigest(),
+    }
+    path = CARRIED.path(s.run)
+    if not unchanged(s, CARRIED, key):
+        extract_projections(model, rows.frame, path.parent, lambda _: fits, together, mass_mean, name=path.stem,
+                            layers=key["layers"], position=key["position"], batch_tokens=s.get("batch_tokens"))  # fmt: skip
+        note(s, CARRIED, key, model, start, data=record.get("data"))
+    return path
 
 
 def fit_other_gate(session: Session, s: Settings) -> Summary:

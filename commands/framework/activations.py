@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.framework.app import Session
-from commands.framework.artefacts import ACTIVATIONS, PAIRS, SUMS, need, unfit
+from commands.framework.artefacts import ACTIVATIONS, PAIRS, PROJECTIONS, SUMS, Artefact, need, unfit
 from commands.framework.output import Summary, warn
 from commands.framework.prompts import fingerprint_of, fitting_prompts
 from commands.framework.records import model_key, note, unchanged
@@ -50,8 +50,10 @@ def say_rows(s: Settings, why: str) -> None:
 def why_rows(s: Settings) -> str:
     """What of a command that needs activations rests on single rows."""
     if s.command == "probe":
-        fit = "a logistic regression is fitted to them, and " if s.get("fit") != "mass-mean" else ""
-        return f"{fit}its threshold is chosen by their scores; `extract --layers L` reads one layer alone"
+        return (
+            f"--fit {s.get('fit')} is fitted to them, and its threshold chosen by their scores; --fit mass-mean does with sums "
+            "and projections, and `extract --layers L` reads one layer alone"
+        )
     if s.command == "vectors":
         return f"--method {s.get('method')} is fitted to them; mean and contrastive do with sums"
     return f"{s.command} is fitted to them"
@@ -72,18 +74,32 @@ def as_read(s: Settings, like: Record | None) -> Settings:
 
 def need_to_fit(session: Session, s: Settings) -> tuple[Path, Record]:
     """What vectors are fitted to: activations, or on a server their sums, where a method rests on these and no activations are here."""
-    from data.store.rundir import records
     from interventions.methods.fit import rests_on_sums
 
     source = PAIRS if needs_pairs(session, s) else ACTIVATIONS
     if s.get("where") == "local" or not rests_on_sums(s.get("method")):
         return need(session, s, source)
+    return need(session, s, source) if _is_newest(session, s, source, SUMS) else read_sums(session, s)
+
+
+def need_to_fit_probe(session: Session, s: Settings) -> tuple[Path, Record]:
+    """What a probe is fitted to: activations, or on a server moments and projections, where its fit rests on these and no activations
+    are here."""
+    from interventions.gates.fit import SINGLE
+
+    if s.get("where") == "local" or s.get("fit") != SINGLE or _is_newest(session, s, ACTIVATIONS, PROJECTIONS):
+        return need(session, s, ACTIVATIONS)
+    return read_projections(session, s)
+
+
+def _is_newest(session: Session, s: Settings, source: "Artefact[Path]", reduced: "Artefact[Path]") -> bool:
+    """Whether activations are there that fit, and what a server made of others is older."""
+    from data.store.rundir import records
+
     known = records(s.run)
-    there = [one.name for one in (source, SUMS) if one.name in known]
+    there = [one.name for one in (source, reduced) if one.name in known]
     newest = max(there, key=lambda name: known[name]["end"], default=None)
-    if newest == source.name and not unfit(session, s, source):
-        return need(session, s, source)
-    return read_sums(session, s)
+    return newest == source.name and not unfit(session, s, source)
 
 
 def read_sums(session: Session, s: Settings) -> tuple[Path, Record]:
@@ -116,6 +132,34 @@ def read_sums(session: Session, s: Settings) -> tuple[Path, Record]:
                      batch_tokens=s.get("batch_tokens"))  # fmt: skip
         note(settings, SUMS, key, model, start, data=settings.get("data"))
     return path, records(s.run)[SUMS.name]
+
+
+def read_projections(session: Session, s: Settings) -> tuple[Path, Record]:
+    """Moments of the rows that a mass-mean probe is fitted to, and projections of all that it scores; unless they are here."""
+    from data.store.rundir import now, records
+    from interventions.fitting.moments import mass_mean, together
+    from interventions.gates.fit import fits_of
+    from interventions.reading.extract import checked_layers
+    from interventions.reading.projections import extract_projections
+
+    start, known = now(), records(s.run)
+    like = next((known[one.name] for one in (PROJECTIONS, SUMS, ACTIVATIONS) if one.name in known), None)
+    settings = as_read(s, like)
+    model, prompts = session.model(settings), fitting_prompts(settings)
+    splits = {name: s.get(name) for name in ("split", "threshold_split", "seed")}
+    key = model_key(model) | {
+        "fingerprint": fingerprint_of(prompts),
+        "layers": checked_layers(model, settings.get("layers")),
+        "position": like["key"]["position"] if like is not None and not like["key"]["suffixes"] else "last",
+        "suffixes": [],
+        **splits,
+    }
+    path = PROJECTIONS.path(s.run)
+    if not unchanged(s, PROJECTIONS, key):
+        extract_projections(model, prompts, path.parent, lambda rows: fits_of(rows, **splits), together, mass_mean,
+                            layers=key["layers"], position=key["position"], batch_tokens=s.get("batch_tokens"))  # fmt: skip
+        note(settings, PROJECTIONS, key, model, start, data=settings.get("data"))
+    return path, records(s.run)[PROJECTIONS.name]
 
 
 def needs_pairs(session: Session, s: Settings) -> bool:

@@ -116,6 +116,8 @@ def activations_artefact(name: str, called: str = "", command: str = "extract") 
 
 ACTIVATIONS, PAIRS = activations_artefact("prompts", "activations"), activations_artefact("pairs", "pairs")
 SUMS = activations_artefact("sums", "sums", "vectors")
+PROJECTIONS = activations_artefact("projections", "moments and projections", "probe")
+CARRIED = activations_artefact("carried", "projections without themes", "probe")
 VECTORS: "Artefact[SteeringVectors]" = Artefact(
     "vectors", _of("interventions.methods.vectors", "SteeringVectors"), TENSORS, command="vectors", called="vectors",
     rests_on=("activations",), kept=("method", "tau", "top_k", "normalize"),

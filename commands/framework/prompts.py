@@ -98,23 +98,24 @@ def with_known_splits(s: Settings, prompts: "pl.DataFrame") -> "pl.DataFrame":
     """
     import polars as pl
 
-    from commands.framework.artefacts import ACTIVATIONS, PAIRS, SUMS
+    from commands.framework.artefacts import ACTIVATIONS, PAIRS, PROJECTIONS, SUMS
     from data.store.rundir import records
     from data.store.tables import read_parquet
 
     known = records(s.run)
-    files = {one: one.path(s.run).with_suffix(".parquet") for one in (ACTIVATIONS, PAIRS, SUMS) if one.name in known}
+    read = (one for one in (ACTIVATIONS, PROJECTIONS, PAIRS, SUMS) if one.name in known)
+    files = {one: one.path(s.run).with_suffix(".parquet") for one in read}
     source = next((one for one, path in files.items() if path.exists()), None)
     if source is None or not prompts["split"].has_nulls():
         return prompts
     source.check(s.run)
     key = ["dataset", "id", "prompt"]
-    read = read_parquet(files[source], [*key, "split"]).unique(key, keep="first").rename({"split": "there"})
-    found = prompts.join(read, on=key, how="left", maintain_order="left")["there"]
+    there = read_parquet(files[source], [*key, "split"]).unique(key, keep="first").rename({"split": "there"})
+    found = prompts.join(there, on=key, how="left", maintain_order="left")["there"]
     if known[source.name]["key"]["suffixes"]:  # it holds the rows of one split alone
         was = known[source.name]
         rest = held_out(s.with_values(holdout=was["options"].get("holdout"), seed=was["seed"]), prompts)["split"]
-        fitted = prompts["dataset"].is_in(read["dataset"].unique().to_list())
+        fitted = prompts["dataset"].is_in(there["dataset"].unique().to_list())
         found = pl.select(pl.when(fitted).then(pl.coalesce(found, rest))).to_series()
     return prompts.with_columns(pl.coalesce("split", found).alias("split"))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, PROBE, SWEEP, VECTORS
+from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, PROBE, PROJECTIONS, SWEEP, VECTORS
 from commands.framework.settings import Record
 from commands.verifying.outcome import UNKNOWN, Case, Outcome, frames_apart, metadata_apart, settled, tensors_apart
 from data.errors import UserError
@@ -32,7 +32,7 @@ def vectors(case: Case) -> Iterator[Outcome]:
 
 
 def probe(case: Case) -> Iterator[Outcome]:
-    """The probe, its threshold and its tables from activations."""
+    """The probe, its threshold and its tables from activations, or from moments and projections of these."""
     from data.store.tables import read_parquet
     from interventions.gates.fit import fit_probe
     from interventions.gates.gate import FittedGate
@@ -41,7 +41,8 @@ def probe(case: Case) -> Iterator[Outcome]:
     options = {name: key[name] for name in ("fit", "fpr", "split", "threshold_split", "seed", "layer")}
     report, there = fit_probe(activations_of(case, key), **options), FittedGate.load(PROBE.path(case.run))
     told = gate_apart(there, report.probe)
-    yield settled(PROBE.name, "from activations", told, f"weights, and the threshold {float(there.threshold):.4g}")
+    source = "from projections" if key.get("source") == PROJECTIONS.name else "from activations"
+    yield settled(PROBE.name, source, told, f"weights, and the threshold {float(there.threshold):.4g}")
     keys = {"quality": ["split", "against"], "layers": ["layer"], "roc": ["split", "fpr", "tpr"]}
     for name, table in ((name, getattr(report, name)) for name in keys):
         told = frames_apart(read_parquet(case.run / f"probe_{name}.parquet"), table, keys[name], FITTED)

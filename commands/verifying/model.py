@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from commands.framework.answers import arms_of
 from commands.framework.arms import need_tools
 from commands.framework.artefacts import (
-    ACTIVATIONS,
+    ACTIVATIONS_FOLDER,
+    CARRIED,
     COHERENCE,
     GATE_FOLDER,
     GENERATIONS,
     LENS,
     PROBE,
+    PROJECTIONS,
     SUMS,
     TRACES,
     VECTORS,
@@ -42,6 +44,11 @@ NEAR = {
     "float16": 0.01,
 }  # how far a row may lie from itself on another machine, of its length
 LEFT_OUT = "--share 0 leaves the model out"
+REDUCED = {
+    SUMS.name: "sums are not added up again: vectors in another --run does",
+    PROJECTIONS.name: "moments and projections are not computed again: probe in another --run does",
+    CARRIED.name: "projections are not computed again: probe in another --run does",
+}
 TIE = 2e-3  # nats: tokens so near are equally probable, but for rounding
 
 
@@ -77,13 +84,8 @@ def activations(case: Case) -> Iterator[Outcome]:
     for name in names:
         record, path = case.records[name], activations_artefact(name.partition("/")[2]).path(case.run)
         suffixes = tuple(record["key"].get("suffixes") or ())
-        if name == SUMS.name or not path.exists():
-            why = (
-                f"{path.name} is gone"
-                if name != SUMS.name
-                else "sums are not added up again: vectors in another --run does"
-            )
-            yield Outcome(name, "by the model", UNKNOWN, why)
+        if name in REDUCED or not path.exists():
+            yield Outcome(name, "by the model", UNKNOWN, REDUCED.get(name, f"{path.name} is gone"))
             continue
         file, model = Activations.open(path), model_of(case, record)
         each = len(suffixes) or len(record["key"]["position"].split(JOIN))
@@ -181,8 +183,12 @@ def gates(case: Case) -> Iterator[Outcome]:
     if case.share and PROBE.name in case.records and carried.exists():
         record = case.records[PROBE.name]
         model_of(case, record)
-        table = probe_carried_over(case.session, case.as_made(record), activations_of(case, record["key"]), case.records[ACTIVATIONS.name],
-                                   FittedGate.load(PROBE.path(case.run)))  # fmt: skip
+        source = activations_of(case, record["key"])
+        read = case.records[f"{ACTIVATIONS_FOLDER}/{source.stem}"]
+        other = CARRIED.path(case.run) if source == PROJECTIONS.path(case.run) else None
+        table = probe_carried_over(
+            case.session, case.as_made(record), source, read, FittedGate.load(PROBE.path(case.run)), other
+        )
         yield settled(
             PROBE.name,
             "how it carries over",

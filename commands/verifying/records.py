@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from commands.framework.artefacts import ACTIVATIONS, GENERATIONS, PAIRS
+from commands.framework.artefacts import ACTIVATIONS, GENERATIONS, PAIRS, PROJECTIONS
 from commands.framework.settings import Record
 from commands.verifying.outcome import DIFFERS, UNKNOWN, Case, Outcome, frames_apart, settled
 
@@ -63,7 +63,7 @@ def prompts(case: Case) -> Iterator[Outcome]:
     from data import fingerprint
     from data.store.tables import read_parquet
 
-    for artefact in (ACTIVATIONS, PAIRS, GENERATIONS):
+    for artefact in (ACTIVATIONS, PROJECTIONS, PAIRS, GENERATIONS):
         record = case.records.get(artefact.name)
         if record is None:
             continue
@@ -72,7 +72,7 @@ def prompts(case: Case) -> Iterator[Outcome]:
             yield Outcome(artefact.name, "prompts", UNKNOWN, f"{path.name} is gone")
             continue
         rows = read_parquet(path)
-        if artefact is ACTIVATIONS:
+        if artefact in (ACTIVATIONS, PROJECTIONS):
             same = fingerprint(rows) == record["key"].get("fingerprint")
             yield settled(
                 artefact.name,

@@ -181,7 +181,7 @@ class Backend:
         words = f"{requests} request{'s' if requests > 1 else ''}, {all_bytes / 1e6:,.1f} MB to come back"
         if job_bytes is None and self.most_bytes is not None and all_bytes > self.most_bytes:
             raise UserError(f"{what}: {words}: pass --yes if that is meant, or read fewer --layers or a smaller --limit; vectors of the "
-                            "methods mean and contrastive need none of it, their sums come back alone")  # fmt: skip
+                            "methods mean and contrastive, and probe --fit mass-mean, need none of it: sums come back alone")  # fmt: skip
         if self.watch is not None:
             self.watch.say(f"{what}: {words}")
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data.errors import UserError
+from interventions.fitting.moments import mass_mean, moments_of
 
 if TYPE_CHECKING:
     from sklearn.model_selection import StratifiedKFold
@@ -47,16 +48,23 @@ def fit_mass_mean(x: np.ndarray, positive: np.ndarray) -> Linear:
         x: (rows, d) float64.
         positive: (rows,) bool.
     """
+    weight, mean = mass_mean(moments_of(x, np.stack([positive, ~positive])))
+    slope, bias = fit_line((x - mean) @ weight, positive)
+    return weight * slope, mean, bias
+
+
+def fit_line(along: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Slope and bias of a logistic regression on one number a row, both classes counting the same: log-odds = slope · number + bias.
+
+    Args:
+        along: (rows,) float64.
+        positive: (rows,) bool.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    above, below = x[positive], x[~positive]
-    spread = (above.var(0) * len(above) + below.var(0) * len(below)) / len(x)
-    weight = (above.mean(0) - below.mean(0)) / np.where(spread > 0, spread, np.inf)
-    mean = (above.mean(0) + below.mean(0)) / 2
-    along = (x - mean) @ weight
     scale = float(along.std()) or 1.0
     line = LogisticRegression(class_weight="balanced").fit(along[:, None] / scale, positive)
-    return weight * (line.coef_[0, 0] / scale), mean, float(line.intercept_[0])
+    return float(line.coef_[0, 0]) / scale, float(line.intercept_[0])
 
 
 def best_c(x: np.ndarray, positive: np.ndarray, seed: int) -> float:

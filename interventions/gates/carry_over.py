@@ -16,7 +16,7 @@ from interventions.gates import words
 from interventions.gates.combination import out_of_fold
 from interventions.gates.features import Features, Fit, fitted
 from interventions.gates.gate import FittedGate
-from interventions.gates.quality import auc
+from interventions.gates.quality import auc, theme_folds
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,34 @@ def _told_of_all(
     rows: GateRows, features: Features, fit: Fit, score: np.ndarray | None, threshold: float | None
 ) -> list[dict[str, object]]:
     """What is told of the rows by scores without their theme, and of each data set by a gate without it."""
-    harmful, sets, every = rows.harmful, rows.frame["dataset"].to_numpy(), np.arange(rows.frame.height)
+    harmful, every = rows.harmful, np.arange(rows.frame.height)
     if score is None:
         score = out_of_fold(features, every, harmful, rows.themes, fit)
     found, names = [told("other themes", score, rows, np.ones(len(harmful), bool), threshold)], np.array(rows.themes)
-    for name in dict.fromkeys(sets.tolist()):
-        mine = sets == name
-        if mine.all() or len(set(harmful[mine])) < 2 or len(set(harmful[~mine])) < 2:
-            continue
+    for name, mine in _sets(rows):
         gate = fit(features, every[~mine], harmful[~mine], names[~mine].tolist())
         one = np.zeros(len(harmful), np.float32)
         one[mine] = features.score(gate, every[mine])
         found.append(told(f"without {name}", one, rows, mine, threshold))
     return found
+
+
+def trained_on(rows: GateRows) -> list[np.ndarray]:
+    """The row numbers that `carried_over` fits gates to, where scores aren't given.
+
+    Raises:
+        UserError: Too few themes.
+    """
+    return [train for train, _ in theme_folds(rows.harmful, rows.themes)] + [
+        np.flatnonzero(~mine) for _, mine in _sets(rows)
+    ]
+
+
+def _sets(rows: GateRows) -> list[tuple[str, np.ndarray]]:
+    """Data sets, and (rows,) bool which are theirs: those which, and beside which, harmful and benign rows are."""
+    harmful, sets = rows.harmful, rows.frame["dataset"].to_numpy()
+    found = [(name, sets == name) for name in dict.fromkeys(sets.tolist())]
+    return [(name, mine) for name, mine in found if len(set(harmful[mine])) == len(set(harmful[~mine])) == 2]
 
 
 def told(what: str, score: np.ndarray, rows: GateRows, mine: np.ndarray, threshold: float | None) -> dict[str, object]:

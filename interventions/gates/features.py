@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.store.activations import Activations, Position
+from data.store.projections import AtLayer
 from interventions.gates.gate import FittedGate
 from interventions.gates.words import counted
 from interventions.model.model import Model
@@ -21,7 +22,7 @@ class Features:
     Attributes:
         texts: The prompts.
         n_layers: The model's blocks.
-        files: Position -> their activations at some layers, row by row; read layer by layer.
+        files: Position -> their activations at some layers, row by row; read layer by layer. Or a layer's projections.
         places: (N,) each prompt's row in those files; None: as they stand.
         tokens: Names of the control tokens.
         log_probabilities: (N, tokens) of these at the first generated position, unsteered.
@@ -29,7 +30,7 @@ class Features:
 
     texts: Sequence[str]
     n_layers: int = 0
-    files: Mapping[str, Activations | Position] = field(default_factory=dict)
+    files: Mapping[str, Activations | Position | AtLayer] = field(default_factory=dict)
     places: np.ndarray | None = None
     tokens: Sequence[str] = ()
     log_probabilities: np.ndarray | None = None

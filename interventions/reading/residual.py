@@ -14,7 +14,7 @@ from interventions.reading.batches import pad_batch, pad_id
 from interventions.reading.budget import passes
 from interventions.reading.packing import branches, common_opening, pack_batch
 from interventions.traced.blocks import Batch
-from interventions.traced.residual import Pass, keep, read, sizes, whole
+from interventions.traced.residual import Along, Pass, keep, parted_moments, read, sizes, whole, whole_moments
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,18 @@ class Source:
         return [len(ids) + tail for ids in self.encoded.ids for tail in tails]
 
     def read(
-        self, model: Model, plan: Sequence[Sequence[int]], layers: Sequence[int], tokens: int
+        self,
+        model: Model,
+        plan: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        tokens: int,
+        along: Along | None = None,
     ) -> list[torch.Tensor]:
-        """Residuals of batches of units, in passes of at most so many tokens: for each batch (rows, layers, d_model)."""
+        """Residuals of batches of units, in passes of at most so many tokens: for each batch (rows, layers, d_model); or, along
+        directions, their projections (rows, layers, directions)."""
         opening = self.opening(model)
         parts = [self._parts(model, units, tokens) for units in plan]
-        found = iter(self._read(model, [part for some in parts for part in some], layers, opening))
+        found = iter(self._read(model, [part for some in parts for part in some], layers, opening, along=along))
         results = []
         for units, some in zip(plan, parts, strict=True):
             states = torch.cat([next(found).unflatten(0, (len(part), -1)) for part in some])
@@ -106,6 +112,29 @@ class Source:
         each = torch.tensor(member).view(-1, self.rows_each)
         members = [(each[part].flatten() == torch.arange(groups)[:, None]).double() for part in parts]
         (found,) = self._read(model, parts, layers, self.opening(model), members)
+        return found
+
+    def moments(
+        self,
+        model: Model,
+        plan: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        tokens: int,
+        groups: torch.Tensor,
+    ) -> torch.Tensor:
+        """Means and squared deviations of groups, added up where the model is: float64 (2, groups, layers, d_model).
+
+        Args:
+            model: An open model.
+            plan: Batches of units.
+            layers: Ascending block numbers.
+            tokens: At most so many a pass.
+            groups: bool (groups, rows of the artefact); a row may be of several.
+        """
+        parts = [part for units in plan for part in self._parts(model, units, tokens)]
+        each = groups.view(len(groups), -1, self.rows_each)
+        members = [each[:, part].flatten(1).double() for part in parts]
+        (found,) = self._read(model, parts, layers, self.opening(model), members, squares=True)
         return found
 
     def _parts(self, model: Model, units: Sequence[int], tokens: int) -> list[list[int]]:
@@ -140,17 +169,19 @@ class Source:
         layers: Sequence[int],
         opening: int,
         members: Sequence[torch.Tensor] | None = None,
+        squares: bool = False,
+        along: Along | None = None,
     ) -> list[torch.Tensor]:
         padding = pad_id(model.tokenizer)
         rows = [[self.encoded.ids[unit] for unit in units] for units in plan]
         if self.endings:
             packed = [pack_batch(ids, self.endings, padding, model.device, opening) for ids in rows]
             batches, ends = [batch for batch, _ in packed], [ends for _, ends in packed]
-            return read_residual(model, batches, layers, ends=ends, opening=opening, members=members)
+            return read_residual(model, batches, layers, None, ends, opening, members, squares, along)
         ends = len(self.positions) == 1 and self.positions[0] not in WEIGHTS
         weights = None if ends else [self._weights(units, opening) for units in plan]
         batches = [pad_batch(ids, padding, model.device, opening) for ids in rows]
-        return read_residual(model, batches, layers, weights, opening=opening, members=members)
+        return read_residual(model, batches, layers, weights, None, opening, members, squares, along)
 
 
 def read_residual(
@@ -161,6 +192,8 @@ def read_residual(
     ends: Sequence[Sequence[int]] | None = None,
     opening: int = 0,
     members: Sequence[torch.Tensor] | None = None,
+    squares: bool = False,
+    along: Along | None = None,
 ) -> list[torch.Tensor]:
     """Forward passes, one a batch, each stopped after the deepest of `layers`; they travel together.
 
@@ -174,10 +207,13 @@ def read_residual(
         opening: How many first columns are the same in all rows of all batches; they are computed once, and neither
             `weights` nor `ends` may fall on them.
         members: For each batch float64 (groups, rows · ends), which rows count to which sum; None keeps them all.
+        squares: Whether members are told by means and squared deviations.
+        along: Directions to project on.
 
     Returns:
         For each batch float32 (rows, layers, d_model), on the CPU; with `ends` or several means (rows · ends, layers,
-        d_model), those of a row adjacent. With `members` float64 (groups, layers, d_model + 1) alone, as `traced.residual.read` adds up.
+        d_model), those of a row adjacent. With `members` float64 (groups, layers, d_model + 1) alone, as `traced.residual.read` adds up;
+        with `squares` too float64 (2, groups, layers, d_model), means and squared deviations. Along directions (…, layers, directions).
     """
     nothing = [None] * len(batches)
     first = {name: batches[0][name][:1, :opening] for name in ("input_ids", "position_ids")}
@@ -196,13 +232,18 @@ def read_residual(
         kept: list[torch.Tensor] = []
         for states, one in zip(model.backend.engine.read(layers, passes), passes, strict=True):
             shape = (len(one.batch["input_ids"]) * one.each, len(layers), model.d_model)
-            keep(kept, expect(states, shape, "activations"), one.members)
-        return kept
+            keep(kept, expect(states, shape, "activations"), one.members, squares, along)
+        return [whole_moments(*parted_moments(kept, sizes(passes)))] if squares else kept
     blocks, beyond = [model.layers[layer] for layer in layers], list(model.layers)[max(layers) + 1 :]
     backend = model.backend.nnsight(model.nnsight)
-    found = read(model.nnsight, backend, blocks, beyond, first, passes)
+    found = read(model.nnsight, backend, blocks, beyond, first, passes, squares, along)
     if not isinstance(found, list):
         raise UserError("activations came back in another form than they were asked for; is this an NDIF server?")
+    if members is not None and squares:
+        shape, parts = (len(layers), model.d_model), found if len(found) == 3 else (None, None, None)
+        groups = (len(members[0]), *shape)
+        names = {"a mean of activations": shape, "means of activations": groups, "squares of activations": groups}
+        return [whole_moments(*(expect(part, names[name], name) for part, name in zip(parts, names, strict=True)))]
     if members is not None:
         shape, (centre, left) = (len(layers), model.d_model + 1), found if len(found) == 2 else (None, None)
         parts = (
@@ -215,9 +256,9 @@ def read_residual(
         raise UserError(
             f"{len(rows)} passes were asked for and {len(found)} came back; is this an NDIF server? try another --host"
         )
+    width, what = (model.d_model, "activations") if along is None else (along.weights.shape[1], "projections")
     return [
-        expect(states, (count, len(layers), model.d_model), "activations").float()
-        for states, count in zip(found, rows, strict=True)
+        expect(states, (count, len(layers), width), what).float() for states, count in zip(found, rows, strict=True)
     ]
 
 

@@ -39,6 +39,18 @@ class Pass(NamedTuple):
         return 1 if self.weights is None or self.weights.ndim == 2 else self.weights.shape[1]
 
 
+class Along(NamedTuple):
+    """Directions that states are projected on, some a layer.
+
+    Attributes:
+        weights: float32 (layers, directions, d_model).
+        offsets: float64 (layers, directions), taken off: mean · weight, for (h − mean) · weight.
+    """
+
+    weights: torch.Tensor
+    offsets: torch.Tensor
+
+
 def read(
     network: Network,
     backend: NnsightBackend,
@@ -46,11 +58,13 @@ def read(
     beyond: Sequence[Block],
     first: Batch,
     passes: Sequence[Pass],
+    squares: bool = False,
+    along: Along | None = None,
 ) -> list[torch.Tensor]:
     """For each pass (rows, layers, d_model) in the model's type, on the CPU; of several places or means those of a row adjacent.
 
     Where passes have members, two tensors for all of them, of `parted`: each group's sum (groups, layers, d_model + 1), in its
-    last column the sum of its rows' norms.
+    last column the sum of its rows' norms; or, with `squares`, three, of `parted_moments`.
 
     Args:
         network: The nnsight model.
@@ -59,6 +73,8 @@ def read(
         beyond: The blocks behind the deepest of these, which are not computed.
         first: The opening that all rows share, one row of it; without a column where they share none.
         passes: What to compute.
+        squares: Whether members are told by their means and variances, and not by their sums and norms.
+        along: Directions; then (rows, layers, directions) float32 comes of each pass in the states' place.
     """
     opening = first["input_ids"].shape[1]
     with network.session(backend=backend):
@@ -77,18 +93,28 @@ def read(
                     for block in blocks:
                         put_out = block.output
                         states.append(picked(hidden(put_out), weights, places))
-                    keep(kept, torch.stack(states, dim=1), members)
+                    keep(kept, torch.stack(states, dim=1), members, squares, along)
                     leave_out(beyond, put_out)
                 past = None  # or the next pass's would be made beside it
             if passes[0].members is not None:
-                kept[:] = parted(kept[0], sizes(passes))
+                kept[:] = parted_moments(kept, sizes(passes)) if squares else parted(kept[0], sizes(passes))
     return kept
 
 
-def keep(kept: list[torch.Tensor], states: torch.Tensor, members: torch.Tensor | None) -> None:
-    """Keep a pass's states (rows, layers, d_model), or add them up: what goes over a line is then the same for any rows."""
+def keep(
+    kept: list[torch.Tensor],
+    states: torch.Tensor,
+    members: torch.Tensor | None,
+    squares: bool = False,
+    along: Along | None = None,
+) -> None:
+    """Keep a pass's states (rows, layers, d_model), or their projections, or add them up: what goes over a line is then the same for
+    any rows."""
     if members is None:
-        kept.append(states)
+        kept.append(states if along is None else projected(states, along))
+        return
+    if squares:
+        add_moments(kept, states, members)
         return
     exact = states.double()
     sums = torch.einsum("gr,rld->gld", members, torch.cat([exact, exact.norm(dim=-1, keepdim=True)], dim=-1))
@@ -96,6 +122,40 @@ def keep(kept: list[torch.Tensor], states: torch.Tensor, members: torch.Tensor |
         kept[0] += sums
     else:
         kept.append(sums)
+
+
+def projected(states: torch.Tensor, along: Along) -> torch.Tensor:
+    """(h − mean) · weight of each row, layer and direction, in float64 and then float32: (rows, layers, directions)."""
+    return (torch.einsum("rld,lkd->rlk", states.double(), along.weights.double()) - along.offsets).float()
+
+
+def add_moments(kept: list[torch.Tensor], states: torch.Tensor, members: torch.Tensor) -> None:
+    """Add a pass's states to three float64 tensors: a reference (layers, d), and each group's sums (groups, layers, d) of what its rows
+    lie off it and of the squares of that.
+
+    The reference is the first pass's mean, so that variances are differences of numbers of their own size: of E[h²] − E[h]² little
+    would be left where a dimension's mean is a thousand times its deviation, as in massive activations (arXiv 2402.17762).
+    """
+    exact = states.double()
+    reference = kept[0] if kept else exact.mean(0).float().double()
+    off = exact - reference
+    found = [torch.einsum("gr,rld->gld", members, off), torch.einsum("gr,rld->gld", members, off**2)]
+    kept[:] = [reference, *([a + b for a, b in zip(kept[1:], found, strict=True)] if kept else found)]
+
+
+def parted_moments(kept: Sequence[torch.Tensor], counts: torch.Tensor) -> list[torch.Tensor]:
+    """What `add_moments` kept, in float32 for the line: the groups' mean (layers, d), how far each group's lies off it
+    (groups, layers, d), and its rows' squared deviations from their own mean, added up (groups, layers, d)."""
+    reference, sums, squares = kept
+    n = counts[:, None, None].clamp(min=1)
+    centre = (reference + sums.sum(0) / counts.sum().clamp(min=1)).float()
+    off = torch.where(counts[:, None, None] > 0, sums / n + (reference - centre.double()), torch.zeros(()).double())
+    return [centre, off.float(), (squares - sums**2 / n).clamp(min=0).float()]
+
+
+def whole_moments(centre: torch.Tensor, off: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Means and squared deviations, float64 (2, groups, layers, d), that were `parted_moments`."""
+    return torch.stack([centre.double() + off.double(), squares.double()])
 
 
 def sizes(passes: Sequence[Pass]) -> torch.Tensor:

@@ -23,6 +23,9 @@ from interventions.backends.ndif.client import Client, address_of, cleaned, may_
 from interventions.backends.ndif.request import Request
 from interventions.backends.ndif.result import SPARE_BYTES, expect
 from interventions.backends.ndif.server import deployments, key_words, version_table
+from interventions.fitting.moments import mass_mean, together
+from interventions.gates.fit import fits_of
+from interventions.reading.projections import extract_projections
 from interventions.reading.sums import extract_sums
 from tests.faults.ndif import packed, standing_in
 from tests.faults.suite import ASKED, SKIPPED, some
@@ -248,4 +251,25 @@ def test_sums_that_are_none_are_one_line(tiny, prompts_file, tmp_path, kept, cas
                 far, load_all([str(prompts_file)]), tmp_path, lambda rows: np.zeros(rows.height, int), layers=[0, 1]
             )
         assert "came back" in str(said.value) or "are not numbers" in str(said.value)
+        assert not list(tmp_path.glob("*.safetensors"))
+
+
+ONE = torch.zeros(2, 64)  # of two layers of the tiny model
+GROUPS = ONE.repeat(2, 1, 1)  # harmful and benign rows of a fit
+ODD_MOMENTS = [7, None, [], [ONE], ONE, [ONE, GROUPS], [ONE, GROUPS, GROUPS, GROUPS], [ONE, GROUPS, ONE], [ONE, GROUPS.long(), GROUPS],
+               [GROUPS, GROUPS, GROUPS], [ONE * torch.nan, GROUPS, GROUPS], [ONE, GROUPS, GROUPS + torch.inf],
+               [ONE, GROUPS, GROUPS]]  # fmt: skip  # the last is good, but no projections
+
+
+@pytest.mark.parametrize("kept", ODD_MOMENTS, ids=range(len(ODD_MOMENTS)))
+def test_moments_and_projections_that_are_none_are_one_line(tiny, prompts_file, tmp_path, kept, case):
+    with case(KIND), standing_in(result=lambda _: packed(kept=kept)) as server:
+        far = replace(tiny, backend=Backend("remote", Client(server.address, 60.0, sandbox=SANDBOX)))
+        with pytest.raises(UserError) as said:
+            extract_projections(
+                far, load_all([str(prompts_file)]), tmp_path, lambda rows: fits_of(rows, "train", "train", 0)._replace(
+                    members=np.ones((1, rows.height), bool)), together, mass_mean, layers=[0, 1]
+            )  # fmt: skip
+        told = str(said.value)
+        assert "came back" in told or "are not numbers" in told or "were asked for" in told, told
         assert not list(tmp_path.glob("*.safetensors"))

@@ -70,3 +70,21 @@ def test_vectors_bring_back_their_sums_alone(server, run, tiny_tuned_folder, pro
     assert set(table.filter(pl.col("group").is_not_null())["split"]) == {"train"}
     code, out, err = run("--json", *far, "vectors", "trace", "--limit", 2)
     assert code == 0 and "needs" not in err, err
+
+
+@pytest.mark.ndif
+def test_a_mass_mean_probe_brings_back_moments_and_projections_alone(server, run, tiny_tuned_folder, prompts_file, tmp_path):  # fmt: skip
+    words = ["--model", tiny_tuned_folder, "--data", prompts_file, "--holdout", "none"]
+    fit = ["probe", "--fit", "mass-mean", "--layer", "auto"]
+    assert run("--run", tmp_path / "here", *words, *fit)[0] == 0
+    code, out, err = run("--json", "--remote", "--host", server.url, "--run", tmp_path / "there", *words, *fit)
+    assert code == 0 and "moments of 40 rows: " in err and "projections of 40 rows: " in err, err
+    assert (
+        "activations of single rows" not in err and json.loads(out)["remote"]["jobs"] <= 4 + 2
+    )  # two looks at first tokens
+    assert not (tmp_path / "there/activations/prompts.safetensors").exists()
+    here, there = (load_file(tmp_path / name / "probe.safetensors") for name in ("here", "there"))
+    for name in ("weight", "mean", "threshold"):
+        assert (there[name] - here[name]).abs().max() <= 2e-6 * here[name].abs().max(), name
+    same_tables(tmp_path / "here", tmp_path / "there", but=["activations/prompts.parquet", "activations/projections.parquet",
+                                                            "activations/carried.parquet"])  # fmt: skip
