@@ -140,7 +140,7 @@ class Adding:
             self._write(table, arms, held, start)
             journal.remove()
         assert table is not None
-        if not parts:
+        if not parts and not self._is_recorded(table, arms, held):
             self._write(table, arms, held, start)
         own = {arm.name: mine.name for arm, mine in zip(wanted, self.ready.arms, strict=True)}
         rows = adding.of_prompts(table, self.prompts).filter(pl.col("arm").is_in(list(own)))
@@ -183,23 +183,41 @@ class Adding:
         """What all rows of the table must have in common; traces may differ in length."""
         return self.ready.shared if self.fits is None else answering_key(self.ready.model)
 
-    def _write(self, table: "pl.DataFrame", arms: "list[Arm]", held: Standing, start: str) -> None:
-        """The table and its record, unless both are so already."""
+    def _key(self, table: "pl.DataFrame", arms: "list[Arm]", held: Standing) -> Key:
+        """Of the table: where it holds other rows than all prompts asked for in all arms asked for, which ones."""
+        import polars as pl
+
         from data.store import adding
         from data.store.rundir import records
-        from data.store.tables import write_table
 
         known = records(self.s.run)
         older = {name: known[name]["id"] for arm in held.arms for name in drawn_on(arm)}
         key = self._shared | older | self.ready.rests_on | {"fingerprint": fingerprint_of(self.prompts)}
         key |= {"arms": [arm.record for arm in arms]}
-        runs = adding.runs_of(table, self.prompts)
-        if table.height > len(self.ready.arms) * self.prompts.height:
-            key |= {"asked": runs, "rows": identity({"rows": table.select("dataset", "id", "prompt", "arm").rows()})}
-        if known.get(self.artefact.name, {}).get("id") == identity(key) and self.artefact.path(self.s.run).exists():
-            return
+        settings = [own.setting for own in self.ready.arms]
+        wanted = pl.col("arm").is_in([arm.name for arm in arms if arm.setting in settings])
+        if (
+            not adding.of_prompts(table, self.prompts).filter(wanted).height
+            == table.height
+            == len(settings) * self.prompts.height
+        ):
+            rows = identity({"rows": table.select("dataset", "id", "prompt", "arm").rows()})
+            key |= {"asked": adding.runs_of(table, self.prompts), "rows": rows}
+        return key
+
+    def _is_recorded(self, table: "pl.DataFrame", arms: "list[Arm]", held: Standing) -> bool:
+        from data.store.rundir import records
+
+        path, record = self.artefact.path(self.s.run), records(self.s.run).get(self.artefact.name, {})
+        return path.exists() and record.get("id") == identity(self._key(table, arms, held))
+
+    def _write(self, table: "pl.DataFrame", arms: "list[Arm]", held: Standing, start: str) -> None:
+        """The table and its record."""
+        from data.store.tables import write_table
+
         mine = [identity(arm.setting) for arm in self.ready.arms]
         earlier = [one for one in held.asked if one["arms"] != mine]
+        key = self._key(table, arms, held)
         write_table(self.artefact.path(self.s.run), table)
         note(
             self.s,

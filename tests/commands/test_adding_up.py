@@ -1,11 +1,15 @@
 """Arms and prompts add up: several commands leave what one command with all of it would have written."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from data import load_all
 from data.store.rundir import records
 from tests.check_contract import fits_contract
 
@@ -46,6 +50,53 @@ def test_several_commands_leave_what_one_would(run, chain, tmp_path, monkeypatch
     before = (many / "generations.parquet").stat().st_mtime_ns
     code, _, err = run(*chain(many), *words, *asked)
     assert code == 0 and (many / "generations.parquet").stat().st_mtime_ns == before and "already" not in err
+
+
+ARMS = ("baseline", "fixed:strength=-0.2", "fixed:strength=-0.5", "logit-bias")
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(1, 6), st.sets(st.sampled_from(ARMS), min_size=1)), min_size=1, max_size=4))
+@example([(3, {*ARMS[:2]}), (5, {*ARMS[:3]})])  # some lack two prompts and one lacks five: then the table is whole
+@example([(2, {ARMS[0]}), (4, {ARMS[1]}), (4, {*ARMS[:2]})])
+def test_whatever_is_asked_for_in_turn_is_there(run, chain, tmp_path, asked):
+    """Every row of every command, and a record that tells any two tables apart."""
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    ids, words = (
+        load_all([str(chain("")[5])])["id"].to_list(),
+        [*chain(tmp_path / "run"), "generate", "--max-new-tokens", 1],
+    )
+    wanted, known = set(), {}
+    for limit, arms in asked:
+        code, _, err = run(*words, "--limit", limit, *(word for arm in sorted(arms) for word in ("--arm", arm)))
+        assert code == 0, err
+        wanted |= {(arm, ids[row]) for arm in arms for row in range(limit)}
+        table = answers(tmp_path / "run")
+        found = [
+            (f"fixed:strength={strength}" if kind == "fixed" else kind, own)
+            for kind, strength, own in table.select("kind", "strength", "id").rows()
+        ]
+        assert sorted(found) == sorted(wanted)
+        assert known.setdefault(records(tmp_path / "run")["generations"]["id"], set(found)) == set(found)
+
+
+def test_who_is_stopped_between_arms_goes_on(run, chain, tmp_path, monkeypatch):
+    import interventions.steering.generate as module
+
+    words = [*chain(tmp_path / "run"), "generate", "--max-new-tokens", 2]
+    assert run(*words, "--limit", 3, "--arm", "baseline", "--arm", "fixed")[0] == 0
+    real, asked = module.answered, [*words, "--limit", 5, "--arm", "baseline", "--arm", "fixed", "--arm", "routed"]
+
+    def once(*given, arms, **more):
+        if len(arms) == 1:
+            raise KeyboardInterrupt
+        return real(*given, arms=arms, **more)
+
+    monkeypatch.setattr(module, "answered", once)
+    assert run(*asked)[0] != 0 and answers(tmp_path / "run").height == 10
+    monkeypatch.setattr(module, "answered", real)
+    code, _, err = run(*asked)
+    assert code == 0 and "10 of 15 are there already" in err and answers(tmp_path / "run").height == 15
 
 
 def test_fewer_prompts_throw_nothing_away_and_evaluate_takes_what_was_asked_for(run, chain, tmp_path):
