@@ -39,7 +39,7 @@ vllm: .venv-vllm/done
 demo: setup
 	$(BIN)/python cli.py --run runs/demo --limit 300 extract vectors --method contrastive
 	$(BIN)/python cli.py --run runs/demo trace --max-new-tokens 24 probe --gate ridge \
-	  generate --data embedded:traffic --limit 300 --max-new-tokens 16 --arm baseline --arm chosen evaluate report
+	  generate --data embedded:traffic --limit 300 --arm baseline --arm chosen evaluate report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
 # The embedded adapter: trains for half an hour. MIRROR=FOLDER with hub data sets adds figures to its card.

@@ -1,6 +1,7 @@
 """What a gate costs: a prefill that reads every layer at both positions for a gate, beside the same prefill without one.
 
-Pairs are interleaved in one run, and the figure is the median of their ratios: this holds on a noisy machine.
+Pairs are interleaved in one run, in seconds of processor time, and the figure is the median of their ratios: this holds on a noisy
+machine.
 Run: .venv/bin/python benchmarks/gates.py
 """
 
@@ -37,10 +38,10 @@ def main():
     shipped = [gate.shipped(model, prompts.to_dicts())]
 
     def seconds(plan, gates):
-        start = time.perf_counter()
+        start = time.process_time()
         for rows in plan_answers(encoded, 1, 0, budget):
             answer_rows(model, encoded, rows, [plan], gates, 0, budget)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     ratios = []
     for pair in range(PAIRS + 1):
