@@ -30,7 +30,7 @@ ASKED = os.environ.get("REFUSAL_FAULTS", "")
 EVERY = ASKED == "all"
 SKIPPED = "REFUSAL_FAULTS=some runs a sample of these, REFUSAL_FAULTS=all every case"
 SEED = int(os.environ.get("REFUSAL_FAULTS_SEED", "0"))
-HANGS = 60.0  # seconds
+HANGS = 60.0  # seconds, on a machine that does nothing else; longer on a busy one
 KEY = "sk-canary-0123456789abcdef"  # in the environment, and in no file or message
 ENVIRONMENT = {"NDIF_API_KEY": KEY, "OPENAI_API_KEY": KEY, "HF_TOKEN": KEY, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
                "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}  # fmt: skip
@@ -75,15 +75,16 @@ class Zygote:
         """Run `python cli.py WORDS`; with `kill`, send it a signal after so many seconds."""
         out, err = self.folder / "out", self.folder / "err"
         assert self.process.stdin is not None
-        after, sent = kill or (HANGS, signal.SIGKILL)
+        most = HANGS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        after, sent = kill or (most, signal.SIGKILL)
         asked = {"words": list(map(str, words)), "here": str(self.here), "out": str(out), "err": str(err), "after": after, "signal": int(sent),
-                 "most": HANGS, **more}  # fmt: skip
+                 "most": most, **more}  # fmt: skip
         start = time.monotonic()
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         status = self._answer()["status"]
         seconds = time.monotonic() - start
-        code = None if seconds >= HANGS else os.waitstatus_to_exitcode(status)
+        code = None if seconds >= most else os.waitstatus_to_exitcode(status)
         said, complained = (path.read_bytes().decode("utf-8", "replace") for path in (out, err))
         return Outcome(list(map(str, words)), code, said, complained, seconds)
 
