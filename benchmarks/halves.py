@@ -14,6 +14,7 @@ The table is Markdown on stdout: percent, and the paired difference to the unste
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -106,11 +107,8 @@ def main():
     frame = pl.concat([file.rows[::each].select(public.columns) for file in files])
     themes = known_themes(frame.select(*KEY, "prompt"), given.mirror).table["theme"]
     themes = themes.fill_null(frame.select(pl.format("{} {}", *KEY)).to_series()).to_list()
-    features = Features(
-        frame["prompt"].to_list(),
-        model.n_layers,
-        {name: Stacked(files, name) for name in Stacked.position_names(own)},
-    )
+    stacked: Any = {name: Stacked(files, name) for name in Stacked.position_names(own)}
+    features = Features(frame["prompt"].to_list(), model.n_layers, stacked)
     harmful = (frame["label"] == "harmful").to_numpy()
     mine = np.arange(frame.height) < frame.height - public.height
     refused = declined(model, features.files["last"].layer(model.n_layers - 1, np.arange(frame.height)))
