@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from data.errors import UserError
 from data.store.activations import are_layers
 from data.store.tables import read_parquet
-from data.store.tensors import save_tensors
+from data.store.tensors import save_tensors, whole_pair
 
 NAME, CARRIED = "projections", "carried"
 TENSORS = ("members", "counts", "means", "squares", "projections")
@@ -53,21 +53,11 @@ class Projections:
         Raises:
             UserError: The pair of files is not whole.
         """
-        try:
+        with whole_pair(path, "file of projections", "probe"):
             with safe_open(path, "np") as file:
                 metadata, found = file.metadata() or {}, [file.get_tensor(name) for name in TENSORS]
             layers, rows = json.loads(metadata["layers"]), read_parquet(path.with_suffix(".parquet"))
             projected = rows["projected"].to_numpy().astype(bool)
-        except (
-            SafetensorError,
-            OSError,
-            KeyError,
-            ValueError,
-            TypeError,
-            RecursionError,
-            pl.exceptions.PolarsError,
-        ) as error:
-            raise UserError(f"{path}: not a readable file of projections; run probe again ({error})") from None
         members, counts, means, squares, projections = found
         good = are_layers(layers) and members.ndim == 2 and means.ndim == 4
         if good:

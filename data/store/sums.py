@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from data.errors import UserError
 from data.store.activations import are_layers
 from data.store.tables import read_parquet
-from data.store.tensors import save_tensors
+from data.store.tensors import save_tensors, whole_pair
 
 NAME = "sums"
 
@@ -42,21 +42,11 @@ class Sums:
         Raises:
             UserError: The pair of files is not whole.
         """
-        try:
+        with whole_pair(path, "file of sums", "vectors"):
             with safe_open(path, "np") as file:
                 metadata, totals, norms = file.metadata() or {}, file.get_tensor("sums"), file.get_tensor("norms")
             layers, rows = json.loads(metadata["layers"]), read_parquet(path.with_suffix(".parquet"))
             count = 1 + max(rows["group"].drop_nulls(), default=-1)
-        except (
-            SafetensorError,
-            OSError,
-            KeyError,
-            ValueError,
-            TypeError,
-            RecursionError,
-            pl.exceptions.PolarsError,
-        ) as error:
-            raise UserError(f"{path}: not a readable file of sums; run vectors again ({error})") from None
         good = are_layers(layers) and totals.ndim == 3 and totals.shape[:2] == norms.shape == (count, len(layers))
         if not good or not (np.isfinite(totals).all() and np.isfinite(norms).all()):
             raise UserError(f"{path}: its sums are not those of its row table; remove it and run vectors again")

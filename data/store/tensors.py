@@ -1,9 +1,11 @@
 """Small safetensors artefacts (vectors, probe, low-rank map): writing and reading them, and whose model they fit."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -63,3 +65,16 @@ def check_shapes(path: Path, tensors: Mapping[str, torch.Tensor], wanted: Mappin
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {shapes[name]}" for name in sorted(shapes)) or "none"
+
+
+@contextmanager
+def whole_pair(path: Path, what: str, command: str) -> Iterator[None]:
+    """Where a safetensors file and the row table beside it are read: whatever is damaged in either is one line.
+
+    Raises:
+        UserError: One of the two can't be read.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, pl.exceptions.PolarsError) as error:  # fmt: skip
+        raise UserError(f"{path}: not a readable {what}; run {command} again ({error})") from None
