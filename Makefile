@@ -38,7 +38,7 @@ vllm: .venv-vllm/done
 
 demo: setup
 	$(BIN)/python cli.py --run runs/demo --limit 300 extract vectors --method contrastive
-	$(BIN)/python cli.py --run runs/demo trace --max-new-tokens 24 probe --gate ridge \
+	$(BIN)/python cli.py --run runs/demo trace --max-new-tokens 24 probe --gate network \
 	  generate --data embedded:traffic --limit 300 --arm baseline --arm chosen evaluate report
 	@echo "The report: $(CURDIR)/runs/demo/report.html"
 
@@ -49,10 +49,10 @@ adapter: setup
 # The embedded model's gate, on the default prompts: half an hour, from nothing.
 gate: setup
 	rm -rf runs/gate data/fitted
-	$(BIN)/python cli.py --run runs/gate probe --gate ridge
+	$(BIN)/python cli.py --run runs/gate probe --gate network
 	mkdir -p data/fitted/gates
 	cp runs/gate/run.json data/fitted
-	cp runs/gate/gates/ridge* data/fitted/gates
+	cp runs/gate/gates/network* data/fitted/gates
 
 test: setup
 	$(TESTS) -m "not slow and not ndif and not browser and not vllm"

@@ -26,7 +26,8 @@ from tests.made.forgeries import FORGERIES, artefact_of, checks_of  # noqa: E402
 
 CHAIN = (
     "--limit 60 extract vectors --method contrastive probe --fit mass-mean trace --limit 8 --max-new-tokens 16",
-    "probe --gate ridge generate --data embedded:traffic --limit 60 --max-new-tokens 16 --arm baseline --arm chosen --arm fixed "
+    "--limit 400 probe --gate ridge --data embedded:traffic",
+    "probe --gate network generate --data embedded:traffic --limit 60 --max-new-tokens 16 --arm baseline --arm chosen --arm fixed "
     "evaluate --lengths 8,16 --coherence judges",
     "sweep --limit 40 --arm fixed --layers 17 --strengths=-0.2,-0.3 --best 1 --max-new-tokens 8 --refusal-loss 1",
     "effects --limit 12 --max-new-tokens 8 --arm baseline --arm fixed report",

@@ -2,7 +2,7 @@
 
 Run: .venv/bin/python benchmarks/halves.py RUN STEERED --mirror DIR
 
-- RUN holds `activations/gate.safetensors` (probe --gate ridge) and scored answers of the public sets by two arms: `baseline`
+- RUN holds `activations/gate.safetensors` (probe --gate network) and scored answers of the public sets by two arms: `baseline`
   and STEERED, which steers every prompt (routed:strength=…,bias=8).
 - The halves are whole themes (XSTest's types, CoCoNot's subcategories), drawn by a seed. Each half is fitted on once, with all
   rows of ours, and its threshold chosen by `keep_refusal` on scores out of fold; the other half is then answered: with the
@@ -21,13 +21,13 @@ import polars as pl
 import torch
 
 from data import known_themes, load_all
-from data.contract import KEPT, TUNED_MODEL
+from data.contract import GATE_KEPT, TUNED_MODEL
 from data.store.activations import Activations
 from interventions import open_model
-from interventions.gates import ridge
 from interventions.gates.carry_over import fit_words
 from interventions.gates.combination import out_of_fold
 from interventions.gates.features import Features
+from interventions.gates.kinds import network
 from interventions.gates.threshold import keep_refusal
 from interventions.model.control_tokens import refusal_tokens
 from interventions.reading.extract import JOIN, extract
@@ -108,7 +108,7 @@ def main():
     themes = known_themes(frame.select(*KEY, "prompt"), given.mirror).table["theme"]
     themes = themes.fill_null(frame.select(pl.format("{} {}", *KEY)).to_series()).to_list()
     stacked: Any = {name: Stacked(files, name) for name in Stacked.position_names(own)}
-    features = Features(frame["prompt"].to_list(), model.n_layers, stacked)
+    features = Features(frame["prompt"].to_list(), model.n_layers, stacked, categories=frame["category"].to_list())
     harmful = (frame["label"] == "harmful").to_numpy()
     mine = np.arange(frame.height) < frame.height - public.height
     refused = declined(model, features.files["last"].layer(model.n_layers - 1, np.arange(frame.height)))
@@ -123,12 +123,14 @@ def main():
     steers = {
         name: np.zeros(frame.height, bool) for name in ("ours alone", "ours and the other half", "words, the same rows")
     }
-    fits = {"ours and the other half": ridge.KIND.fit, "words, the same rows": fit_words}
-    steers["ours alone"] = decisions(features, ridge.KIND.fit, np.flatnonzero(mine), harmful, refused, themes, KEPT)
+    fits = {"ours and the other half": network.KIND.fit, "words, the same rows": fit_words}
+    steers["ours alone"] = decisions(
+        features, network.KIND.fit, np.flatnonzero(mine), harmful, refused, themes, GATE_KEPT
+    )
     for fitted_on in (half, ~half):
         rows, rest = np.flatnonzero(mine | fitted_on), ~fitted_on & ~mine
         for name, fit in fits.items():
-            steers[name][rest] = decisions(features, fit, rows, harmful, refused, themes, KEPT)[rest]
+            steers[name][rest] = decisions(features, fit, rows, harmful, refused, themes, GATE_KEPT)[rest]
     steers["a perfect gate"] = ~harmful
 
     scores = pl.read_parquet(given.run / "scores.parquet").filter(scorer=given.scorer)

@@ -1,7 +1,7 @@
 """Which strength the embedded model's setting has: chosen on traffic's validation rows, by the promise that its gate makes.
 
     python cli.py --run RUN --limit 300 extract vectors --method contrastive
-    python cli.py --run RUN probe --gate ridge generate --data embedded:traffic --split validation --max-new-tokens 16 \\
+    python cli.py --run RUN probe --gate network generate --data embedded:traffic --split validation --max-new-tokens 16 \\
       --arm baseline --arm routed:strength=-0.3,bias=8 --arm routed:strength=-0.4,bias=8 --arm routed:strength=-0.5,bias=8
     python benchmarks/strengths.py RUN
 
@@ -27,10 +27,10 @@ KEY = ["dataset", "id"]
 
 def main(run):
     rows, answers = load_all(["embedded:traffic/validation"]), pl.read_parquet(run / "generations.parquet")
-    scores = pl.read_parquet(run / "gates/ridge_prompts.parquet")
+    scores = pl.read_parquet(run / "gates/network_prompts.parquet")
     score = rows.join(scores.select(*KEY, "score"), on=KEY, how="left", maintain_order="left")["score"].to_numpy()
     harmful = (rows["label"] == "harmful").to_numpy()
-    threshold = np.float32(FittedGate.load(run / "gates/ridge.safetensors").threshold)
+    threshold = np.float32(FittedGate.load(run / "gates/network.safetensors").threshold)
 
     def of(arm):
         mine = answers.filter(arm=arm).select(*KEY, "response")
@@ -43,7 +43,7 @@ def main(run):
           f"refusal {before.refused[harmful].mean():.1%}\n\n| arm | gate | over-refusal | refusal | kept, at least | broken |\n|---|---|---|---|---|---|")  # fmt: skip
     for arm in answers["arm"].unique(maintain_order=True).drop_nulls().to_list():
         after = of(arm)
-        for gate, released in (("ridge", score < threshold), ("perfect", ~harmful)):
+        for gate, released in (("network", score < threshold), ("perfect", ~harmful)):
             refused, broken = (np.where(released, *both) for both in zip(after, before, strict=True))
             at_stake = harmful & before.refused
             kept = lower_bound(np.array((at_stake & refused).sum()), int(at_stake.sum()))

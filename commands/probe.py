@@ -11,7 +11,7 @@ from commands.framework.prompts import fingerprint_of, held_out, load_prompts, w
 from commands.framework.records import identity, model_key, note, unchanged
 from commands.framework.seen import asked_themes
 from commands.framework.settings import Record, Settings
-from data.contract import GATE_DATA, KEPT, TUNED_MODEL, UNQUANTISED
+from data.contract import GATE_DATA, GATE_KEPT, TUNED_MODEL, UNQUANTISED
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def probe(session: Session, s: Settings) -> Summary:
     """Fit a gate that tells harmful prompts from benign ones, so that each is steered as it should be.
 
     Every --gate but probe is fitted on --data, rows of the split test left out, and arms name it:
-    `generate --arm gated:gate=ridge`. Without --data that is embedded:traffic and embedded:contrasts, with a --keep-refusal
-    of 0.95; the embedded model's ridge on these comes with this tool. Several are joined by +, the mean of their calibrated
+    `generate --arm gated:gate=ridge`. Without --data that is embedded:traffic, embedded:contrasts and embedded:kinds, with a
+    --keep-refusal of 0.98; the embedded model's network on these comes with this tool. Several are joined by +, the mean of their calibrated
     scores, or by -and- and -or-: `--gate ridge+control`, `--arm gated:gate=ridge+control`.
     On a server and without activations in the run directory, --fit mass-mean takes means, variances and projections from there.
     """
@@ -159,7 +159,7 @@ def fit_other_gate(session: Session, s: Settings) -> Summary:
     model = session.model(s, records(s.run).get(VECTORS.name))
     named, keep = s, s.get("keep_refusal")
     if s.given("data") is None:
-        named, keep = s.with_values(data=GATE_DATA), KEPT if keep is None and s.get("fpr") is None else keep
+        named, keep = s.with_values(data=GATE_DATA), GATE_KEPT if keep is None and s.get("fpr") is None else keep
     prompts = known_rows(held_out(named, with_known_splits(s, load_prompts(named, limited=True))))
     key = model_key(model) | {"fingerprint": fingerprint_of(prompts), "gate": s.get("gate"), "seed": s.get("seed"),
                               "keep_refusal": keep, "fpr": s.get("fpr")}  # fmt: skip
@@ -235,7 +235,8 @@ def gate_features(
         there = file.metadata["position"].split(JOIN)
         files = {name: Position(file, there.index(name), len(there), own) for name, own in layers.items()}
     names, shares = ([], None) if first is None else (first.names, first.log_probabilities)
-    return Features(prompts["prompt"].to_list(), model.n_layers, files, tokens=names, log_probabilities=shares)
+    return Features(prompts["prompt"].to_list(), model.n_layers, files, tokens=names, log_probabilities=shares,
+                    categories=prompts["category"].to_list())  # fmt: skip
 
 
 def read_positions(

@@ -117,7 +117,7 @@ ARM_WORDS = {
     "operation": "add the vector; ablate, take the part along it out; clamp, set the part along it to the strength",
     "route": "which vector: fixed, the same for every prompt; routed, that of the most probable refusal token; gated, so too, at the "
     "gate's strength",
-    "gate": "which gate decides: probe, ridge, control, harmfulness, cast, words, perfect (reads the label), or several joined "
+    "gate": "which gate decides: probe, network, ridge, control, harmfulness, cast, words, perfect (reads the label), or several joined "
     "(ridge+control)",
     "benign": "gated: strength for prompts that the gate takes for benign (another name of strength)",
     "harmful": "gated: strength for prompts that it takes for harmful; without it -2/3 of the other",
@@ -192,6 +192,7 @@ EDITS = {
 }  # methods that are no vector a category; --method takes them too
 GATES = {
     "probe": "a linear probe on one layer's residual stream at the last prompt token",
+    "network": "a small network on several layers, one class a category: better than ridge with thousands of rows",
     "ridge": "ridge regression on several layers, at the last prompt token and averaged over the user's tokens",
     "control": "logistic regression on the control tokens' log-probabilities after the prompt",
     "harmfulness": "cosine to the mean of harmful prompts minus that to harmless ones', at the instruction's last token",
@@ -200,7 +201,12 @@ GATES = {
     "perfect": "the row's own label; an upper bound, not a method",
 }
 LABELLED_GATE = "perfect"
-GATE_DATA = ("embedded:traffic", "embedded:contrasts")  # what a gate is fitted on where nothing is said
+GATE_DATA = (
+    "embedded:traffic",
+    "embedded:contrasts",
+    "embedded:kinds",
+)  # what a gate is fitted on where nothing is said
+GATE_KEPT = 0.98  # of the refusals, by the threshold of a gate on these: prompts of other kinds keep less
 JOINS = {"+": "mean", "-and-": "and", "-or-": "or"}  # between gates' names: how their calibrated scores become one
 
 
@@ -270,7 +276,9 @@ class Setting(NamedTuple):
 
 
 # Of `TUNED_MODEL`, chosen on validation rows by `benchmarks/strengths.py`; the gate has its own threshold.
-TUNED_SETTING = Setting("contrastive", "gated:gate=ridge,strength=-0.3,bias=8,harmful=0,harmful-bias=0")
+TUNED_SETTING = Setting(
+    "contrastive", "gated:gate=network,harmful-threshold=0.71,strength=-0.3,bias=8,harmful=0.2,harmful-bias=-5.4"
+)
 
 # What counts where nothing was said: of the options, and of the functions behind them.
 MAX_NEW_TOKENS = 32

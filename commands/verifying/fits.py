@@ -6,15 +6,27 @@ from typing import TYPE_CHECKING
 
 from commands.framework.artefacts import ACTIVATIONS, FITTED_METHODS, PROBE, PROJECTIONS, SWEEP, VECTORS
 from commands.framework.settings import Record
-from commands.verifying.outcome import UNKNOWN, Case, Outcome, frames_apart, metadata_apart, settled, tensors_apart
+from commands.verifying.outcome import (
+    FIGURE,
+    UNKNOWN,
+    Case,
+    Outcome,
+    frames_apart,
+    metadata_apart,
+    settled,
+    tensors_apart,
+)
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     import torch
 
+    from interventions.gates.carry_over import GateRows
     from interventions.gates.gate import FittedGate
 
+ALIKE = 0.9  # correlation of two networks' scores out of fold that were trained on the same rows
 FITTED = 1e-4  # of the length of what an optimiser found: how far other versions of it may lie
 
 
@@ -56,14 +68,36 @@ def gate_apart(there: "FittedGate", again: "FittedGate") -> str:
                                                                 {k: v for k, v in again.metadata.items() if k != "format"})  # fmt: skip
 
 
+def is_trained(gate: "FittedGate") -> bool:
+    """Whether it, or what it joins, is a network, which another machine trains otherwise."""
+    return gate.network is not None or any(map(is_trained, gate.members.values()))
+
+
 def _parts(gate: "FittedGate") -> "dict[str, torch.Tensor]":
     own = {"": gate} if not gate.members else gate.members
-    found = {
-        f"{name}.{part}".lstrip("."): getattr(one, part)
-        for name, one in own.items()
-        for part in ("weight", "mean", "bias")
-    }
+    found = {f"{name}.{part}".lstrip("."): tensor for name, one in own.items() for part, tensor in one.tensors.items()}
     return found | {"threshold": gate.threshold}
+
+
+def other_network(
+    name: str, there: "FittedGate", labelled: "GateRows", score: "np.ndarray", again: "np.ndarray", options: Record
+) -> Iterator[Outcome]:
+    """A network that was fitted again and is another one, as other machines train others: what its own scores say of it, and how much the
+    other one's are like them."""
+    import numpy as np
+
+    from interventions.gates.fit_gate import threshold_of
+
+    wanted, _ = threshold_of(score, labelled, options["keep_refusal"], options["fpr"])
+    found = float(there.threshold)
+    told = "" if abs(wanted - found) <= FIGURE else f"it is {found:.6g}, and its scores give {wanted:.6g}"
+    yield settled(name, "its threshold", told, f"threshold {found:.4g}")
+    alike = float(np.corrcoef(score, again)[0, 1])
+    if alike < ALIKE:
+        yield settled(name, "fitted again", f"scores correlate by {alike:.2f} with those of a network fitted again", "")
+    else:
+        yield Outcome(name, "fitted again", UNKNOWN,
+                      f"another machine, or other batches, train another network; scores correlate by {alike:.2f}")  # fmt: skip
 
 
 def methods(case: Case) -> Iterator[Outcome]:

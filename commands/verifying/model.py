@@ -23,7 +23,7 @@ from commands.framework.artefacts import (
     gate_artefact,
 )
 from commands.framework.settings import Record
-from commands.verifying.fits import activations_of, gate_apart
+from commands.verifying.fits import activations_of, gate_apart, is_trained, other_network
 from commands.verifying.outcome import COMPUTED, DIFFERS, UNKNOWN, Case, Outcome, frames_apart, rows_apart, settled
 from data.errors import UserError
 from data.store import shipped
@@ -170,8 +170,12 @@ def gates(case: Case) -> Iterator[Outcome]:
         prompts = rows.drop("score")
         labelled, first = gate_rows(case.session, made, model, prompts)
         features = gate_features(made, model, prompts, kind_of(own).reads(model), first)
-        again = fit_gate(own, model, labelled, features, keep=record["key"]["keep_refusal"], fpr=record["key"]["fpr"])
-        yield settled(name, "fitted again", gate_apart(there, again.gate), f"threshold {float(there.threshold):.4g}")
+        options = {option: record["key"][option] for option in ("keep_refusal", "fpr")}
+        again = fit_gate(own, model, labelled, features, keep=options["keep_refusal"], fpr=options["fpr"])
+        if (apart := gate_apart(there, again.gate)) and is_trained(there):
+            yield from other_network(name, there, labelled, rows["score"].to_numpy(), again.score, options)
+            continue
+        yield settled(name, "fitted again", apart, f"threshold {float(there.threshold):.4g}")
         yield settled(
             name, "its quality", frames_apart(quality, again.quality, ["rows"], COMPUTED), f"{quality.height} rows"
         )

@@ -1,11 +1,13 @@
-"""The project's own prompts: the sample that every command falls back on, lessons, traffic, contrasts, and a set kept aside.
+"""The project's own prompts: the sample that every command falls back on, lessons, traffic, contrasts, kinds, and two sets kept aside.
 
 All are JSON lines with the fields `id`, `prompt`, `category`, `label`, `split`, `theme` and `response`. Siblings share
 a theme, and no theme straddles two splits. The lessons are training rows alone. The traffic is taught to no model of ours:
 what people ask of an assistant, in many styles, beside requests that should be declined. It has no `response`; the two rows
-of a `pair` differ in what matters alone. The contrasts are such pairs, of every category, for fitting gates on: they have no
+of a `pair` differ in what matters alone. The contrasts are such pairs, of every category, for fitting gates on, and so are the
+kinds, in pairs and free-standing, plain and near-misses, of every kind that the taxonomies of CoCoNot and XSTest name: these have no
 test rows. The held-out prompts are as the traffic, in other themes, all of them test rows: nothing of ours is fitted, chosen or
-tried on them, so that README's figures on them say what to expect of prompts nobody tuned on.
+tried on them, so that README's figures on them say what to expect of prompts nobody tuned on. Nor on the families: seemingly harmful
+prompts, chat and instructions, written by somebody who knew none of the others.
 """
 
 from pathlib import Path
@@ -15,7 +17,8 @@ import polars as pl
 FOLDER = Path(__file__).parents[1]
 FILES = {"embedded": FOLDER / "embedded.jsonl", "embedded:lessons": FOLDER / "lessons.jsonl",
          "embedded:traffic": FOLDER / "traffic.jsonl", "embedded:contrasts": FOLDER / "contrasts.jsonl",
-         "embedded:held-out": FOLDER / "held_out.jsonl"}  # fmt: skip
+         "embedded:kinds": FOLDER / "kinds.jsonl", "embedded:held-out": FOLDER / "held_out.jsonl",
+         "embedded:families": FOLDER / "families.jsonl"}  # fmt: skip
 TAUGHT = ("embedded", "embedded:lessons")  # to the embedded model; these have responses
 
 

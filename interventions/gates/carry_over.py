@@ -57,9 +57,7 @@ def fit_words(features: Features, rows: np.ndarray, harmful: np.ndarray, _themes
     known = words.vocabulary(texts)
     if not known:
         raise UserError("no word stands in two prompts: there is nothing for a gate of words to go by; add prompts")
-    return fitted(
-        *words.fit(words.counted(texts, known).astype(np.float64), harmful), words=json.dumps(known, ensure_ascii=False)
-    )
+    return fitted(*words.fit(texts, known, harmful), words=json.dumps(known, ensure_ascii=False))
 
 
 def carried_over(

@@ -26,6 +26,7 @@ class Features:
         places: (N,) each prompt's row in those files; None: as they stand.
         tokens: Names of the control tokens.
         log_probabilities: (N, tokens) of these at the first generated position, unsteered.
+        categories: (N,) each prompt's, of harmful ones that of what they ask for; empty: none is known.
     """
 
     texts: Sequence[str]
@@ -34,6 +35,7 @@ class Features:
     places: np.ndarray | None = None
     tokens: Sequence[str] = ()
     log_probabilities: np.ndarray | None = None
+    categories: Sequence[str | None] = ()
 
     def residual(self, read: Read, rows: np.ndarray) -> np.ndarray:
         """One layer at one position of some rows: float64 (rows, d_model)."""
@@ -75,6 +77,14 @@ class Kind(NamedTuple):
     fit: Fit
     reads: Callable[[Model], list[Read]] = lambda _model: []
     reads_tokens: bool = False
+
+
+def scaled(position: str, layers: Sequence[int], n_layers: int) -> list[Read]:
+    """Blocks of a model of 30, as many of one of so many, at a position."""
+    return [
+        (layer, position)
+        for layer in dict.fromkeys(min(round(layer / 30 * n_layers), n_layers - 1) for layer in layers)
+    ]
 
 
 def fitted(weight: np.ndarray, mean: np.ndarray, bias: float, **metadata: str) -> FittedGate:

@@ -8,16 +8,16 @@ import torch
 
 from data.contract import SITE, gate_members
 from data.errors import UserError
-from interventions.gates import cast, control, harmfulness, ridge
 from interventions.gates.carry_over import GateRows, carried_over, fit_words
 from interventions.gates.combination import joining, out_of_fold
 from interventions.gates.features import Features, Kind
 from interventions.gates.gate import FittedGate
+from interventions.gates.kinds import cast, control, harmfulness, network, ridge
 from interventions.gates.quality import choose_threshold
 from interventions.gates.threshold import keep_refusal
 from interventions.model.model import Model
 
-KINDS = {"ridge": ridge.KIND, "control": control.KIND, "harmfulness": harmfulness.KIND, "cast": cast.KIND,
+KINDS = {"network": network.KIND, "ridge": ridge.KIND, "control": control.KIND, "harmfulness": harmfulness.KIND, "cast": cast.KIND,
          "words": Kind(fit_words)}  # fmt: skip
 
 
@@ -71,25 +71,31 @@ def fit_gate(
         if not there:
             raise UserError(f"no {word} row to fit a gate on: add prompts, or --benign NAME_OR_FILE")
     fit = kind_of(name).fit
-    score, free = out_of_fold(features, every, harmful, rows.themes, fit), rows.counted
-    declined = np.ones(len(every), bool) if rows.declined is None else rows.declined
-    threshold, rule = _threshold(score[free], harmful[free], declined[free], keep, fpr)
+    score = out_of_fold(features, every, harmful, rows.themes, fit)
+    threshold, rule = threshold_of(score, rows, keep, fpr)
     gate = fit(features, every, harmful, list(rows.themes))
     origin = {"model": model.name, "revision": model.revision, "site": SITE}
     gate = replace(
         gate,
         threshold=torch.tensor([threshold], dtype=torch.float32),
-        metadata={"kind": name, **origin, **gate.metadata, **rule, "rows": str(len(harmful)), "chosen_on": str(int(free.sum())),
+        metadata={"kind": name, **origin, **gate.metadata, **rule, "rows": str(len(harmful)), "chosen_on": str(int(rows.counted.sum())),
                   "data": ", ".join(sorted(rows.frame["dataset"].unique()))},
         members={key: replace(one, metadata={"kind": key, **origin, **one.metadata}) for key, one in gate.members.items()},
     )  # fmt: skip
     return GateReport(gate, carried_over(rows, features, fit, score, threshold), score)
 
 
-def _threshold(
-    score: np.ndarray, harmful: np.ndarray, declined: np.ndarray, keep: float | None, fpr: float | None
+def threshold_of(
+    score: np.ndarray, rows: GateRows, keep: float | None, fpr: float | None
 ) -> tuple[float, dict[str, str]]:
-    """The threshold, and how it was chosen, for the metadata."""
+    """The threshold by scores out of fold, and how it was chosen, for the metadata.
+
+    Raises:
+        UserError: None keeps what it should.
+    """
+    free = rows.counted
+    declined = np.ones(len(score), bool) if rows.declined is None else rows.declined
+    score, harmful, declined = score[free], rows.harmful[free], declined[free]
     if keep is None:
         threshold = choose_threshold(harmful, score, fpr)
         return threshold, {"threshold_rule": "youden" if fpr is None else f"fpr<={fpr:g}"}

@@ -15,11 +15,12 @@ from interventions.gates.words import counted
 from interventions.model.control_tokens import control_tokens
 from interventions.model.fits import check_model
 from interventions.model.model import Model
-from interventions.traced.gating import Gate, join, scored
+from interventions.traced.gating import Gate, Network, join, scored
 
 FORMAT, PROBE_FORMAT = "refusal-steering/gate/1", "refusal-steering/probe/1"
 SOURCES = ("reads", "words", "tokens")
-FORMS = ("linear", "cosine", "cast")
+FORMS = ("linear", "cosine", "cast", "network")
+PARTS = ("weight", "mean", "bias")
 NOTHING = torch.zeros(0)
 
 
@@ -53,7 +54,7 @@ class FittedGate:
     in use), unless `form` says otherwise (`traced.gating.Gate`).
 
     Attributes:
-        weight: (x,) float32.
+        weight: (x,) float32; of a network (hidden, x).
         mean: (x,) float32.
         bias: (1,) float32.
         threshold: (1,) float32.
@@ -61,6 +62,7 @@ class FittedGate:
             `words` (JSON); or `tokens` (JSON, control tokens whose log-probabilities it is). Also `form` and `gain`. Of one
             that joins others: `joined`, one of the values of `data.contract.JOINS`.
         members: What it joins, by their names.
+        network: What follows the weight, of a network.
     """
 
     weight: torch.Tensor
@@ -69,6 +71,7 @@ class FittedGate:
     threshold: torch.Tensor
     metadata: dict[str, str] = field(default_factory=dict)
     members: "dict[str, FittedGate]" = field(default_factory=dict)
+    network: Network | None = None
 
     @property
     def reads(self) -> tuple[tuple[int, str], ...]:
@@ -93,14 +96,20 @@ class FittedGate:
     def gate(self) -> Gate:
         """It as a trace needs it, but for what only a model or prompts can say."""
         return Gate(self.reads, self.weight, self.mean, self.bias, self.threshold, form=self.form,
-                    gain=float(self.metadata.get("gain", 1)))  # fmt: skip
+                    gain=float(self.metadata.get("gain", 1)), network=self.network)  # fmt: skip
 
     @property
     def parts(self) -> Sequence[torch.Tensor]:
         """All that its decisions rest on."""
         own = torch.tensor([float(self.metadata.get("gain", 1))])
         inner = [part for member in self.members.values() for part in member.parts]
-        return self.weight, self.mean, self.bias, self.threshold, *([own] if "gain" in self.metadata else []), *inner
+        gained = [own] if "gain" in self.metadata else []
+        return self.weight, self.mean, self.bias, self.threshold, *(self.network or ()), *gained, *inner
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was fitted, by its name in a file; the threshold and members aside."""
+        return {name: getattr(self, name) for name in PARTS} | (self.network._asdict() if self.network else {})
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """How harmful each row looks: (rows, x) of any float type and device -> (rows,) float32, 0 to 1."""
@@ -119,7 +128,7 @@ class FittedGate:
         for member in self.members.values():
             member.check(model)
         if self.reads and not self.members:
-            width, layers = len(self.weight) // len(self.reads), [layer for layer, _ in self.reads]
+            width, layers = self.weight.shape[-1] // len(self.reads), [layer for layer, _ in self.reads]
             kind = self.metadata.get("kind")
             what = "the probe's activations" if kind is None else f"the gate's ({kind}) activations"
             check_model(what, self.metadata, width, layers, model)
@@ -143,6 +152,22 @@ class FittedGate:
         ids = control_tokens(model.tokenizer)
         return self.gate._replace(tokens=tuple(ids[name] for name in self._tokens))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those that its tensors have to have, by the weight's."""
+        width = tuple(self.weight.shape[-1:])
+        if self.network is None:
+            return {"weight": width, "mean": width, "bias": (1,)}
+        hidden, classes = tuple(self.weight.shape[:1]), tuple(self.network.classes.shape[:1])
+        return {
+            "weight": hidden + width,
+            "mean": width,
+            "bias": (1,),
+            "inner": hidden,
+            "outer": classes + hidden,
+            "classes": classes,
+        }
+
     def calibrated(self, slope: float, offset: float) -> "FittedGate":
         """The same with log-odds slope · log-odds + offset."""
         gain = float(self.metadata.get("gain", 1)) * slope
@@ -161,7 +186,7 @@ class FittedGate:
         """Write safetensors; a member's tensors are called `NAME.weight` and so on."""
         tensors = {"threshold": self.threshold}
         for name, one in self.members.items() or {"": self}.items():
-            tensors |= {f"{name}.{part}".lstrip("."): getattr(one, part) for part in ("weight", "mean", "bias")}
+            tensors |= {f"{name}.{part}".lstrip("."): tensor for part, tensor in one.tensors.items()}
         inner = {name: member.metadata for name, member in self.members.items()}
         more = {"members": json.dumps(inner, ensure_ascii=False)} if inner else {}
         save_tensors(path, tensors, {"format": FORMAT, **self.metadata, **more})
@@ -179,34 +204,36 @@ class FittedGate:
             parts = {name: cls._of(path, tensors, name, own) for name, own in members.items()}
             whole = cls._of(path, tensors, "", metadata) if not members else cls(
                 NOTHING, NOTHING, torch.zeros(1), tensors["threshold"], metadata, parts)  # fmt: skip
-        except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError):
             raise UserError(
                 f"{path}: its metadata is damaged: it does not say what its weights are of; run probe again"
             ) from None
         wanted: dict[str, tuple[int, ...]] = {"threshold": (1,)}
         for name, one in parts.items() or {"": whole}.items():
-            width = tuple(one.weight.shape[:1])
-            wanted |= {f"{name}.{part}".lstrip("."): shape for part, shape in
-                       (("weight", width), ("mean", width), ("bias", (1,)))}  # fmt: skip
+            wanted |= {f"{name}.{part}".lstrip("."): shape for part, shape in one.shapes.items()}
         check_shapes(path, tensors, wanted)
         return whole
 
     @classmethod
     def _of(cls, path: Path, tensors: Mapping[str, torch.Tensor], name: str, metadata: dict[str, str]) -> "FittedGate":
         """One gate of a file, if its metadata says what its weights are of."""
-        own = {part: tensors.get(f"{name}.{part}".lstrip(".")) for part in ("weight", "mean", "bias")}
+        named = PARTS + (Network._fields if metadata.get("form") == "network" else ())
+        own = {part: tensors.get(f"{name}.{part}".lstrip(".")) for part in named}
         if any(part is None for part in own.values()):
-            check_shapes(path, tensors, dict.fromkeys(("weight", "mean", "bias", "threshold"), ()))
+            check_shapes(path, tensors, dict.fromkeys((*named, "threshold"), ()))
         threshold = torch.tensor([0.5]) if name else tensors["threshold"]  # members' scores count, not what they decide
-        gate = cls(**own, threshold=threshold, metadata=metadata)  # type: ignore[arg-type]
+        inner = {part: own.pop(part) for part in named if part not in PARTS}
+        gate = cls(**own, threshold=threshold, metadata=metadata, network=Network(**inner) if inner else None)  # type: ignore[arg-type]
         if metadata.get("format") == PROBE_FORMAT or "layer" in metadata:
             sizes = {"reads": 1} if metadata["layer"].isdecimal() and metadata["position"] else {}
         else:
             sizes = {source: len(json.loads(metadata[source])) for source in SOURCES if source in metadata}
         [(source, size)] = sizes.items()
-        width = len(gate.weight)
+        width = gate.weight.shape[-1]
         if (width % size if source == "reads" else width - size) or gate.form not in FORMS or not size:
             raise ValueError(source)
+        if gate.network is not None and (gate.weight.dim() != 2 or len(gate.network.classes) < 2):
+            raise ValueError("network")
         float(metadata.get("gain", 1))
         assert gate.reads is not None  # they can be read
         return gate

@@ -11,6 +11,7 @@ import numpy as np
 
 WORD = re.compile(r"\w+")
 LEAST = 2  # prompts that a word must stand in
+SOME = 2000  # prompts whose words are counted at once
 
 
 def words_of(text: str) -> set[str]:
@@ -33,10 +34,15 @@ def counted(texts: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
     return x
 
 
-def fit(x: np.ndarray, harmful: np.ndarray, c: float = 1.0) -> tuple[np.ndarray, np.ndarray, float]:
+def fit(
+    texts: Sequence[str], vocabulary: Sequence[str], harmful: np.ndarray, c: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Weight, mean (0) and bias."""
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array, vstack
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=2000).fit(csr_array(x), harmful)
-    return model.coef_[0], np.zeros(x.shape[1]), float(model.intercept_[0])
+    x = vstack(
+        [csr_array(counted(texts[at : at + SOME], vocabulary).astype(np.float64)) for at in range(0, len(texts), SOME)]
+    )
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=2000).fit(x, harmful)
+    return model.coef_[0], np.zeros(len(vocabulary)), float(model.intercept_[0])

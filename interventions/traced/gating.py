@@ -15,15 +15,30 @@ Read = tuple[int, str]  # a block, and a position: `last`, or a mark's
 States = dict[Read, torch.Tensor]  # (rows, d_model) float32
 
 
+class Network(NamedTuple):
+    """What follows a gate's weight where that is a network's first layer.
+
+    Attributes:
+        inner: (hidden,) the hidden units' bias.
+        outer: (classes, hidden) the logits' weight; the first class is benign, every other one harmful.
+        classes: (classes,) the logits' bias.
+    """
+
+    inner: torch.Tensor
+    outer: torch.Tensor
+    classes: torch.Tensor
+
+
 class Gate(NamedTuple):
     """score = sigmoid(gain · f(x) + bias), harmful from `threshold` on.
 
     f(x) is by `form`: `linear`, (x − mean)·weight; `cosine`, the same of x whose pieces have length 1 each; `cast`, the
-    cosine of x and tanh of its projection on the weight.
+    cosine of x and tanh of its projection on the weight; `network`, the log-odds of all harmful classes together, of the logits
+    outer · relu(weight · (x − mean) + inner) + classes.
 
     Attributes:
         reads: Where x stands in the residual stream, one piece behind the other; or none.
-        weight: (x,).
+        weight: (x,); of a network (hidden, x).
         mean: (x,).
         bias: (1,).
         threshold: (1,).
@@ -33,6 +48,7 @@ class Gate(NamedTuple):
         gain: As above.
         members: Gates whose scores this one joins; it reads what they read, and has a threshold of its own.
         joined: How: `mean`, `and` (the smallest) or `or` (the largest).
+        network: What follows the weight, of a network.
     """
 
     reads: tuple[Read, ...]
@@ -46,6 +62,7 @@ class Gate(NamedTuple):
     gain: float = 1.0
     members: "tuple[Gate, ...]" = ()
     joined: str = ""
+    network: Network | None = None
 
     def for_rows(self, rows: Sequence[int]) -> "Gate":
         """The gate for some of the rows that it has scores of."""
@@ -118,6 +135,10 @@ def scored(x: torch.Tensor, gate: Gate) -> torch.Tensor:
     if gate.form == "cast":
         along = weight / weight.norm()
         value = torch.cosine_similarity(x, torch.tanh((x @ along)[:, None] * along), dim=-1)
+    elif gate.network is not None:
+        inner, outer, classes = (part.to(x.device) for part in gate.network)
+        logits = ((x - mean) @ weight.T + inner).relu() @ outer.T + classes
+        value = logits[:, 1:].logsumexp(-1) - logits[:, 0]
     else:
         if gate.form == "cosine":
             pieces = x.unflatten(-1, (len(gate.reads), -1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.made.forgeries import FORGERIES, artefact_of, checks_of
+from tests.made.forgeries import FORGERIES, artefact_of, checks_of, tensor
 
 TABLES = ("vectors", "logit_lens", "traces", "generations", "scores", "summary", "lengths", "probe", "sweep")
 
@@ -109,3 +109,26 @@ def test_a_folder_without_a_run_is_refused(run, tmp_path):
     assert code == 1
     assert "holds no run" in err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_network_that_another_machine_trains_otherwise_is_no_forgery(
+    run, tiny_tuned_folder, prompts_file, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    code, _, err = run("--run", folder, "--model", tiny_tuned_folder, "--data", prompts_file, "probe", "--gate", "network", "--data", prompts_file)  # fmt: skip
+    assert code == 0, err
+
+    def outcomes():
+        code, told, err = verified(run, folder, "--only", "gates")
+        assert told, err
+        return code, {(row["check"], row["outcome"]) for row in told["table"]}
+
+    code, found = outcomes()
+    assert code == 0 and ("fitted again", "pass") in found
+    with monkeypatch.context() as patched:
+        patched.setattr("interventions.gates.kinds.network.RATE", 1.02e-3)
+        code, found = outcomes()
+        assert code == 0 and {("fitted again", "can't be checked"), ("its threshold", "pass")} <= found
+        tensor("gates/network", "threshold", lambda values: values + 0.01)(folder)
+        code, found = outcomes()
+        assert code == 1 and ("its threshold", "differs") in found

@@ -93,7 +93,8 @@ def test_no_theme_straddles_a_split_and_no_prompt_stands_twice():
 
 def test_no_two_own_prompts_are_near_duplicates():
     paired = pl.concat(
-        read(name).select("prompt", "pair") for name in ("embedded:traffic", "embedded:held-out", "embedded:contrasts")
+        read(name).select("prompt", "pair")
+        for name in ("embedded:traffic", "embedded:held-out", "embedded:contrasts", "embedded:kinds")
     )
     pairs = dict(paired.iter_rows())  # made to differ in one thing
     found = near_duplicates(load_all(FILES)["prompt"].to_list())

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from data import fingerprint, load_all
-from data.contract import GATE_DATA, KEPT, TUNED_MODEL
+from data.contract import GATE_DATA, GATE_KEPT, TUNED_MODEL
 from data.store import shipped
 from data.store.digests import SHA256, sha256_of
 from data.store.rundir import records
 from tests.made.forgeries import tensor
 
-GATE = "gates/ridge"
+GATE = "gates/network"
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def test_the_shipped_gate_is_of_the_prompts_and_the_model_that_are_shipped():
     rows = load_all(GATE_DATA).filter(pl.col("split") != "test")
     key = record["key"]
     assert (key["fingerprint"], key["revision"]) == (fingerprint(rows), revision_of(TUNED_MODEL))
-    assert (key["model"], key["gate"], key["keep_refusal"], key["fpr"]) == (TUNED_MODEL, "ridge", KEPT, None)
+    assert (key["model"], key["gate"], key["keep_refusal"], key["fpr"]) == (TUNED_MODEL, "network", GATE_KEPT, None)
     kept = pl.read_parquet(shipped.FOLDER / f"{GATE}_prompts.parquet")
     assert kept["prompt"].equals(rows["prompt"])
-    assert sum(path.stat().st_size for path in shipped.FOLDER.rglob("*") if path.is_file()) < 1_000_000
+    assert sum(path.stat().st_size for path in shipped.FOLDER.rglob("*") if path.is_file()) < 6_000_000
 
 
 @pytest.mark.slow
@@ -108,7 +108,9 @@ def test_the_shipped_gate_scores_what_transformers_computes_as_it_scored_out_of_
     rows = pl.read_parquet(shipped.FOLDER / f"{GATE}_prompts.parquet").sample(60, seed=0)
     encoded = encode(model.tokenizer, rows["prompt"].to_list())
     with safe_open(shipped.FOLDER / f"{GATE}.safetensors", "np") as file:
-        weight, mean, bias = (file.get_tensor(part) for part in ("weight", "mean", "bias"))
+        weight, mean, inner, outer, classes = (
+            file.get_tensor(part) for part in ("weight", "mean", "inner", "outer", "classes")
+        )
         reads = json.loads(file.metadata()["reads"])
     blocks: dict[int, torch.Tensor] = {}
     hooks = [
@@ -127,7 +129,8 @@ def test_the_shipped_gate_scores_what_transformers_computes_as_it_scored_out_of_
             "instruction": lambda rows, at=end - 1: rows[at],
         }
         parts = [read[position](blocks[layer].flatten(0, -2)) for layer, position in reads]
-        odds.append(float((torch.cat(parts).numpy() - mean) @ weight + bias[0]))
+        logits = np.maximum(weight @ (torch.cat(parts).numpy() - mean) + inner, 0) @ outer.T + classes
+        odds.append(float(np.log(np.exp(logits[1:]).sum()) - logits[0]))
     for hook in hooks:
         hook.remove()
     assert np.corrcoef(1 / (1 + np.exp(-np.array(odds))), rows["score"].to_numpy())[0, 1] > 0.9

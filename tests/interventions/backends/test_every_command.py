@@ -29,7 +29,7 @@ def chain(prompts, base):
     """A chain in which every command that traces has its turn, each quick; sums stand for activations in the vectors."""
     few = ["--limit", 6, "--max-new-tokens", 2]
     words = ["extract", "probe"]
-    for gate in ("harmfulness", "cast", "ridge+control"):
+    for gate in ("harmfulness", "cast", "network", "ridge+control"):
         words += ["probe", "--gate", gate, "--data", prompts]
     words += ["vectors", "--method", "contrastive", "trace", *few]
     words += ["sweep", "--best", 1, "--strengths", "-1,2", *few, "effects", "--limit", 4]

@@ -19,11 +19,12 @@ from sklearn.metrics import f1_score, roc_auc_score
 from data import UserError, load_all
 from data.contract import GATES, JOINS, gate_members
 from data.store.tables import GATE_QUALITY
-from interventions.gates import cast, harmfulness, ridge, words
+from interventions.gates import words
 from interventions.gates.carry_over import GateRows, carried_over, fit_words, unchanged_refusal
 from interventions.gates.combination import out_of_fold, platt
 from interventions.gates.features import Features, fitted
 from interventions.gates.gate import FittedGate
+from interventions.gates.kinds import cast, harmfulness, ridge
 from interventions.gates.threshold import keep_refusal
 from interventions.methods.vectors import SteeringVectors
 from interventions.model.control_tokens import control_tokens
@@ -31,6 +32,7 @@ from interventions.model.prompt_format import encode
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools, plan_arm
+from interventions.traced.gating import Network
 from tests.made.tools import probe_of
 from tests.oracles import hooked, last_logits
 
@@ -96,6 +98,13 @@ def every_gate(model, prompts) -> dict[str, FittedGate]:
         "ridge": gate_of(model, READS),
         "words": fit_words(features, some, (frame["label"] == "harmful").to_numpy(), []),
     }
+    wide = gate_of(model, READS)
+    sizes = {"weight": (7, len(wide.weight)), "inner": (7,), "outer": (3, 7), "classes": (3,)}
+    parts = {name: torch.from_numpy(draw.normal(size=size)).float() / 5 for name, size in sizes.items()}
+    weight = parts.pop("weight")
+    gates["network"] = replace(
+        wide, weight=weight, network=Network(**parts), metadata=wide.metadata | {"form": "network"}
+    )
     names = list(control_tokens(model.tokenizer))
     gates["control"] = fitted(draw.normal(size=len(names)), np.full(len(names), -3.0), 0.1, tokens=json.dumps(names))
     reads = [[layer, "instruction"] for layer in range(model.n_layers)]
@@ -105,7 +114,7 @@ def every_gate(model, prompts) -> dict[str, FittedGate]:
     gates["cast"] = fitted(
         draw.normal(size=width), np.zeros(width), 0.1, form="cast", gain="-3.5", reads='[[2, "mean"]]'
     )
-    for name, members in (("ridge+control", ("ridge", "control")), ("words-and-cast", ("words", "cast")),
+    for name, members in (("ridge+control", ("ridge", "control")), ("words-and-cast", ("words", "cast")), ("network+control", ("network", "control")),
                           ("harmfulness-or-cast", ("harmfulness", "cast"))):  # fmt: skip
         how = gate_members(name)[0]
         inner = {one: gates[one].calibrated(0.7, 0.1) for one in members}
@@ -144,7 +153,11 @@ def by_definition(model, gate, texts) -> np.ndarray:
             ]
         if gate.form == "cosine":
             x = np.concatenate([piece / np.linalg.norm(piece) for piece in np.split(x, len(gate.reads))])
-        value = (x - mean) @ weight
+        value = weight @ (x - mean)
+        if gate.network is not None:
+            inner, outer, classes = (part.double().numpy() for part in gate.network)
+            odds = np.exp(outer @ np.maximum(value + inner, 0) + classes)
+            value = np.log(odds[1:].sum() / odds[0])
         if gate.form == "cast":
             projected = np.tanh(np.outer(weight, weight) @ x / (weight @ weight))
             value = x @ projected / np.linalg.norm(x) / np.linalg.norm(projected)
@@ -448,7 +461,7 @@ def test_a_data_set_is_scored_by_a_gate_of_the_others_and_figures_are_counted():
     kept = [t for t in score if (score[harmful[mine]] >= t).sum() >= both[harmful[mine]].sum()]
     assert row["over_refusal_kept"] == pytest.approx((score[~harmful[mine]] >= max(kept)).mean())
     known = words.vocabulary(features.texts[30:])
-    weight, mean, bias = words.fit(words.counted(features.texts[30:], known), harmful[30:])
+    weight, mean, bias = words.fit(features.texts[30:], known, harmful[30:])
     beside = words.counted(features.texts[:30], known) @ weight + bias
     assert row["words_auc"] == pytest.approx(roc_auc_score(harmful[mine], beside), abs=1e-6)
 
@@ -537,7 +550,7 @@ def test_the_command_fits_a_gate_that_arms_go_by_and_leaves_its_prompts_out_of_t
     )
     rows.write_ndjson(tmp_path / "mine.jsonl")
     group = ("--run", tmp_path / "r", "--model", tiny_tuned_folder, "--data", tmp_path / "mine.jsonl")
-    names = ("ridge", "words", "control", "harmfulness", "cast", "control+words")
+    names = ("network", "ridge", "words", "control", "harmfulness", "cast", "control+words")
     code, _, err = run(*group, *(word for name in names for word in ("probe", "--gate", name)))
     assert code == 0, err
     for name in names:

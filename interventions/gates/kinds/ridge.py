@@ -1,7 +1,7 @@
 """Ridge regression of ±1 on the residual stream at several layers and positions.
 
 x standardised with both classes counting the same, and divided by √d; w = argmin Σ c_i (x_i·w − y_i)² + λ‖w‖², c_i the
-inverse of the class's size, solved in the rows' dual (rows are fewer than dimensions). score = sigmoid(4 x·w).
+inverse of the class's size, solved in the rows' dual where rows are fewer than dimensions. score = sigmoid(4 x·w).
 
 Which layers and positions, and λ, is chosen by the AUC of scores that leave each row's theme out. These need no fits of their own:
 with G = C^½ K C^½ + λ and β = G⁻¹ C^½ y they are y_g − C_g^−½ ((G⁻¹)_gg)⁻¹ β_g for the rows g of a theme, so that one eigendecomposition
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from interventions.gates.features import Features, Kind, fitted
+from interventions.gates.features import Features, Kind, fitted, scaled
 from interventions.gates.gate import FittedGate
 from interventions.gates.quality import auc
 from interventions.model.model import Model
@@ -34,11 +34,7 @@ GRID = (
 
 def grid(n_layers: int) -> list[list[Read]]:
     """What may be read of a model of so many blocks: layers and positions, of which the first is the default."""
-
-    def scaled(layers: Sequence[int]) -> list[int]:
-        return list(dict.fromkeys(min(round(layer / 30 * n_layers), n_layers - 1) for layer in layers))
-
-    return [[(layer, position) for position, layers in some for layer in scaled(layers)] for some in GRID]
+    return [[read for position, layers in some for read in scaled(position, layers, n_layers)] for some in GRID]
 
 
 def fit(x: np.ndarray, harmful: np.ndarray, penalty: float = PENALTY) -> tuple[np.ndarray, np.ndarray, float]:
@@ -52,8 +48,11 @@ def fit(x: np.ndarray, harmful: np.ndarray, penalty: float = PENALTY) -> tuple[n
     share = _shares(harmful)
     mean, scale = _standard(x, share)
     scale = scale / np.sqrt(x.shape[1])
-    z = (x - mean) * scale
-    dual = np.linalg.solve(z @ z.T + penalty * np.diag(1 / (share * len(x))), _signs(harmful))
+    z, weighs = (x - mean) * scale, share * len(x)
+    if len(x) > x.shape[1]:
+        normal = (z.T * weighs) @ z + penalty * np.eye(x.shape[1])
+        return SHARPNESS * scale * np.linalg.solve(normal, z.T @ (weighs * _signs(harmful))), mean, 0.0
+    dual = np.linalg.solve(z @ z.T + penalty * np.diag(1 / weighs), _signs(harmful))
     return SHARPNESS * scale * (z.T @ dual), mean, 0.0
 
 
