@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interventions.traced.blocks import Batch, Network, hidden, is_apart
-from interventions.traced.gating import Marks, States, added
+from interventions.traced.gating import Marks, States, added, summed
 
 Part = tuple[torch.Tensor, int]
 ROOM = 32  # columns
@@ -118,7 +118,6 @@ def prefill(
         marks: What is read on the way.
         sums: Of `gating.begun`; what is read is added.
     """
-    readers = marks.blocks if sums else []
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     rows, width, apart = len(ids), ids.shape[1] - 1, is_apart(network)
     first = cached(apart=apart)
@@ -129,7 +128,7 @@ def prefill(
             "position_ids": positions[:1, :opening],
         }
         with network.trace(inputs, past_key_values=first, use_cache=True, logits_to_keep=1):
-            for number, block in readers:
+            for number, block in summed(marks, slice(opening)):
                 added(sums, marks, number, hidden(block.output), torch.arange(rows), slice(opening))
             first = network.output.past_key_values
     caches = []
@@ -142,7 +141,7 @@ def prefill(
         }
         cache = repeated(first, len(of), own + (ROOM if len(parts) == 1 else 0), apart)
         with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
-            for number, block in readers:
+            for number, block in summed(marks, slice(width - own, width)):
                 added(sums, marks, number, hidden(block.output), of, slice(width - own, width))
             cache = network.output.past_key_values
         caches.append(cache)

@@ -89,11 +89,20 @@ def begun(marks: Marks, rows: int) -> States:
     return dict.fromkeys((read for read in marks.reads if read[1] != LAST), torch.zeros(rows, 1))
 
 
+def summed(marks: Marks, columns: slice) -> Blocks:
+    """The blocks at which some columns add to a sum: most prompts' openings, which are the template's, add nothing."""
+    there = {position for position, weights in marks.weights.items() if weights[:, columns].any()}
+    numbers = {number for number, position in marks.reads if position in there}
+    return [(number, block) for number, block in marks.blocks if number in numbers]
+
+
 def added(sums: States, marks: Marks, number: int, states: torch.Tensor, rows: torch.Tensor, columns: slice) -> None:
     """Add what some columns of some rows hold at a block: (rows, columns, d_model), or (1, columns, d_model) for all alike."""
     for (layer, position), total in list(sums.items()):
         if layer == number:
             share = marks.weights[position].to(states.device)[rows.to(states.device)][:, columns]
+            if total.shape[-1] == states.shape[-1] and not share.any():
+                continue
             part = torch.einsum("rc,rcd->rd", share, states.float().expand(len(share), -1, -1))
             whole = total.to(states.device).expand(-1, states.shape[-1]).clone()
             whole[rows.to(states.device)] += part

@@ -21,7 +21,7 @@ from interventions.traced.edits import (
     row_edits,
     with_bias,
 )
-from interventions.traced.gating import LAST, Gate, Marks, States, added, begun, score
+from interventions.traced.gating import LAST, Gate, Marks, States, added, begun, score, summed
 from interventions.traced.next_token import kl
 
 
@@ -77,10 +77,10 @@ def forced(
             whole = on(device, given.whole)
             before, after = parted(whole, width - 1)
             cache, sums = DynamicCache(), begun(given.marks, len(tokens))
-            every, readers = torch.arange(len(tokens)), given.marks.blocks if sums else []
+            every = torch.arange(len(tokens))
             if width > 1:
                 with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1):
-                    for number, block in readers:
+                    for number, block in summed(given.marks, slice(width - 1)):
                         added(sums, given.marks, number, hidden(block.output), every, slice(width - 1))
                     cache = network.output.past_key_values
             seen, own = Unsteered(), None
