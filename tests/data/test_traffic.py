@@ -32,7 +32,7 @@ def test_the_contrasts_are_pairs_of_every_category_to_fit_gates_on():
 
 def test_the_kinds_are_of_every_category_plain_and_in_pairs():
     rows = read("embedded:kinds")
-    assert rows.height >= 15000 and rows["prompt"].map_elements(plain, pl.String).is_unique().all()
+    assert rows.height >= 30000 and rows["prompt"].map_elements(plain, pl.String).is_unique().all()
     assert rows.group_by("theme").agg(pl.col("split").n_unique())["split"].max() == 1
     assert set(rows["split"]) == {"train", "validation"} and 0.3 < rows["pair"].null_count() / rows.height < 0.6
     assert (rows.drop_nulls("category").group_by("category", "label").len()["len"] >= 750).all()
