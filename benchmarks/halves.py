@@ -1,12 +1,12 @@
 """How much a gate gains by prompts like those it will see: fitted to our own and half of the public sets, tried on the other half.
 
-Run: .venv/bin/python benchmarks/halves.py RUN STEERED --mirror DIR
+Run: .venv/bin/python benchmarks/halves.py RUN AWAY TOWARDS --mirror DIR
 
-- RUN holds `activations/gate.safetensors` (probe --gate network) and scored answers of the public sets by two arms: `baseline`
-  and STEERED, which steers every prompt (routed:strength=…,bias=8).
+- RUN holds `activations/gate.safetensors` (probe --gate network) and scored answers of the public sets by three arms: `baseline`,
+  AWAY, which steers every prompt away from refusal (routed:strength=-0.3,bias=8), and TOWARDS it (routed:strength=0.2,bias=-5.4).
 - The halves are whole themes (XSTest's types, CoCoNot's subcategories), drawn by a seed. Each half is fitted on once, with all
-  rows of ours, and its threshold chosen by `keep_refusal` on scores out of fold; the other half is then answered: with the
-  steered answer where the gate's score lies below the threshold, with the unsteered one elsewhere.
+  rows of ours, and its thresholds are chosen on scores out of fold: the lower by `keep_refusal`, the upper so that 5 % of the benign
+  rows reach it. The other half is then answered: steered away below the lower, towards from the upper on, unsteered between them.
 - Beside it the gate that is fitted to our rows alone, a bag of words on the same rows, and the rows' own labels.
 
 The table is Markdown on stdout: percent, and the paired difference to the unsteered answers with Newcombe's 95 % interval.
@@ -40,6 +40,7 @@ SHOWN = {
     "XSTest": ("xstest",),
 }
 KEY = ["dataset", "id"]
+PASSED = 0.05  # of benign rows that may be steered towards refusal
 
 
 class Stacked:
@@ -69,12 +70,15 @@ def declined(model, last):
 
 
 def decisions(features, fit, rows, harmful, refused, themes, keep):
-    """A gate's decisions on every row, fitted to some of them: (rows,) bool, whether it steers."""
+    """A gate's decisions on every row, fitted to some of them: (rows,) the answer's place, 0 unsteered, 1 away, 2 towards."""
     names = [themes[row] for row in rows]
     score = out_of_fold(features, rows, harmful[rows], names, fit)
-    threshold = keep_refusal(score, harmful[rows], refused[rows], keep).threshold
+    least = keep_refusal(score, harmful[rows], refused[rows], keep).threshold
+    assert least is not None, "no threshold keeps so much"
+    most = max(np.quantile(score[~harmful[rows]], 1 - PASSED), least)
     gate = fit(features, rows, harmful[rows], names)
-    return features.score(gate, np.arange(len(harmful))) < np.float32(threshold)
+    found = features.score(gate, np.arange(len(harmful)))
+    return np.where(found < np.float32(least), 1, np.where(found >= np.float32(most), 2, 0))
 
 
 def line(name, before, after, harmful, among):
@@ -92,7 +96,8 @@ def line(name, before, after, harmful, among):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
-    parser.add_argument("steered")
+    parser.add_argument("away")
+    parser.add_argument("towards")
     parser.add_argument("--mirror", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scorer", default="classifier")
@@ -121,7 +126,7 @@ def main():
     )
 
     steers = {
-        name: np.zeros(frame.height, bool) for name in ("ours alone", "ours and the other half", "words, the same rows")
+        name: np.zeros(frame.height, int) for name in ("ours alone", "ours and the other half", "words, the same rows")
     }
     fits = {"ours and the other half": network.KIND.fit, "words, the same rows": fit_words}
     steers["ours alone"] = decisions(
@@ -131,17 +136,17 @@ def main():
         rows, rest = np.flatnonzero(mine | fitted_on), ~fitted_on & ~mine
         for name, fit in fits.items():
             steers[name][rest] = decisions(features, fit, rows, harmful, refused, themes, GATE_KEPT)[rest]
-    steers["a perfect gate"] = ~harmful
+    steers["a perfect gate"] = np.where(harmful, 0, 1)
 
     scores = pl.read_parquet(given.run / "scores.parquet").filter(scorer=given.scorer)
     answers = [frame[mine.sum() :].join(scores.filter(arm=arm).select(*KEY, "refused"), on=KEY, how="left", maintain_order="left")
-               ["refused"].to_numpy().astype(bool) for arm in ("baseline", given.steered)]  # fmt: skip
+               ["refused"].to_numpy().astype(bool) for arm in ("baseline", given.away, given.towards)]  # fmt: skip
     harmful, half = harmful[~mine], half[~mine]
     for title, sets in SHOWN.items():
         print(f"\n| {title} | over-refusal | refusal |\n|---|---|---|")
         shown = public["dataset"].is_in(sets).to_numpy()
         for name, decided in steers.items():
-            after = np.where(decided[~mine], answers[1], answers[0])
+            after = np.choose(decided[~mine], answers)
             print(line(name, answers[0], after, harmful, shown))
             if name in fits:
                 for which, part in (("first", half), ("second", ~half)):
