@@ -15,10 +15,7 @@ from interventions.steering.texts import finished
 
 HARMLESS = 40  # prompts that KL is measured on
 START = {"residual": 0.3, "unit": 6.0, "raw": 1.0}  # sizes of strength to begin the search with, by its unit
-START_OF_KIND = {
-    "alphasteer": 2.0,
-    "angular": 0.05,
-}  # whose strength has no unit: near what 0.5 nats are of refusal-smollm2
+START_OF_KIND = {"angular": 0.05}  # a share of the way: near what 0.5 nats are of refusal-smollm2
 
 
 def harmless_kl(

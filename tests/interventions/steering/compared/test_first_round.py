@@ -22,10 +22,10 @@ from interventions.steering.compared.promise import Answered, curve
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
-from tests.interventions.steering.compared.test_compare import DEFAULT, TOKENS
 from tests.made.tools import methods_of, probe_of, vectors_of
 
 METHODS = ("mean", "contrastive", "ablate", "angular", "affine")
+TOKENS, DEFAULT = 4, Arm("fixed", "fixed", 2)
 BUDGET, SHARE, FEW = 0.05, 0.02, 12
 
 
