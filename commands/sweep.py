@@ -13,7 +13,7 @@ from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.prompts import check_there, fingerprint_of, prompts_of
 from commands.framework.records import Key, answering_key, note, unchanged
 from commands.framework.settings import Record, Settings
-from data.contract import KEPT, LABELS, METHODS, TUNED_MODEL
+from data.contract import COMPARED_TOKENS, KEPT, LABELS, MAX_NEW_TOKENS, METHODS, TUNED_MODEL
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +31,20 @@ if TYPE_CHECKING:
     o.CATEGORY, o.UNIT, o.SCOPE,
     o.ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen "
               "of all.", shown="gated and gated:harmful=0 if there is a probe, else fixed"),
-    o.BEST, o.NEW_TOKENS, o.FOLLOW, o.REFUSAL_LOSS, o.METHODS, o.KL,
+    o.BEST,
+    o.NEW_TOKENS.but(help="Tokens an answer; with --methods fewer do, as its first words tell a refusal.",
+                     shown=f"{MAX_NEW_TOKENS}, with --methods {COMPARED_TOKENS}"),
+    o.FOLLOW, o.REFUSAL_LOSS, o.METHODS, o.KL,
     o.KEEP_REFUSAL.but(help="With --methods: share of the unsteered refusals of harmful prompts that the chosen setting keeps, with 95 % "
                        "confidence.", shown=f"{KEPT:g}"),
     o.VALIDATION,
 )  # fmt: skip
 def sweep(session: Session, s: Settings) -> Summary:
-    """Try layers and strengths, or methods and gates, on validation rows, and choose one."""
+    """Try layers and strengths, or methods and gates, on validation rows, and choose one.
+
+    With --methods and more than 128 rows every method answers 96 of them, and the three that do best there, and the
+    unsteered model, the others too: what is chosen answered every row.
+    """
     check_there(s, s.get("split"))
     return compare_methods(session, s) if s.get("methods") else try_settings(session, s)
 
@@ -91,7 +98,7 @@ def try_settings(session: Session, s: Settings) -> Summary:
 
 
 def compare_methods(session: Session, s: Settings) -> Summary:
-    """Methods at equal harm with every gate of the run; the one that keeps the promise is chosen."""
+    """Methods at equal harm with every gate of the run; the one that keeps the promise, on all rows, is chosen."""
     from data.store.rundir import now
     from data.store.tables import read_parquet, write_table
     from interventions.steering.compared.candidates import candidates, wanted
@@ -115,7 +122,7 @@ def compare_methods(session: Session, s: Settings) -> Summary:
     by_method = {name: replace(tools, vectors=vectors.get(name, steering)) for name in methods}
     tried = candidates(model, default, by_method, tools)
     options = {
-        "max_new_tokens": s.get("max_new_tokens"),
+        "max_new_tokens": s.given("max_new_tokens") or COMPARED_TOKENS,
         "seed": s.get("seed"),
         "budgets": list(s.get("kl")),
         "share": share,
@@ -133,6 +140,8 @@ def compare_methods(session: Session, s: Settings) -> Summary:
         write_table(path, settings_of(table))
         write_table(s.run / "sweep_prompts.parquet", prompts)  # what was chosen on is no evidence
         note(s, SWEEP, key, model, start, data=s.get("data"))
+    if left := left_behind(table):
+        warn(left)
     if not table["chosen"].any():
         warn(none_chosen(table, share))
     return {"settings": table.filter("promised").height, "table": shown_comparison(table), "wrote": str(compared)}
@@ -232,11 +241,36 @@ def take_vectors(session: Session, s: Settings, table: "pl.DataFrame", key: Key)
             key[VECTORS.name] = records(s.run)[VECTORS.name]["id"]
 
 
+def left_behind(table: "pl.DataFrame") -> str:
+    """How many methods did not answer every row, and why; empty where all did."""
+    import polars as pl
+
+    from data.store.tables import answered_most
+    from interventions.steering.compared.first_round import GO_ON
+
+    keys = ["method", "kl_budget"]
+    went_on = answered_most(table)
+    left = table.join(went_on, on=keys, how="anti")
+    if left.is_empty():
+        return ""
+    few, all_rows = (frame.select(pl.col("n_benign") + pl.col("n_harmful")).item(0, 0) for frame in (left, went_on))
+    gone, every = (frame.select(keys).unique().height for frame in (left, table))
+    beside = (
+        went_on.filter(~pl.col("method").is_in(went_on.filter(~pl.col("control"))["method"].to_list()))["method"]
+        .unique()
+        .sort()
+    )
+    controls = f"; of controls only {', '.join(beside)} went on" if len(beside) else "; no control went on"
+    return (f"{gone} of {every} methods and controls answered {few} of {all_rows} rows, and were left there: {GO_ON} others did better"
+            f"{controls}")  # fmt: skip
+
+
 def none_chosen(table: "pl.DataFrame", share: float) -> str:
     """Why nothing was chosen, and what would help."""
+    from data.store.tables import answered_most
     from interventions.steering.compared.promise import needed
 
-    unsteered = table.filter(gate="").sort("threshold").row(0, named=True)
+    unsteered = answered_most(table).filter(gate="").sort("threshold").row(0, named=True)
     declined = round(unsteered["harmful"] * unsteered["n_harmful"])
     more = (f"{declined} harmful prompts are declined unsteered, and it takes {needed(share)} at least, none of them lost: add prompts"
             if declined < needed(share) else "fit a gate (probe --gate ridge --data …)")  # fmt: skip
@@ -263,12 +297,14 @@ def shown_settings(table: "pl.DataFrame") -> "pl.DataFrame":
 
 
 def shown_comparison(table: "pl.DataFrame") -> "pl.DataFrame":
-    """The best settings that keep the promise, controls among them, and a line for the unsteered model."""
+    """The best settings that keep the promise, controls among them, and a line for the unsteered model: all of every row."""
     import polars as pl
+
+    from data.store.tables import answered_most
 
     rates = [pl.format("{} ({}–{})", *(pl.col(part).mul(100).round(1) for part in (label, f"{label}_low", f"{label}_high")))
              .alias(f"{label} refused, %") for label in ("benign", "harmful")]  # fmt: skip
-    unsteered = table.filter(gate="").sort("threshold").head(1)
+    unsteered = answered_most(table).filter(gate="").sort("threshold").head(1)
     unsteered = unsteered.with_columns(method=pl.lit("unsteered"), strength=pl.lit(None, pl.Float64), kl=pl.lit(0.0))
     kept = table.filter("promised").sort("benign", "control")
     best = pl.concat([unsteered, kept.filter(~pl.col("control")).head(8), kept.filter("control").head(4)])

@@ -88,7 +88,7 @@ def declined_rows(session: Session, s: Settings, record: Record) -> "np.ndarray"
     from data import for_split
     from data.store.tables import read_parquet
     from interventions.model.control_tokens import refusal_tokens
-    from interventions.steering.first_token import first_texts, first_tokens
+    from interventions.steering.first_token import first_texts
     from reports.scoring.lexical import text_verdict
 
     table = read_parquet(ACTIVATIONS.path(s.run).with_suffix(".parquet")).with_row_index("row")
@@ -96,7 +96,7 @@ def declined_rows(session: Session, s: Settings, record: Record) -> "np.ndarray"
     model, texts = session.model(s, record), rows["prompt"].to_list()
     names = set(refusal_tokens(model).names)
     if names:
-        said = [name in names for name in first_tokens(model, texts)]
+        said = [name in names for name in session.first_positions(model, rows).most_probable]
     else:
         verdict = text_verdict(model.name)
         said = [verdict(text) == "refuse" for text in first_texts(model, texts)]

@@ -289,6 +289,7 @@ TIMEOUT, IN_FLIGHT = 600.0, 4  # seconds a remote job may take; jobs under way a
 SWEEP_BEST, REFUSAL_LOSS = 5, 0.0
 MORE_BROKEN = 0.02  # share of broken answers that a chosen setting may add
 KEPT, KL_BUDGETS = 0.95, (0.5,)  # of the unsteered refusals; nats on harmless prompts
+COMPARED_TOKENS = 16  # of an answer where methods are compared: its first words tell a refusal
 LOWRANK_EPOCHS, LOWRANK_RATE = 3, 0.03
 BATCH_SIZE = 8  # rows, of lm-eval
 JUDGE_CONCURRENCY = 8

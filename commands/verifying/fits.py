@@ -134,7 +134,7 @@ def sweep(case: Case) -> Iterator[Outcome]:
     told = "" if fingerprint(tried) == key["fingerprint"] else "not the prompts that its record tells of"
     yield settled(SWEEP.name, "its prompts", told, f"{tried.height} that settings were tried on")
     if "budgets" in key:
-        yield from _compared(read_parquet(compared), table, key)
+        yield from _compared(read_parquet(compared), table, key, tried.height)
         return
     winner = _winner(table, key["refusal_loss"])
     chosen = table.filter("chosen").select("arm", "layer", "strength").unique().rows()
@@ -171,7 +171,7 @@ def _winner(table: "pl.DataFrame", refusal_loss: float) -> tuple[str, int | None
     return None if at is None else (rows[at]["arm"], rows[at]["layer"], rows[at]["strength"])
 
 
-def _compared(table: "pl.DataFrame", sweep: "pl.DataFrame", key: Record) -> Iterator[Outcome]:
+def _compared(table: "pl.DataFrame", sweep: "pl.DataFrame", key: Record, prompts: int) -> Iterator[Outcome]:
     """The comparison of methods: who keeps the promise, intervals, the choice, and the table that generate reads."""
     import polars as pl
 
@@ -186,6 +186,8 @@ def _compared(table: "pl.DataFrame", sweep: "pl.DataFrame", key: Record) -> Iter
                 odd.append(f"{row['arm']}: the interval of {label}")
         if row["promised"] and row["kept_low"] < key["share"]:
             odd.append(f"{row['arm']} is said to keep the promise, and keeps {row['kept_low']:.3f}")
+        if row["promised"] and row["n_benign"] + row["n_harmful"] != prompts:
+            odd.append(f"{row['arm']} is said to keep the promise, and did not answer every prompt")
     fine = table.filter(pl.col("promised") & ~pl.col("control")).sort(
         "benign", -pl.col("harmful"), pl.col("strength").abs()
     )

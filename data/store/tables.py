@@ -176,6 +176,12 @@ def paper(published: Iterable[str], arms: Iterable[str]) -> Schema:
     return {"dataset": pl.String, "label": pl.String, "n_published": pl.Int64, **theirs, **ours, "missing": pl.String}
 
 
+def answered_most(compared: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `compared` whose settings answered every prompt: as many as any did, since some are left after a first round."""
+    answered = pl.col("n_benign") + pl.col("n_harmful")
+    return compared.filter(answered == answered.max())
+
+
 def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet; the file appears whole."""
     with making(path) as unfinished:

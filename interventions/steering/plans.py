@@ -105,7 +105,11 @@ class Plan:
 
     def repeated(self, rows: int) -> "Plan":
         """The plan of one row, for many."""
-        return Plan(self.arm, self.names, self.for_rows([0] * rows))
+        return self.among([0] * rows)
+
+    def among(self, rows: Sequence[int]) -> "Plan":
+        """The plan of some of its rows."""
+        return Plan(self.arm, self.names, self.for_rows(rows))
 
 
 def plan_arm(model: Model, arm: Arm, tools: Tools, rows: Sequence[Mapping[str, str | None]]) -> Plan:

@@ -74,7 +74,7 @@ def teacher_forced(
         refusing=torch.tensor(list(refusal_ids), dtype=torch.long),
         gates=list(gating.gates),
         marks=marks_of(path, gating.gates, (), gating.weights),
-        looks=divergence or any(plan.routed or plan.gate >= 0 for plan in plans),
+        looks=(divergence and reference is None) or any(plan.routed or plan.gate >= 0 for plan in plans),
         divergence=divergence,
     )
     arms = [[plans[at] for at in group] for group in groups]

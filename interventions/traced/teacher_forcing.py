@@ -22,7 +22,6 @@ from interventions.traced.edits import (
     with_bias,
 )
 from interventions.traced.gating import LAST, Gate, Marks, States, added, begun, score, summed
-from interventions.traced.next_token import kl
 
 
 class Given(NamedTuple):
@@ -37,7 +36,7 @@ class Given(NamedTuple):
         refusing: Ids of the refusal tokens.
         gates: What gated arms go by.
         marks: What these read of the prompts.
-        looks: Whether the unsteered distributions are needed.
+        looks: Whether the unsteered distributions behind these prompts are needed.
         divergence: Whether KL is.
     """
 
@@ -138,22 +137,24 @@ def edit_in_parts(states: torch.Tensor, edit: LayerEdit, prompt: int, wide: bool
 def compared(
     logits: torch.Tensor, own: torch.Tensor | None, tokens: torch.Tensor, there: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """−log p of the tokens and KL(own ‖ arm), (rows, arms, tokens) each; float64, a row at a time.
+    """−log p of the tokens and KL(own ‖ arm), (rows, arms, tokens) each; float64, a row at a time, 0 where there is no token.
 
     Args:
         logits: (rows · arms, tokens, vocabulary); row r's arm a stands at r · arms + a.
         own: (rows, tokens, vocabulary), unsteered; without it the second result means nothing.
         tokens: (rows, tokens) ids.
-        there: (rows, tokens) whether there is one.
+        there: (rows, tokens) whether there is one; those that there are stand first.
     """
     rows, many = len(tokens), len(logits) // len(tokens)
     nll = torch.zeros(rows, many, tokens.shape[1], dtype=torch.float64)
     divergence = torch.zeros_like(nll)
     for row in range(rows):
-        p = None if own is None else own[row].double().log_softmax(-1)
+        some = int(there[row].sum())
+        p = None if own is None else own[row, :some].double().log_softmax(-1)
+        share = None if p is None else p.exp()  # once for all arms
         for arm in range(many):
-            q = logits[row * many + arm].double().log_softmax(-1)
-            nll[row, arm] = -(q.gather(-1, tokens[row][:, None])[:, 0] * there[row]).cpu()
-            if p is not None:
-                divergence[row, arm] = (kl(p, q) * there[row]).cpu()
+            q = logits[row * many + arm, :some].double().log_softmax(-1)
+            nll[row, arm, :some] = -q.gather(-1, tokens[row, :some, None])[:, 0].cpu()
+            if p is not None and share is not None:
+                divergence[row, arm, :some] = (share * (p - q)).sum(-1).cpu()  # as next_token.kl has it
     return nll, divergence

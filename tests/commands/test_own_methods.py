@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
+from commands.framework.app import Session
 from data.contract import EDITS
 from interventions.model.prompt_format import encode
-from interventions.steering.first_token import first_texts
+from interventions.steering.first_token import FirstPositions, first_texts
 from tests.oracles import plain, said
 
 NAMES = ("weapons", "feelings")
@@ -18,8 +19,16 @@ NAMES = ("weapons", "feelings")
 @pytest.fixture
 def some_declined(monkeypatch):
     """Every other prompt is declined, whatever a model of random numbers says."""
-    monkeypatch.setattr("interventions.steering.first_token.first_tokens",
-                        lambda _model, prompts: [NAMES[0] if at % 2 else "respond" for at in range(len(prompts))])  # fmt: skip
+    declines(monkeypatch, lambda at: NAMES[0] if at % 2 else "respond")
+
+
+def declines(monkeypatch, said_at):
+    """What opens the answer to each prompt is what `said_at` says of its place."""
+
+    def first_positions(_session, _model, prompts):
+        return FirstPositions([said_at(at) for at in range(len(prompts))], [], np.zeros((len(prompts), 0)))
+
+    monkeypatch.setattr(Session, "first_positions", first_positions)
 
 
 def test_what_the_arms_draw_on_is_fitted_and_used(run, tiny_tuned_folder, prompts_file, tmp_path, some_declined):
@@ -54,9 +63,7 @@ def test_what_is_missing_is_made_on_the_way_or_named(run, tiny_tuned_folder, pro
 
 
 def test_a_model_that_declines_nothing_is_one_line(run, tiny_tuned_folder, prompts_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "interventions.steering.first_token.first_tokens", lambda _model, prompts: ["respond"] * len(prompts)
-    )
+    declines(monkeypatch, lambda _at: "respond")
     code, _, err = run("--run", tmp_path / "run", "--model", tiny_tuned_folder, "--data", prompts_file,
                        "extract", "vectors", "--method", "false-refusal")  # fmt: skip
     assert code == 1 and "no benign row that the model declines" in err and "Traceback" not in err

@@ -19,7 +19,7 @@ from interventions.reading.budget import DECODED, Budget, default_batch_tokens
 from interventions.steering.arms import baseline
 from interventions.steering.batches import answer_rows, plan_answers, variants_of
 from interventions.steering.compared.candidates import Candidate
-from interventions.steering.compared.equal_kl import Reached
+from interventions.steering.compared.first_round import Sized, first_rows, go_on
 from interventions.steering.compared.promise import Answered, Curve, curve, harmful_from, promised
 from interventions.steering.compared.sized import harmless_kl, sized
 from interventions.steering.plans import made_from, plan_arm
@@ -43,7 +43,10 @@ def compare(
     batch_tokens: int | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Find each candidate's strength, let it and the unsteered model answer every row, and try every gate on the answers.
+    """Find each candidate's strength, let it and the unsteered model answer rows, and try every gate on the answers.
+
+    Of many rows every candidate answers some; the best on these and a control beside them answer the others, too. Only
+    who answered every row can keep the promise.
 
     Args:
         model: An open model.
@@ -56,7 +59,7 @@ def compare(
         share: Of the unsteered refusals, to be kept.
         max_new_tokens: Tokens an answer.
         batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
-        seed: Of the harmless prompts that KL is measured on.
+        seed: Of the harmless prompts that KL is measured on, and of the rows that every candidate answers.
 
     Returns:
         The table, in the columns of `data.store.tables.COMPARED`; `chosen` marks at most one row.
@@ -69,24 +72,25 @@ def compare(
         found += [Sized(budget, candidate, reached) for candidate, reached in sized(new, measured, budget)]
     journals: list[Journal] = []
 
-    def answers(some: Sequence[Candidate]) -> list[Answered]:
-        return _answers(model, prompts, some, path.parent / f".{path.stem}-{len(journals)}", journals, verdict, max_new_tokens,
-                        batch_tokens or default_batch_tokens(model))  # fmt: skip
+    def answers(some: Sequence[Candidate], places: np.ndarray) -> list[Answered]:
+        return _answers(model, prompts, places, some, path.parent / f".{path.stem}-{len(journals)}", journals, verdict,
+                        max_new_tokens, batch_tokens or default_batch_tokens(model))  # fmt: skip
 
-    plain = replace(candidates[0], arm=baseline(candidates[0].arm.layer))
-    before, *afters = answers([plain, *(one.candidate for one in found)])
+    every = np.arange(prompts.height)
     tried = {"": np.full(prompts.height, 0.5), **gates, PERFECT: harmful.astype(float)}
+    trials = _rounds(found, answers, tried, harmful, first_rows(harmful, seed), share)
     rows = [
         row
-        for one, after in zip(found, afters, strict=True)
-        for gate, score in tried.items()
-        if one.candidate.gateable or not gate
-        for row in _line(one, gate, curve(score, harmful, before, after), harmful, share)
+        for trial in trials
+        for gate, line in trial.lines(tried, harmful).items()
+        for row in _line(
+            trial.one, gate, line, harmful[trial.places], share if len(trial.places) == len(every) else None
+        )
     ]
     best = _best(rows)
-    for one, after in zip(found, afters, strict=True):
+    for one, _, before, after in trials:
         if best and best["gate"] and one.candidate.reversible and one.is_of(best):
-            [towards] = answers([one.candidate.reversed()])
+            [towards] = answers([one.candidate.reversed()], every)
             both = both_ways(one, best, tried[best["gate"]], harmful, before, after, towards, share)
             rows += [] if both is None else [both]
             best = _best(rows)
@@ -98,16 +102,61 @@ def compare(
     return table
 
 
-class Sized(NamedTuple):
-    """A candidate at the strength that a budget allows it."""
+class Trial(NamedTuple):
+    """What became of the rows that a candidate answered.
 
-    budget: float
-    candidate: Candidate
-    reached: Reached
+    Attributes:
+        one: The candidate.
+        places: (rows,) which of all rows they are, ascending.
+        before: Of each unsteered.
+        after: Steered.
+    """
 
-    def is_of(self, row: Values) -> bool:
-        """Whether a row of the table is of it."""
-        return (self.budget, self.candidate.method) == (row["kl_budget"], row["method"])
+    one: Sized
+    places: np.ndarray
+    before: Answered
+    after: Answered
+
+    def lines(self, gates: Mapping[str, np.ndarray], harmful: np.ndarray) -> dict[str, Curve]:
+        """What the thresholds of each gate give that it can have; scores and labels are of all rows."""
+        return {
+            gate: curve(score[self.places], harmful[self.places], self.before, self.after)
+            for gate, score in gates.items()
+            if self.one.candidate.gateable or not gate
+        }
+
+    def joined(self, other: "Trial") -> "Trial":
+        """This one and another of the same candidate on other rows."""
+        places = np.concatenate([self.places, other.places])
+        order = np.argsort(places)
+        before, after = (
+            Answered(*(np.concatenate(pair)[order] for pair in zip(mine, its, strict=True)))
+            for mine, its in ((self.before, other.before), (self.after, other.after))
+        )
+        return Trial(self.one, places[order], before, after)
+
+
+Answering = Callable[[Sequence[Candidate], np.ndarray], list[Answered]]  # candidates, places of the rows
+
+
+def _rounds(
+    found: Sequence[Sized], answers: Answering, gates: Mapping[str, np.ndarray], harmful: np.ndarray, first: np.ndarray, share: float
+) -> list[Trial]:  # fmt: skip
+    """Let every candidate answer the first rows, and those that go on the others."""
+    plain = replace(found[0].candidate, arm=baseline(found[0].candidate.arm.layer))
+
+    def tried(some: Sequence[Sized], places: np.ndarray) -> list[Trial]:
+        before, *afters = answers([plain, *(one.candidate for one in some)], places)
+        return [Trial(one, places, before, after) for one, after in zip(some, afters, strict=True)]
+
+    trials = tried(found, first)
+    others = np.setdiff1d(np.arange(len(harmful)), first)
+    if len(others):
+        own = {gate: score for gate, score in gates.items() if gate not in (WORDS, PERFECT)}
+        chosen = go_on(found, [list(trial.lines(own, harmful).values()) for trial in trials], share)
+        for at, trial in zip(chosen, tried([found[at] for at in chosen], others), strict=True):
+            trials[at] = trials[at].joined(trial)
+    return trials
 
 
 def settings_of(table: pl.DataFrame) -> pl.DataFrame:
@@ -120,11 +169,14 @@ def settings_of(table: pl.DataFrame) -> pl.DataFrame:
     return whole.select(pl.col(name).cast(kind) for name, kind in SWEEP.items())
 
 
-def _line(one: Sized, gate: str, line: Curve, harmful: np.ndarray, share: float) -> list[Values]:
-    """Points of the trade-off of a candidate under a gate, among them the one that keeps the promise, and both ends."""
+def _line(one: Sized, gate: str, line: Curve, harmful: np.ndarray, share: float | None) -> list[Values]:
+    """Points of the trade-off of a candidate under a gate, among them the one that keeps the promise, and both ends.
+
+    Without a share none does: some rows alone promise nothing of the others.
+    """
     candidate, reached = one.candidate, one.reached
     control = candidate.control or gate in (WORDS, PERFECT)
-    at = promised(line, share)
+    at = None if share is None else promised(line, share)
     spread = np.linspace(0, len(line.threshold) - 1, min(2 if candidate.control else POINTS, len(line.threshold)))
     setting = {"method": candidate.method, "kind": candidate.kind, "gate": gate, "control": control, "layer": candidate.arm.layer,
                "strength": candidate.arm.strength, "strength_unit": candidate.arm.unit, "category": candidate.arm.category,
@@ -180,6 +232,7 @@ def _point(line: Curve, at: int, harmful: np.ndarray) -> Values:
 def _answers(
     model: Model,
     prompts: pl.DataFrame,
+    places: np.ndarray,
     candidates: Sequence[Candidate],
     stem: Path,
     journals: list[Journal],
@@ -187,13 +240,14 @@ def _answers(
     tokens: int,
     batch_tokens: int,
 ) -> list[Answered]:
-    """Of each candidate; a killed run's finished batches are kept in `journals`, which whoever has all answers removes."""
+    """Of each candidate, what became of some rows; a killed run's finished batches are kept in `journals`, which whoever has all answers removes."""
     unlabelled = [{"category": None, "label": None}] * prompts.height
-    plans = [plan_arm(model, one.arm, one.tools, unlabelled) for one in candidates]
-    variants = variants_of(model, prompts["prompt"].to_list(), plans, tokens)
+    some, rows = prompts[places], places.tolist()
+    plans = [plan_arm(model, one.arm, one.tools, unlabelled).among(rows) for one in candidates]
+    variants = variants_of(model, some["prompt"].to_list(), plans, tokens)
     budget, of_plan = Budget(DECODED * batch_tokens), {}
     for number, (encoded, mine) in enumerate(variants):
-        key = made_from(model, fingerprint(prompts), mine, candidates[0].tools) | {"tokens": tokens}
+        key = made_from(model, fingerprint(some), mine, candidates[0].tools) | {"tokens": tokens, "places": rows}
         journal = Journal(
             stem.with_name(f"{stem.name}-{number}.journal"), key, plan_answers(encoded, len(mine), tokens, budget)
         )

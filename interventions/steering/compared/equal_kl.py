@@ -162,9 +162,9 @@ class HarmlessKL:
             arms: What is measured.
             tools: What each draws on, with the same gates in all; default `self.tools`.
         """
-        plain = [Arm("baseline", "baseline", 0)] * any(
+        plain = [Arm("baseline", "baseline", 0)] * all(
             arm.does.instructs for arm in arms
-        )  # what those are compared with
+        )  # stands for the prompts as they are, whose distributions all are compared with
         drawn = [self.tools] * (len(plain) + (0 if tools else len(arms))) + list(tools or [])
         plans = [plan_arm(self.model, arm, on, self.rows) for arm, on in zip([*plain, *arms], drawn, strict=True)]
         variants = variants_of(self.model, [str(row["prompt"]) for row in self.rows], plans, TOKENS)

@@ -115,7 +115,17 @@ def promised(found: Curve, share: float) -> int | None:
 
     At most two points more answers are broken than unsteered. Of equals the one that refuses more harmful rows.
     """
-    fine = (found.low >= share) & (found.broken <= found.broken[0] + MORE_BROKEN) & (found.benign < found.benign[0])
+    return _least(found, (found.low >= share) & (found.benign < found.benign[0]))
+
+
+def likely(found: Curve, share: float) -> int:
+    """The same where rows are too few for a bound: by `kept` itself; the threshold that steers no row if none lowers over-refusal."""
+    return _least(found, found.kept >= share) or 0
+
+
+def _least(found: Curve, fine: np.ndarray) -> int | None:
+    """Of some thresholds, (thresholds,) bool, and of those that break few answers, the one with least over-refusal."""
+    fine = fine & (found.broken <= found.broken[0] + MORE_BROKEN)
     return min(np.flatnonzero(fine).tolist(), key=lambda at: (found.benign[at], -found.harmful[at]), default=None)
 
 

@@ -14,7 +14,8 @@ from interventions.steering.compared.equal_kl import PERCENTILE, HarmlessKL, Rea
 from interventions.steering.texts import finished
 
 HARMLESS = 40  # prompts that KL is measured on
-START = {"residual": 0.3, "unit": 6.0, "raw": 1.0}  # sizes of strength to begin the search with
+START = {"residual": 0.3, "unit": 6.0, "raw": 1.0}  # sizes of strength to begin the search with, by its unit
+START_OF_KIND = {"angular": 0.05}  # a share of the way: near what 0.5 nats are of refusal-smollm2
 
 
 def harmless_kl(
@@ -40,15 +41,22 @@ def harmless_kl(
 def sized(candidates: Sequence[Candidate], measured: HarmlessKL, budget: float) -> list[tuple[Candidate, Reached]]:
     """Each candidate at a budget of nats, and what it costs; one without a strength as it is."""
     free = [candidate for candidate in candidates if candidate.sized]
-    starts = [START[candidate.arm.unit] for candidate in free]
+    rest = [candidate for candidate in candidates if not candidate.sized]
+    starts = [START_OF_KIND.get(candidate.kind, START[candidate.arm.unit]) for candidate in free]
+    of_rest: list[float] = []
 
     def measure(sizes: Mapping[int, float]) -> dict[int, float]:
-        arms = {at: free[at].at(size).arm for at, size in sizes.items()}
-        return dict(zip(arms, _costs([free[at] for at in arms], list(arms.values()), measured), strict=True))
+        """Of some at a strength; and once, in the same passes, of those without one."""
+        more = [] if of_rest else rest
+        arms = [free[at].at(size).arm for at, size in sizes.items()] + [candidate.arm for candidate in more]
+        costs = _costs([*(free[at] for at in sizes), *more], arms, measured)
+        of_rest.extend(costs[len(sizes) :])
+        return dict(zip(sizes, costs, strict=False))
 
     reached = iter(zip(free, equal_kl(measure, starts, budget), strict=True))
-    rest = [candidate for candidate in candidates if not candidate.sized]
-    costs = iter(_costs(rest, [candidate.arm for candidate in rest], measured))
+    if not free:
+        measure({})
+    costs = iter(of_rest)
     found: list[tuple[Candidate, Reached]] = []
     for candidate in candidates:
         if candidate.sized:

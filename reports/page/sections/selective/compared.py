@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from data.store.tables import COMPARED, Values
+from data.store.tables import COMPARED, Values, answered_most
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
@@ -26,7 +26,7 @@ def section(run: Run) -> Section | None:
         f"steering all as the gate's threshold rises: {extent(compared)}. Up and to the left is better. Bars are Wilson's 95 % "
         f"intervals. Hollow: over {say.percent(charts.HOLLOW_FROM, 0)} of answers broken."
     )
-    lines = drawn(compared)
+    lines = drawn(answered_most(compared))  # what answered some prompts alone does not stand beside the others
     chart = [
         Chart("compared-lines", charts.trade_off(lines, lines["group"].unique(maintain_order=True).to_list()), caption)
     ]
@@ -36,19 +36,20 @@ def section(run: Run) -> Section | None:
 
 def extent(compared: pl.DataFrame) -> str:
     """How many prompts, at which budgets."""
-    row = compared.row(0, named=True)
+    row = answered_most(compared).row(0, named=True)
     budgets = say.listed(f"{budget:g}" for budget in compared["kl_budget"].unique().sort())
     return f"benign n = {say.number(row['n_benign'])}, harmful n = {say.number(row['n_harmful'])}; KL on harmless prompts {budgets} nats"
 
 
 def told(compared: pl.DataFrame) -> str:
     """What was chosen, and what is shown of it beside the controls; nothing chosen is said so."""
-    own = compared.filter(~pl.col("control"))
+    own, left = compared.filter(~pl.col("control")), left_behind(compared)
     tried = own.select("method", "gate", "kl_budget").unique().height
-    start = compared.filter(gate="").sort("threshold").row(0, named=True)
+    start = answered_most(compared).filter(gate="").sort("threshold").row(0, named=True)
+    of_all = " that answered every prompt" if left else ""
     if own.filter("chosen").is_empty():
-        return (f"{say.counted(tried, 'setting')} tried; none lowers over-refusal and keeps the refusals that it should with 95 % "
-                "confidence: nothing is chosen.")  # fmt: skip
+        return (f"{say.counted(tried, 'setting')} tried; none{of_all} lowers over-refusal and keeps the refusals that it should with "
+                f"95 % confidence: nothing is chosen. {left}").strip()  # fmt: skip
     best = own.filter("chosen").row(0, named=True)
     parts = [
         f"Of {say.counted(tried, 'setting')}, {called(best)} is chosen: over-refusal {rates(start, best, 'benign')}, "
@@ -60,12 +61,24 @@ def told(compared: pl.DataFrame) -> str:
         rival = beaten.row(0, named=True)
         apart = best["benign_high"] < rival["benign_low"]
         parts.append(
-            f"The best control, {called(rival)}, leaves {say.percent(rival['benign'])}: "
+            f"The best control{of_all}, {called(rival)}, leaves {say.percent(rival['benign'])}: "
             + ("the intervals don't overlap." if apart else "the intervals overlap, so that no difference is shown.")
         )
     else:
-        parts.append("No control keeps the promise.")
-    return " ".join(parts)
+        parts.append(f"No control{of_all} keeps the promise.")
+    return " ".join([*parts, *([left] if left else [])])
+
+
+def left_behind(compared: pl.DataFrame) -> str:
+    """How many methods answered some prompts alone; empty where none did."""
+    keys = ["method", "kl_budget"]
+    left = compared.join(answered_most(compared), on=keys, how="anti")
+    if left.is_empty():
+        return ""
+    row, (gone, every) = left.row(0, named=True), (frame.select(keys).unique().height for frame in (left, compared))
+    return (f"{gone} of {every} methods and controls, each at a budget, answered {row['n_benign']} of the benign and {row['n_harmful']} of the "
+            "harmful prompts alone, and were left there, as others did better on these: of them no more is known, none is chosen or drawn, "
+            "and the tables give the prompts that each answered.")  # fmt: skip
 
 
 def rates(before: Values, after: Values, label: str) -> str:
@@ -114,15 +127,17 @@ def table(compared: pl.DataFrame) -> Table:
         ("95 % interval of it", say.span, "harmful_low", "harmful_high"),
         ("kept at least", say.percent, "kept_low"),
         ("broken", say.percent, "broken"),
+        ("benign n", say.number, "n_benign"),
+        ("harmful n", say.number, "n_harmful"),
         ("", lambda control, chosen: "chosen" if chosen else "control" if control else "", "control", "chosen"),
     )
     return Table("compared-kept", kept, shown, "Settings that lower over-refusal and keep the refusals", folded=True)
 
 
 def reached(compared: pl.DataFrame) -> Table:
-    """The strength and KL that each method came to."""
+    """The strength and KL that each method came to, and how many prompts it answered."""
     frame = compared.select(
-        "method", "kind", "strength", "strength_unit", "layer", "kl_budget", "kl", "why_not"
+        "method", "kind", "strength", "strength_unit", "layer", "kl_budget", "kl", "why_not", "n_benign", "n_harmful"
     ).unique(maintain_order=True)
     shown = say.table_of(
         frame,
@@ -132,5 +147,7 @@ def reached(compared: pl.DataFrame) -> Table:
         ("KL budget", say.number, "kl_budget"),
         ("KL", say.number, "kl"),
         ("why not the budget", say.name, "why_not"),
+        ("benign n", say.number, "n_benign"),
+        ("harmful n", say.number, "n_harmful"),
     )
     return Table("compared-kl", frame, shown, "What each method costs harmless prompts", folded=True)
