@@ -166,7 +166,7 @@ PROBE_LAYER = Declared("--layer", "Block to read; auto: the one with the highest
 GATE = Declared("--gate", "probe: of this run's activations; the others are fitted on --data of their own.  " + "; ".join(
                 f"{name}: {what}" for name, what in c.GATES.items() if name != c.LABELLED_GATE) + f".  Several joined by {', '.join(c.JOINS)}: ridge+control.", types.GATE, "probe")
 KEEP_REFUSAL = Declared("--keep-refusal", "Share of the unsteered refusals of harmful prompts that the threshold keeps, with 95 % confidence, "
-                        "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown=f"Youden's J; without --data {c.KEPT:g}")
+                        "on prompts of other themes than those that are fitted on.", types.Numbers(0, 1, min_open=True, max_open=True), shown=f"Youden's J; without --data {c.GATE_KEPT:g}")
 FPR = Declared("--fpr", "Share of benign rows that may pass for harmful.", types.Numbers(0, 1), shown="where the shares of harmful and of benign rows above the threshold differ most (Youden's J)")
 THRESHOLD_SPLIT = Declared("--threshold-split", "Rows to choose the threshold on.", c.SPLITS, "validation")
 MODE = Declared("--mode", "fixed: one vector, U z, for every row, as published; input: U Vᵀ(h − mean), which depends on the row.", c.MODES, "fixed")
