@@ -13,7 +13,7 @@ from commands.framework.output import Summary, emit_progress, warn
 from commands.framework.prompts import check_there, fingerprint_of, prompts_of
 from commands.framework.records import Key, answering_key, note, unchanged
 from commands.framework.settings import Record, Settings
-from data.contract import COMPARED_TOKENS, KEPT, LABELS, MAX_NEW_TOKENS, METHODS, TUNED_MODEL
+from data.contract import COMPARED_TOKENS, KEPT, LABELS, METHODS, TUNED_MODEL
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     o.ARM.but(help="What to steer with: fixed, routed, gated, lowrank, … with :KEY=VALUE,…; repeatable, one setting is chosen "
               "of all.", shown="gated and gated:harmful=0 if there is a probe, else fixed"),
     o.BEST,
-    o.NEW_TOKENS.but(help="Tokens an answer; with --methods fewer do, as its first words tell a refusal.",
-                     shown=f"{MAX_NEW_TOKENS}, with --methods {COMPARED_TOKENS}"),
+    o.NEW_TOKENS.but(help=f"Tokens an answer; with --methods {COMPARED_TOKENS}, if nothing is said, as its first words tell a refusal."),
     o.FOLLOW, o.REFUSAL_LOSS, o.METHODS, o.KL,
     o.KEEP_REFUSAL.but(help="With --methods: share of the unsteered refusals of harmful prompts that the chosen setting keeps, with 95 % "
                        "confidence.", shown=f"{KEPT:g}"),
