@@ -1,14 +1,19 @@
-"""What arms draw on, at random: vectors, a probe, a low-rank map; and arms of every kind."""
+"""What arms draw on, at random: vectors, a probe, a low-rank map; arms of every kind; and what gates are fitted to."""
 
 import json
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
+from interventions.gates.features import Features
 from interventions.gates.gate import FittedGate
 from interventions.methods.edits.fitted import TENSORS, FittedMethod
 from interventions.methods.lowrank import LowRank
 from interventions.methods.vectors import SteeringVectors
 from interventions.steering.arms import Arm, parse_arms
+from interventions.steering.compared.candidates import Candidate, candidates
+from interventions.steering.plans import Tools
 
 OWN_KINDS = [
     "affine:strength=0.5", "affine:layers=1-2,strength=-1,unit=unit,category=weapons", "affine:route=routed,layers=all,scope=generated",
@@ -16,6 +21,8 @@ OWN_KINDS = [
     "alphasteer:layers=all,scope=generated", "angular", "angular:strength=0.5,angle=40,layers=1-3,scope=generated",
     "angular:strength=1,adaptive=yes,scope=prompt",
 ]  # fmt: skip
+COMPARED_METHODS = ("mean", "contrastive", "ablate", "angular", "affine")
+COMPARED_ARM = Arm("fixed", "fixed", 2)  # what compared arms leave open
 NOTHING_KNOWN = {"category": None, "label": None}
 EVERY_ROUTE = [
     "baseline", "fixed:category=weapons", "routed", "gated:benign=-6,harmful=4", "wrong-category:route=gated",
@@ -78,3 +85,21 @@ def lowrank_of(model, layer=2) -> LowRank:
     parts["mean"] = torch.randn(model.d_model, generator=random)
     metadata = {"layer": str(layer), "mode": "input", "model": model.name, "site": "resid_post"}
     return LowRank(**parts, z=torch.zeros(2), metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Columns(Features):
+    """Features whose residual stream is the same numbers, (prompts, x), at every layer and position."""
+
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def residual(self, read, rows):
+        return self.values[rows]
+
+
+def candidates_of(model) -> list[Candidate]:
+    """Methods to compare, of which one has vectors of its own, and controls."""
+    tools = Tools(vectors_of(model), probe_of(model), methods=methods_of(model))
+    other = replace(tools, vectors=vectors_of(model, seed=9))
+    by_method = {name: other if name == "contrastive" else tools for name in COMPARED_METHODS}
+    return candidates(model, COMPARED_ARM, by_method, tools)

@@ -1,7 +1,7 @@
 """A gate that is a small network: what it learns that no line can, its classes, and its file."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,22 +11,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from data import UserError
-from interventions.gates.features import Features
 from interventions.gates.gate import FittedGate
 from interventions.gates.kinds import network, ridge
 from interventions.traced.gating import Network
+from tests.made.tools import Columns
 
 WIDTH = 6
-
-
-@dataclass(frozen=True)
-class Columns(Features):
-    """Features whose residual stream is the same numbers at every layer and position."""
-
-    values: np.ndarray = field(default_factory=lambda: np.empty(0))
-
-    def residual(self, read, rows):
-        return self.values[rows]
 
 
 def made(count: int, seed: int, categories: bool = True) -> tuple[Columns, np.ndarray]:
