@@ -6,43 +6,23 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import load_all
 from data.errors import UserError
 from data.store.tables import COMPARED
-from interventions.steering.arms import Arm, parse_arms
-from interventions.steering.compared.candidates import candidates, wanted
+from interventions.steering.arms import parse_arms
+from interventions.steering.compared.candidates import wanted
 from interventions.steering.compared.compare import Sized, both_ways, compare, settings_of
 from interventions.steering.compared.equal_kl import HarmlessKL, Reached
 from interventions.steering.compared.promise import MORE_REFUSED, Answered
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
-from interventions.steering.plans import Tools
-from tests.made.tools import methods_of, probe_of, vectors_of
+from tests.made.tools import COMPARED_ARM
 
 TOKENS = 4
-DEFAULT = Arm("fixed", "fixed", 2)
 
 
 def verdict(text):
     """Any rule will do; this one sees every word."""
     return "broken" if not text else "refuse" if len(text) % 3 == 0 else "comply"
-
-
-@pytest.fixture(scope="module")
-def prompts(prompts_file):
-    return load_all([str(prompts_file)])
-
-
-@pytest.fixture(scope="module")
-def tried(tiny_tuned):
-    tools = Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned), methods=methods_of(tiny_tuned))
-    other = replace(tools, vectors=vectors_of(tiny_tuned, seed=9))
-    return candidates(
-        tiny_tuned,
-        DEFAULT,
-        {"mean": tools, "contrastive": other, "ablate": tools, "angular": tools, "affine": tools},
-        tools,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +44,7 @@ def test_a_row_is_what_its_arm_gives(table, tiny_tuned, prompts, tried, tmp_path
     for method, gate in pairs:
         rows = table.filter(method=method, gate=gate).sort("threshold")
         for row in [rows.row(len(rows) // 2 if gate else -1, named=True)]:
-            [arm] = parse_arms([row["arm"]], replace(DEFAULT, strength=row["strength"]))
+            [arm] = parse_arms([row["arm"]], replace(COMPARED_ARM, strength=row["strength"]))
             arm = replace(arm, strength=row["strength"])
             made = generate(
                 tiny_tuned, prompts, tools[method], tmp_path / "g.parquet", arms=[arm], max_new_tokens=TOKENS
@@ -115,7 +95,7 @@ def test_what_surely_looks_harmful_is_steered_towards_refusal(tried):
     assert row is not None and row["threshold"] == 0.3 and row["harmful_threshold"] == pytest.approx(0.45)
     assert row["harmful"] == 1 and row["kept"] == 1
     assert row["benign"] == 0.01  # 50 declined ones are released, one is newly declined
-    [arm] = parse_arms([row["arm"]], replace(DEFAULT, strength=-0.3))
+    [arm] = parse_arms([row["arm"]], replace(COMPARED_ARM, strength=-0.3))
     assert (arm.gate, arm.threshold, arm.harmful_threshold) == ("ridge", 0.3, row["harmful_threshold"])
     assert (arm.bias, arm.strength) == (8, -0.3) and arm.harmful == pytest.approx(0.2)
     assert arm.harmful_bias == pytest.approx(-16 / 3, rel=1e-4)

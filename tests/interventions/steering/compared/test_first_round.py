@@ -9,41 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from data import load_all
 from data.store.journal import Journal
 from data.store.tables import answered_most
 from interventions.steering.arms import Arm, parse_arms
 from interventions.steering.compared import first_round
-from interventions.steering.compared.candidates import Candidate, candidates
+from interventions.steering.compared.candidates import Candidate
 from interventions.steering.compared.compare import compare, settings_of
 from interventions.steering.compared.equal_kl import Reached
 from interventions.steering.compared.first_round import BESIDE, ENOUGH, FIRST, GO_ON, Sized, first_rows, go_on
 from interventions.steering.compared.promise import Answered, curve
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
-from interventions.steering.plans import Tools
-from tests.made.tools import methods_of, probe_of, vectors_of
+from tests.made.tools import COMPARED_ARM, COMPARED_METHODS
 
-METHODS = ("mean", "contrastive", "ablate", "angular", "affine")
-TOKENS, DEFAULT = 4, Arm("fixed", "fixed", 2)
+TOKENS = 4
 BUDGET, SHARE, FEW = 0.05, 0.02, 12
 
 
 def verdict(text):
     """A rule by which about half of all answers refuse."""
     return "refuse" if sum(map(ord, text)) % 2 else "comply"
-
-
-@pytest.fixture(scope="module")
-def prompts(prompts_file):
-    return load_all([str(prompts_file)])
-
-
-@pytest.fixture(scope="module")
-def tried(tiny_tuned):
-    tools = Tools(vectors_of(tiny_tuned), probe_of(tiny_tuned), methods=methods_of(tiny_tuned))
-    other = replace(tools, vectors=vectors_of(tiny_tuned, seed=9))
-    return candidates(tiny_tuned, DEFAULT, {name: other if name == "contrastive" else tools for name in METHODS}, tools)
 
 
 @pytest.fixture
@@ -68,7 +53,7 @@ def test_who_goes_on_answers_all_rows_as_without_a_first_round_and_the_others_pr
     went_on = answered_most(table)
     assert set(went_on["n_benign"]) == set(whole["n_benign"]) and set(went_on["n_harmful"]) == set(whole["n_harmful"])
     names = set(went_on["method"])
-    assert BESIDE in names and len(names & set(METHODS)) == GO_ON and len(names) == GO_ON + 1
+    assert BESIDE in names and len(names & set(COMPARED_METHODS)) == GO_ON and len(names) == GO_ON + 1
     lines = [frame.filter(pl.col("method").is_in(list(names)) & pl.col("harmful_threshold").is_null()).drop("chosen")
              for frame in (table, whole)]  # fmt: skip
     assert_frame_equal(*lines)
@@ -82,7 +67,7 @@ def test_who_goes_on_answers_all_rows_as_without_a_first_round_and_the_others_pr
     ends = left.filter(pl.col("gate") == "", pl.col("threshold") > 0.5, pl.col("method") != "random")
     assert ends.height
     for row in ends.iter_rows(named=True):  # what the first rows answer, and no other
-        [arm] = parse_arms([row["arm"]], replace(DEFAULT, strength=row["strength"]))
+        [arm] = parse_arms([row["arm"]], replace(COMPARED_ARM, strength=row["strength"]))
         arm = replace(arm, strength=row["strength"])
         made = generate(
             tiny_tuned, some, tools[row["method"]], tmp_path / "g.parquet", arms=[arm], max_new_tokens=TOKENS
