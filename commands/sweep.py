@@ -244,16 +244,14 @@ def left_behind(table: "pl.DataFrame") -> str:
     """How many methods did not answer every row, and why; empty where all did."""
     import polars as pl
 
-    from data.store.tables import answered_most
+    from data.store.tables import ANSWERED, answered_most, answered_some
     from interventions.steering.compared.first_round import GO_ON
 
-    keys = ["method", "kl_budget"]
-    went_on = answered_most(table)
-    left = table.join(went_on, on=keys, how="anti")
+    left, gone, every = answered_some(table)
     if left.is_empty():
         return ""
-    few, all_rows = (frame.select(pl.col("n_benign") + pl.col("n_harmful")).item(0, 0) for frame in (left, went_on))
-    gone, every = (frame.select(keys).unique().height for frame in (left, table))
+    went_on = answered_most(table)
+    few, all_rows = (frame.select(ANSWERED).item(0, 0) for frame in (left, went_on))
     beside = (
         went_on.filter(~pl.col("method").is_in(went_on.filter(~pl.col("control"))["method"].to_list()))["method"]
         .unique()

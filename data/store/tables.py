@@ -176,10 +176,19 @@ def paper(published: Iterable[str], arms: Iterable[str]) -> Schema:
     return {"dataset": pl.String, "label": pl.String, "n_published": pl.Int64, **theirs, **ours, "missing": pl.String}
 
 
+ANSWERED = pl.col("n_benign") + pl.col("n_harmful")
+
+
 def answered_most(compared: pl.DataFrame) -> pl.DataFrame:
     """The rows of `compared` whose settings answered every prompt: as many as any did, since some are left after a first round."""
-    answered = pl.col("n_benign") + pl.col("n_harmful")
-    return compared.filter(answered == answered.max())
+    return compared.filter(ANSWERED.max() == ANSWERED)
+
+
+def answered_some(compared: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
+    """The rows of those that are left there; how many settings they are, each a method at a budget, and of how many."""
+    left = compared.filter(ANSWERED.max() > ANSWERED)
+    gone, every = (frame.select("method", "kl_budget").n_unique() for frame in (left, compared))
+    return left, gone, every
 
 
 def write_table(path: Path, frame: pl.DataFrame) -> None:

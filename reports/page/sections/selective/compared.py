@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from data.store.tables import COMPARED, Values, answered_most
+from data.store.tables import COMPARED, Values, answered_most, answered_some
 from reports.page import charts
 from reports.page import wording as say
 from reports.page.blocks import Block, Chart, Prose, Section, Table
@@ -71,11 +71,10 @@ def told(compared: pl.DataFrame) -> str:
 
 def left_behind(compared: pl.DataFrame) -> str:
     """How many methods answered some prompts alone; empty where none did."""
-    keys = ["method", "kl_budget"]
-    left = compared.join(answered_most(compared), on=keys, how="anti")
+    left, gone, every = answered_some(compared)
     if left.is_empty():
         return ""
-    row, (gone, every) = left.row(0, named=True), (frame.select(keys).unique().height for frame in (left, compared))
+    row = left.row(0, named=True)
     return (f"{gone} of {every} methods and controls, each at a budget, answered {row['n_benign']} of the benign and {row['n_harmful']} of the "
             "harmful prompts alone, and were left there, as others did better on these: of them no more is known, none is chosen or drawn, "
             "and the tables give the prompts that each answered.")  # fmt: skip
