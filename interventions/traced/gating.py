@@ -101,8 +101,6 @@ def added(sums: States, marks: Marks, number: int, states: torch.Tensor, rows: t
     for (layer, position), total in list(sums.items()):
         if layer == number:
             share = marks.weights[position].to(states.device)[rows.to(states.device)][:, columns]
-            if total.shape[-1] == states.shape[-1] and not share.any():
-                continue
             part = torch.einsum("rc,rcd->rd", share, states.float().expand(len(share), -1, -1))
             whole = total.to(states.device).expand(-1, states.shape[-1]).clone()
             whole[rows.to(states.device)] += part
