@@ -100,6 +100,9 @@ def main():
     parser.add_argument("towards")
     parser.add_argument("--mirror", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=float, default=GATE_KEPT, help="share of the refusals that the lower threshold keeps"
+    )
     parser.add_argument("--scorer", default="classifier")
     given = parser.parse_args()
 
@@ -130,12 +133,12 @@ def main():
     }
     fits = {"ours and the other half": network.KIND.fit, "words, the same rows": fit_words}
     steers["ours alone"] = decisions(
-        features, network.KIND.fit, np.flatnonzero(mine), harmful, refused, themes, GATE_KEPT
+        features, network.KIND.fit, np.flatnonzero(mine), harmful, refused, themes, given.keep
     )
     for fitted_on in (half, ~half):
         rows, rest = np.flatnonzero(mine | fitted_on), ~fitted_on & ~mine
         for name, fit in fits.items():
-            steers[name][rest] = decisions(features, fit, rows, harmful, refused, themes, GATE_KEPT)[rest]
+            steers[name][rest] = decisions(features, fit, rows, harmful, refused, themes, given.keep)[rest]
     steers["a perfect gate"] = np.where(harmful, 0, 1)
 
     scores = pl.read_parquet(given.run / "scores.parquet").filter(scorer=given.scorer)

@@ -275,7 +275,8 @@ class Setting(NamedTuple):
     arm: str
 
 
-# Of `TUNED_MODEL`, chosen on validation rows by `benchmarks/strengths.py`; the gate has its own threshold.
+# Of `TUNED_MODEL`; README, Results, says how it was chosen. The gate has its own threshold for benign prompts; the other one is the score that
+# 5 % of its benign rows reach, out of fold.
 TUNED_SETTING = Setting(
     "contrastive", "gated:gate=network,harmful-threshold=0.71,strength=-0.3,bias=8,harmful=0.2,harmful-bias=-5.4"
 )

@@ -5,9 +5,9 @@ a theme, and no theme straddles two splits. The lessons are training rows alone.
 what people ask of an assistant, in many styles, beside requests that should be declined. It has no `response`; the two rows
 of a `pair` differ in what matters alone. The contrasts are such pairs, of every category, for fitting gates on, and so are the
 kinds, in pairs and free-standing, plain and near-misses, of every kind that the taxonomies of CoCoNot and XSTest name: these have no
-test rows. The held-out prompts are as the traffic, in other themes, all of them test rows: nothing of ours is fitted, chosen or
-tried on them, so that README's figures on them say what to expect of prompts nobody tuned on. Nor on the families: seemingly harmful
-prompts, chat and instructions, written by somebody who knew none of the others.
+test rows. The held-out prompts are as the traffic, in other themes, all of them test rows: nothing of ours is fitted to them, but
+gates were looked at on them. The families, seemingly harmful prompts, chat and instructions, were written by somebody who knew none of the
+others, and nothing is fitted, chosen or tried on them, so that README's figures on them say what to expect of prompts nobody tuned on.
 """
 
 from pathlib import Path
