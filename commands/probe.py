@@ -171,7 +171,8 @@ def fit_other_gate(session: Session, s: Settings) -> Summary:
         gate, quality = artefact.load(artefact.path(s.run)), read_parquet(quality_path)
         note(s, artefact, key, model, start, data=named.get("data"))
     else:
-        rows, first = gate_rows(session, named, model, prompts)
+        journal = artefact.path(s.run).with_name(f".{s.get('gate')}-first.journal")
+        rows, first = gate_rows(session, named, model, prompts, journal)
         features = gate_features(named, model, prompts, kind_of(s.get("gate")).reads(model), first)
         report = fit_gate(s.get("gate"), model, rows, features, keep=keep, fpr=s.get("fpr"))
         gate, quality = report.gate, report.quality
@@ -179,6 +180,7 @@ def fit_other_gate(session: Session, s: Settings) -> Summary:
         write_table(prompts_path, prompts.with_columns(score=pl.Series(report.score)))
         gate.save(artefact.path(s.run))
         note(s, artefact, key, model, start, data=named.get("data"))
+        journal.unlink(missing_ok=True)
     kept = (
         {"keeps": f"{float(gate.metadata['kept_low']):.3f} of the refusals or more"}
         if "kept_low" in gate.metadata
@@ -196,7 +198,7 @@ def known_rows(rows: "pl.DataFrame") -> "pl.DataFrame":
 
 
 def gate_rows(
-    session: Session, s: Settings, model: "Model", prompts: "pl.DataFrame"
+    session: Session, s: Settings, model: "Model", prompts: "pl.DataFrame", journal: "Path | None" = None
 ) -> "tuple[GateRows, FirstPositions | None]":
     """The prompts with what a gate's fit has to know of them, and how their answers begin if the model has refusal tokens."""
     import numpy as np
@@ -209,7 +211,7 @@ def gate_rows(
     themes, _ = asked_themes(s, prompts.select("dataset", "id", "prompt"))
     alone = pl.format("{} {}", "dataset", "id")
     names = set(refusal_tokens(model).names)
-    first = session.first_positions(model, prompts) if names else None
+    first = session.first_positions(model, prompts, journal) if names else None
     taught = prompts["dataset"].is_in(TAUGHT).to_numpy() & (model.name == TUNED_MODEL)
     declined = None if first is None else np.array([token in names for token in first.most_probable])
     groups = themes.select(pl.col("theme").fill_null(alone)).to_series().to_list()

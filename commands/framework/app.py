@@ -16,6 +16,8 @@ from data.contract import ASKED_BYTES, TUNED_MODEL
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import polars as pl
 
     from interventions.backends.backend import Backend, VLLMOptions
@@ -80,14 +82,16 @@ class Session:
         rules = rules_of(model.module, name) if follow else {}
         return model if model.rules == rules else replace(model, rules=rules)
 
-    def first_positions(self, model: "Model", prompts: "pl.DataFrame") -> "FirstPositions":
-        """The first generated position of prompts, unsteered; looked at once."""
+    def first_positions(
+        self, model: "Model", prompts: "pl.DataFrame", journal: "Path | None" = None
+    ) -> "FirstPositions":
+        """The first generated position of prompts, unsteered; looked at once, in batches that are noted in `journal`."""
         from data import fingerprint
         from interventions.steering.first_token import first_positions
 
         key = (repr(model.identity), fingerprint(prompts))
         if key not in self.openings:
-            self.openings[key] = first_positions(model, prompts["prompt"].to_list())
+            self.openings[key] = first_positions(model, prompts["prompt"].to_list(), journal=journal)
         return self.openings[key]
 
     def traffic(self) -> dict[str, int]:

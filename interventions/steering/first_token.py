@@ -1,12 +1,17 @@
 """The token, or the words, that a model would open its answer with, unsteered."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data.contract import BATCH_TOKENS
+from data.store.journal import Journal
+from interventions.backends.batches import run_batches
 from interventions.model.control_tokens import control_tokens
 from interventions.model.kinds import check_cache
 from interventions.model.model import Model
@@ -39,13 +44,16 @@ class FirstPositions(NamedTuple):
     log_probabilities: np.ndarray
 
 
-def first_positions(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> FirstPositions:
+def first_positions(
+    model: Model, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS, journal: Path | None = None
+) -> FirstPositions:
     """Look at the first generated position of each prompt.
 
     Args:
         model: An open model.
         prompts: N texts.
         batch_tokens: Padded tokens a batch.
+        journal: Where finished batches are noted, for a killed run to go on with; whoever needs them no longer removes it.
     """
     check_cache(model.module, model.name)
     known = control_tokens(model.tokenizer)
@@ -53,18 +61,26 @@ def first_positions(model: Model, prompts: Sequence[str], batch_tokens: int = BA
     nothing, one = torch.zeros(1), torch.ones(1)
     readers = [Gate((), one, nothing, nothing, one, tokens=(number,), gain=GAIN) for number in names]
     ids = encode(model.tokenizer, prompts).ids
-    first: list[str | None] = [None] * len(ids)
-    shares = np.zeros((len(ids), len(names)))
-    for rows in plan_batches([len(row) for row in ids], batch_tokens):
+    plan = plan_batches([len(row) for row in ids], batch_tokens)
+
+    def work(rows: list[int]) -> list[tuple[str | None, list[float]]]:
         mine = [ids[row] for row in rows]
         opening = common_opening(mine) if model.takes_masks else 0
         batch = pad_batch(mine, pad_id(model.tokenizer), model.device, opening)
         found = answer(model, batch, [unsteered(len(rows), model.d_model)], Asked(1, gates=readers), opening=opening)
-        for row, number in zip(rows, found.tokens[:, 0, 0].tolist(), strict=True):
-            first[row] = names.get(number)
-        if found.gates is not None:
-            shares[rows] = torch.logit(found.gates.double()).numpy() / GAIN
-    return FirstPositions(first, list(known), shares)
+        shares = np.zeros((len(rows), 0)) if found.gates is None else torch.logit(found.gates.double()).numpy() / GAIN
+        first = [names.get(number) for number in found.tokens[:, 0, 0].tolist()]
+        return list(zip(first, shares.tolist(), strict=True))
+
+    if journal is None:
+        noted = {row: seen for rows in plan for row, seen in zip(rows, work(rows), strict=True)}
+    else:
+        key = {"model": model.identity, "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()}
+        noted = dict(enumerate(run_batches(model.backend, Journal(journal, key, plan), work, "first tokens")))
+    shares = [noted[row][1] for row in range(len(ids))]
+    return FirstPositions(
+        [noted[row][0] for row in range(len(ids))], list(known), np.array(shares).reshape(len(ids), len(names))
+    )
 
 
 def first_tokens(model: Model, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[str | None]:

@@ -25,7 +25,7 @@ def some_declined(monkeypatch):
 def declines(monkeypatch, said_at):
     """What opens the answer to each prompt is what `said_at` says of its place."""
 
-    def first_positions(_session, _model, prompts):
+    def first_positions(_session, _model, prompts, _journal=None):
         return FirstPositions([said_at(at) for at in range(len(prompts))], [], np.zeros((len(prompts), 0)))
 
     monkeypatch.setattr(Session, "first_positions", first_positions)

@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, roc_auc_score
 
+from data.store.journal import Journal
 from data.store.tables import GATE_QUALITY
 from interventions.gates import words
 from interventions.gates.carry_over import GateRows, carried_over, unchanged_refusal
@@ -196,3 +197,37 @@ def test_platts_calibration_is_scikit_learns(tiny_tuned):
     got = calibrated.score(torch.from_numpy(logit(score.astype(float))[:, None]))
     known = LogisticRegression(class_weight="balanced", C=1e6).fit(logit(score.astype(float))[:, None], harmful)
     assert np.allclose(got, known.predict_proba(logit(score.astype(float))[:, None])[:, 1], atol=0.02)
+
+
+def test_a_killed_fit_looks_at_no_first_position_twice(run, tiny_tuned_folder, prompts_file, tmp_path, monkeypatch):
+    from interventions.steering import first_token
+
+    answered, finish, answer = [], Journal.finish, first_token.answer
+    monkeypatch.setattr(first_token, "plan_batches", lambda lengths, _most: [[row] for row in range(len(lengths))])
+    monkeypatch.setattr(first_token, "answer", lambda *given, **more: answered.append(1) or answer(*given, **more))
+
+    def fit(folder):
+        return run("--run", tmp_path / folder, "--model", tiny_tuned_folder, "--data", prompts_file,
+                   "probe", "--gate", "control", "--data", prompts_file)  # fmt: skip
+
+    code, _, err = fit("whole")
+    assert code == 0, err
+    whole, noted = len(answered), []
+
+    def dies(journal, done):
+        finish(journal, done)
+        noted.append(done)
+        if len(noted) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "finish", dies)
+        code, _, err = fit("killed")
+        assert code == 130 and "run the same command again" in err
+    code, _, err = fit("killed")
+    assert code == 0, err
+    assert len(answered) == 2 * whole
+    gates = [tmp_path / folder / "gates" for folder in ("whole", "killed")]
+    assert {path.name for path in gates[1].iterdir()} == {path.name for path in gates[0].iterdir()}
+    first, again = (pl.read_parquet(folder / "control_prompts.parquet") for folder in gates)
+    assert first.equals(again) and np.ptp(first["score"].to_numpy()) > 0
