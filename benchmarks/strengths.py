@@ -20,7 +20,7 @@ from data import load_all
 from data.contract import KEPT, TUNED_MODEL
 from interventions.gates.gate import FittedGate
 from interventions.steering.compared.promise import Answered, lower_bound
-from reports.scoring.lexical import text_verdict
+from reports.scoring.lexical import text_verdicts
 
 KEY = ["dataset", "id"]
 
@@ -35,7 +35,7 @@ def main(run):
     def of(arm):
         mine = answers.filter(arm=arm).select(*KEY, "response")
         texts = rows.join(mine, on=KEY, how="left", maintain_order="left")["response"]
-        verdicts = np.array([text_verdict(TUNED_MODEL)(text) for text in texts])
+        verdicts = np.array(text_verdicts(TUNED_MODEL)(texts.to_list()))
         return Answered(verdicts == "refuse", verdicts == "broken")
 
     before = of("baseline")

@@ -28,7 +28,7 @@ def effects(session: Session, s: Settings) -> Summary:
     from data.prompts.passages import passages
     from data.store.rundir import now
     from interventions.steering.effects import side_effects
-    from reports.scoring.broken import is_broken
+    from reports.scoring.broken import are_broken
     from reports.statistics.effects import figures
 
     start = now()
@@ -50,7 +50,7 @@ def effects(session: Session, s: Settings) -> Summary:
         text_name = s.get("text").stem if s.get("text") else "plain"
         counted = partial(figures, datasets=prompts["dataset"].to_list(), themes=themes["theme"].to_list(),
                           text_name=text_name, seed=options["seed"])  # fmt: skip
-        table = side_effects(model, prompts, texts, tools, path, arms=arms, broken=is_broken, figures=counted,
+        table = side_effects(model, prompts, texts, tools, path, arms=arms, broken=are_broken, figures=counted,
                              max_new_tokens=options["max_new_tokens"], batch_tokens=s.get("batch_tokens"))  # fmt: skip
         note(s, EFFECTS, key, model, start, data=s.get("data"))
     return {"prompts": prompts.height, "passages": len(texts), "table": table, "wrote": str(path)}

@@ -61,7 +61,7 @@ def try_settings(session: Session, s: Settings) -> Summary:
     from data.store.tables import write_table
     from interventions.steering.sweep import grid, sweep_layers
     from interventions.steering.sweep import sweep as run_sweep
-    from reports.scoring.lexical import text_verdict
+    from reports.scoring.lexical import text_verdicts
 
     odd = [f"--{name.replace('_', '-')}" for name in ("kl", "keep_refusal") if s.given(name)]
     if odd:
@@ -86,7 +86,7 @@ def try_settings(session: Session, s: Settings) -> Summary:
     if unchanged(s, SWEEP, key):
         table = SWEEP.read(s.run)
     else:
-        table = run_sweep(model, prompts, tools, path, arms=arms, verdict=text_verdict(model.name),
+        table = run_sweep(model, prompts, tools, path, arms=arms, verdicts=text_verdicts(model.name),
                           batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
         write_table(s.run / "sweep_prompts.parquet", prompts)  # what was chosen on is no evidence
         note(s, SWEEP, key, model, start, data=s.get("data"))
@@ -102,7 +102,7 @@ def compare_methods(session: Session, s: Settings) -> Summary:
     from data.store.tables import read_parquet, write_table
     from interventions.steering.compared.candidates import candidates, wanted
     from interventions.steering.compared.compare import compare, settings_of
-    from reports.scoring.lexical import text_verdict
+    from reports.scoring.lexical import text_verdicts
 
     start, share = now(), s.get("keep_refusal") or KEPT
     odd = [
@@ -133,7 +133,7 @@ def compare_methods(session: Session, s: Settings) -> Summary:
         table = read_parquet(compared)
     else:
         scores = scores_out_of_fold(s, model, prompts, tools, default)
-        table = compare(model, prompts, tried, scores, compared, verdict=text_verdict(model.name),
+        table = compare(model, prompts, tried, scores, compared, verdicts=text_verdicts(model.name),
                         batch_tokens=s.get("batch_tokens"), **options)  # fmt: skip
         take_vectors(session, below, table, key)
         write_table(path, settings_of(table))

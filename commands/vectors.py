@@ -89,7 +89,7 @@ def declined_rows(session: Session, s: Settings, record: Record) -> "np.ndarray"
     from data.store.tables import read_parquet
     from interventions.model.control_tokens import refusal_tokens
     from interventions.steering.first_token import first_texts
-    from reports.scoring.lexical import text_verdict
+    from reports.scoring.lexical import text_verdicts
 
     table = read_parquet(ACTIVATIONS.path(s.run).with_suffix(".parquet")).with_row_index("row")
     rows = for_split(table, s.get("split")).filter(pl.col("label") == "benign")
@@ -98,8 +98,7 @@ def declined_rows(session: Session, s: Settings, record: Record) -> "np.ndarray"
     if names:
         said = [name in names for name in session.first_positions(model, rows).most_probable]
     else:
-        verdict = text_verdict(model.name)
-        said = [verdict(text) == "refuse" for text in first_texts(model, texts)]
+        said = [verdict == "refuse" for verdict in text_verdicts(model.name)(first_texts(model, texts))]
     declined = np.zeros(table.height, bool)
     declined[rows["row"].to_numpy()] = said
     return declined

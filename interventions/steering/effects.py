@@ -30,7 +30,7 @@ from interventions.steering.arms import Arm, baseline
 from interventions.steering.batches import answer_rows, variants_of, weights_of
 from interventions.steering.plans import Plan, Tools, made_from, plan_arm
 from interventions.steering.teacher_forcing import most_rows, teacher_forced
-from interventions.steering.texts import finished, stop_tokens
+from interventions.steering.texts import judged, stop_tokens
 from interventions.traced.gating import Gate
 
 CONTEXT, PIECE = 16, 256  # tokens of a passage that stand for a prompt; tokens of a piece: longer passages are cut
@@ -46,7 +46,7 @@ def side_effects(
     path: Path,
     *,
     arms: Sequence[Arm],
-    broken: Callable[[str], bool],
+    broken: Callable[[Sequence[str]], Sequence[bool]],
     figures: Callable[[Measured], pl.DataFrame],
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_tokens: int | None = None,
@@ -62,7 +62,7 @@ def side_effects(
         tools: What the arms draw on.
         path: The parquet file to write, in the columns of `data.store.tables.EFFECTS`.
         arms: What to measure; the baseline always is, and stands first.
-        broken: Whether an answer is none.
+        broken: Of texts, whether each is no answer.
         figures: Makes the table of what was measured.
         max_new_tokens: Tokens an answer, and at most so many of the unsteered one that divergence is taken over.
         batch_tokens: Padded tokens a batch, default 2048, on a GPU as many as its memory holds.
@@ -112,7 +112,7 @@ class _Work:
     batch_tokens: int
 
     def answers(
-        self, prompts: pl.DataFrame, tokens: int, broken: Callable[[str], bool]
+        self, prompts: pl.DataFrame, tokens: int, broken: Callable[[Sequence[str]], Sequence[bool]]
     ) -> tuple[dict[str, np.ndarray], Journal]:
         """`first`, `answer` and `broken` of `Measured`."""
         model = self.model
@@ -129,7 +129,7 @@ class _Work:
             given = [upto_stop(model, row[0]) for row in answers]
             kl = forced_variants(model, variants, rows, given, "kl", gates)
             means = kl.sum(-1) / np.array([len(row) for row in given])[:, None]
-            verdicts = [[broken(finished(model, one, tokens)["response"]) for one in row] for row in answers]
+            verdicts = judged(model, answers, tokens, broken)
             return np.stack([kl[..., 0], means, np.array(verdicts, float)], axis=-1).tolist()
 
         noted = self._run(journal, measure, "effects", 3)

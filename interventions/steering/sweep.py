@@ -26,7 +26,7 @@ from interventions.steering.answer import Answers
 from interventions.steering.arms import Arm, baseline, parse_arms
 from interventions.steering.batches import answer_rows, plan_answers
 from interventions.steering.plans import Plan, Tools, made_from, plan_arm
-from interventions.steering.texts import finished, warn_of_overflow
+from interventions.steering.texts import Verdicts, judged, warn_of_overflow
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)  # times an arm's own strength
 SHARES = (1 / 3, 2 / 3, 1.0)  # the same of what goes no further than its whole way
@@ -103,7 +103,7 @@ def sweep(
     path: Path,
     *,
     arms: Sequence[Arm],
-    verdict: Callable[[str], str | None],
+    verdicts: Verdicts,
     best: int = SWEEP_BEST,
     max_new_tokens: int = MAX_NEW_TOKENS,
     refusal_loss: float = REFUSAL_LOSS,
@@ -119,7 +119,7 @@ def sweep(
         tools: What the arms draw on.
         path: The parquet file to write.
         arms: The settings, of `grid`.
-        verdict: A text's: `refuse`, `broken`, …, or None where it can't say.
+        verdicts: Of texts each one's: `refuse`, `broken`, …, or None where it can't say.
         best: How many settings generate.
         max_new_tokens: Tokens an answer in the second stage.
         refusal_loss: How much of the baseline's refusal of harmful rows a chosen setting may lose, 0 to 1.
@@ -154,9 +154,9 @@ def sweep(
         chosen = shortlist(_shares(probability, harmful), arms, best, refusal_loss)
     kept = [0, *chosen]
     journals.append(work.journal("text", [plans[at] for at in kept], max_new_tokens))
-    verdicts = work.verdicts(journals[-1], [plans[at] for at in kept], max_new_tokens, verdict)
-    winner = choose(_text_shares(verdicts, harmful), [arms[at] for at in kept], refusal_loss)
-    table = _table(arms, harmful, probability, dict(zip(kept, verdicts.T, strict=True)),
+    said = work.verdicts(journals[-1], [plans[at] for at in kept], max_new_tokens, verdicts)
+    winner = choose(_text_shares(said, harmful), [arms[at] for at in kept], refusal_loss)
+    table = _table(arms, harmful, probability, dict(zip(kept, said.T, strict=True)),
                    None if winner is None else kept[winner])  # fmt: skip
     write_table(path, table)
     for journal in journals:
@@ -233,14 +233,11 @@ class _Work:
 
         return np.array(self._run(journal, plans, 0, note, "sweep"), float)
 
-    def verdicts(
-        self, journal: Journal, plans: Sequence[Plan], tokens: int, verdict: Callable[[str], str | None]
-    ) -> np.ndarray:
+    def verdicts(self, journal: Journal, plans: Sequence[Plan], tokens: int, verdicts: Verdicts) -> np.ndarray:
         """Verdicts on the texts, (rows, arms), objects."""
 
         def note(found: Answers) -> list[list[Any]]:
-            texts = [[finished(self.model, row, tokens)["response"] for row in arms] for arms in found.tokens.tolist()]
-            return [[verdict(text) for text in row] for row in texts]
+            return judged(self.model, found.tokens.tolist(), tokens, verdicts)
 
         return np.array(self._run(journal, plans, tokens, note, "sweep, text"), object)
 

@@ -1,7 +1,8 @@
 """What the tables say of an answer: its text, its control token, why it ended, what it was steered with."""
 
 import logging
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ PART = "\ufffd"  # what a character decodes to whose last token is not there yet
 
 logger = logging.getLogger(__name__)
 Row: TypeAlias = dict[str, Any]  # of a table: column -> value
+Verdicts: TypeAlias = Callable[[Sequence[str]], Sequence[str | None]]  # texts -> each one's, None where it can't say
+Said = TypeVar("Said")
 
 
 def row_answer(model: Model, found: Answers, row: int, arm: int, plan: Plan, max_new_tokens: int) -> Row:
@@ -59,6 +62,15 @@ def finished(model: Model, tokens: list[int], max_new_tokens: int) -> Row:
         "new_tokens": len(kept),
         "finish": "length" if end is None else "stop",
     }
+
+
+def judged(
+    model: Model, tokens: list[list[list[int]]], max_new_tokens: int, judge: Callable[[Sequence[str]], Sequence[Said]]
+) -> list[list[Said]]:
+    """What is said of each answer's text, all read at once: new tokens (rows, arms, tokens) -> (rows, arms)."""
+    texts = [finished(model, one, max_new_tokens)["response"] for row in tokens for one in row]
+    said = iter(judge(texts))
+    return [[next(said) for _ in row] for row in tokens]
 
 
 def token_columns(tokenizer: Any, tokens: list[int], answer: Row) -> Row:

@@ -5,6 +5,7 @@ of whole sentences. Fluent nonsense is not seen here; perplexity shows that.
 """
 
 import re
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -36,9 +37,9 @@ def broken(texts: pl.Series) -> pl.Series:
     return pl.concat(parts).rename("broken")
 
 
-def is_broken(text: str) -> bool:
-    """Whether one text is no answer."""
-    return bool(broken(pl.Series([text], dtype=pl.String)).item())
+def are_broken(texts: Sequence[str]) -> list[bool]:
+    """`broken` of texts that stand in no table."""
+    return broken(pl.Series(texts, dtype=pl.String)).to_list()
 
 
 def _broken(texts: pl.Series) -> pl.Series:

@@ -36,6 +36,11 @@ EVERY_EDIT = [
 ]  # fmt: skip
 
 
+def each(rule):
+    """A rule for one text as what reads many at once."""
+    return lambda texts: [rule(text) for text in texts]
+
+
 def arms_of(words=EVERY_ROUTE) -> list[Arm]:
     """Arms of block 2, five units against the vector where they say nothing else."""
     return parse_arms(words, Arm("x", "fixed", 2, strength=-5.0, unit="unit"))

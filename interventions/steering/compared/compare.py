@@ -23,7 +23,7 @@ from interventions.steering.compared.first_round import Sized, first_rows, go_on
 from interventions.steering.compared.promise import Answered, Curve, curve, harmful_from, promised
 from interventions.steering.compared.sized import harmless_kl, sized
 from interventions.steering.plans import made_from, plan_arm
-from interventions.steering.texts import finished
+from interventions.steering.texts import Verdicts, judged
 
 POINTS = 12  # of a trade-off's line
 WORDS, PERFECT = "words", "perfect"  # gates that are controls
@@ -36,7 +36,7 @@ def compare(
     gates: Mapping[str, np.ndarray],
     path: Path,
     *,
-    verdict: Callable[[str], str | None],
+    verdicts: Verdicts,
     budgets: Sequence[float],
     share: float,
     max_new_tokens: int,
@@ -54,7 +54,7 @@ def compare(
         candidates: What is compared, controls too.
         gates: Of each gate its score of every row, out of fold where it was fitted on it.
         path: The parquet file to write.
-        verdict: A text's: `refuse`, `broken`, …, or None where it can't say.
+        verdicts: Of texts each one's: `refuse`, `broken`, …, or None where it can't say.
         budgets: KL in nats, of `equal_kl.HarmlessKL`.
         share: Of the unsteered refusals, to be kept.
         max_new_tokens: Tokens an answer.
@@ -65,7 +65,7 @@ def compare(
         The table, in the columns of `data.store.tables.COMPARED`; `chosen` marks at most one row.
     """
     harmful = (prompts["label"] == "harmful").to_numpy()
-    measured = harmless_kl(model, prompts.filter(pl.Series(~harmful)), candidates[0], verdict, seed)
+    measured = harmless_kl(model, prompts.filter(pl.Series(~harmful)), candidates[0], verdicts, seed)
     found: list[Sized] = []
     for budget in budgets:
         new = [one for one in candidates if one.sized or not found]  # what has no strength is the same at every budget
@@ -73,7 +73,7 @@ def compare(
     journals: list[Journal] = []
 
     def answers(some: Sequence[Candidate], places: np.ndarray) -> list[Answered]:
-        return _answers(model, prompts, places, some, path.parent / f".{path.stem}-{len(journals)}", journals, verdict,
+        return _answers(model, prompts, places, some, path.parent / f".{path.stem}-{len(journals)}", journals, verdicts,
                         max_new_tokens, batch_tokens or default_batch_tokens(model))  # fmt: skip
 
     every = np.arange(prompts.height)
@@ -236,7 +236,7 @@ def _answers(
     candidates: Sequence[Candidate],
     stem: Path,
     journals: list[Journal],
-    verdict: Callable[[str], str | None],
+    verdicts: Verdicts,
     tokens: int,
     batch_tokens: int,
 ) -> list[Answered]:
@@ -255,12 +255,11 @@ def _answers(
 
         def work(rows: list[int], encoded=encoded, mine=mine) -> list[list[str | None]]:
             found = answer_rows(model, encoded, rows, mine, [], tokens, budget)
-            texts = [[finished(model, one, tokens)["response"] for one in row] for row in found.tokens.tolist()]
-            return [[verdict(text) for text in row] for row in texts]
+            return judged(model, found.tokens.tolist(), tokens, verdicts)
 
-        verdicts = np.array(run_batches(model.backend, journal, work, "sweep, text"), object)
+        said = np.array(run_batches(model.backend, journal, work, "sweep, text"), object)
         of_plan |= {
             id(plan): Answered(column == "refuse", column == "broken")
-            for plan, column in zip(mine, verdicts.T, strict=True)
+            for plan, column in zip(mine, said.T, strict=True)
         }
     return [of_plan[id(plan)] for plan in plans]

@@ -24,6 +24,7 @@ from interventions.steering.teacher_forcing import most_rows
 
 BUDGET, TOKENS, PERCENTILE = 0.5, 20, 95  # nats; tokens of an answer; of the prompts
 WITHIN, TRIES = 0.05, 12
+SLOPE = 1.3  # of log KL over log strength around half a nat; 2 where strengths are small
 FAR = math.log(4)  # beyond what was tried a step goes no further, in log strength
 
 
@@ -86,7 +87,7 @@ def _next(points: Sequence[tuple[float, float]], budget: float) -> float | None:
     weak = max((x for x, y in known if y < goal), default=None)
     strong = min((x for x, y in known if y >= goal and (weak is None or x > weak)), default=None)
     finite = sorted(((x, y) for x, y in known if math.isfinite(y)), key=lambda point: abs(point[1] - goal))[:2]
-    slope = 2.0
+    slope = SLOPE
     if len(finite) == 2 and finite[0][0] != finite[1][0]:
         slope = (finite[0][1] - finite[1][1]) / (finite[0][0] - finite[1][0])
     guess = finite[0][0] + (goal - finite[0][1]) / slope if finite and slope > 0 else None

@@ -1,6 +1,6 @@
 """Every candidate at the strength that costs harmless prompts as much as every other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +11,15 @@ from interventions.model.model import Model
 from interventions.steering.arms import Arm
 from interventions.steering.compared.candidates import Candidate
 from interventions.steering.compared.equal_kl import PERCENTILE, HarmlessKL, Reached, equal_kl
-from interventions.steering.texts import finished
+from interventions.steering.texts import Verdicts, finished
 
 HARMLESS = 40  # prompts that KL is measured on
-START = {"residual": 0.3, "unit": 6.0, "raw": 1.0}  # sizes of strength to begin the search with, by its unit
-START_OF_KIND = {"angular": 0.05}  # a share of the way: near what 0.5 nats are of refusal-smollm2
+# Sizes of strength to begin the search with, near what 0.5 nats are of refusal-smollm2: by unit, and of kinds that have none.
+START = {"residual": 0.22, "unit": 6.0, "raw": 1.0}
+START_OF_KIND = {"angular": 0.07, "alphasteer": 1.9}
 
 
-def harmless_kl(
-    model: Model, benign: pl.DataFrame, candidate: Candidate, verdict: Callable[[str], str | None], seed: int
-) -> HarmlessKL:
+def harmless_kl(model: Model, benign: pl.DataFrame, candidate: Candidate, verdicts: Verdicts, seed: int) -> HarmlessKL:
     """Of at most 40 benign prompts that the model answers unsteered: to change its refusals is what steering is for.
 
     Raises:
@@ -29,9 +28,9 @@ def harmless_kl(
     some = benign.sample(min(2 * HARMLESS, benign.height), seed=seed, shuffle=True)
     asked = HarmlessKL.of(model, some, candidate.tools)
     texts = [finished(model, ids, len(ids)) for ids in asked.answers]
-    kept = [at for at, text in enumerate(texts) if not text["refusal_token"] and verdict(text["response"]) != "refuse"][
-        :HARMLESS
-    ]
+    said = verdicts([text["response"] for text in texts])
+    answers = [not text["refusal_token"] and verdict != "refuse" for text, verdict in zip(texts, said, strict=True)]
+    kept = np.flatnonzero(answers)[:HARMLESS].tolist()
     if not kept:
         raise UserError("the model answers no benign prompt unsteered, so that KL on harmless prompts can't be measured; "
                         "add some with --benign NAME_OR_FILE")  # fmt: skip

@@ -17,7 +17,7 @@ from interventions.steering.effects import CONTEXT, pieces_of, side_effects
 from interventions.steering.plans import Tools
 from interventions.steering.teacher_forcing import most_rows, teacher_forced
 from reports.statistics.effects import figures, percentile, ratio, share
-from tests.made.tools import EVERY_EDIT, arms_of, lowrank_of, probe_of, vectors_of
+from tests.made.tools import EVERY_EDIT, arms_of, each, lowrank_of, probe_of, vectors_of
 from tests.ndif.client import doors
 from tests.oracles import cut, divergence, forced, forced_arm, plain, stop_ids
 
@@ -52,7 +52,7 @@ def test_divergence_is_scipys_over_plain_hooks(tiny_tuned, prompts, tools, arms,
     """Every scope, operation and route: KL of the first token, and its mean over the unsteered model's own answer."""
     model = tiny_tuned
     table = measured_effects(model, prompts, passages()[:1], tools, tmp_path / "effects.parquet", arms=arms,
-                         broken=lambda text: "poem" in text, max_new_tokens=STEPS, batch_tokens=60)  # fmt: skip
+                         broken=each(lambda text: "poem" in text), max_new_tokens=STEPS, batch_tokens=60)  # fmt: skip
     assert table.schema == pl.Schema(EFFECTS) and not list(tmp_path.glob(".*"))
     encoded = encode(model.tokenizer, prompts["prompt"].to_list()).ids
     instructed = encode(model.tokenizer, [f"tell me\n\n{text}" for text in prompts["prompt"]]).ids
@@ -92,7 +92,7 @@ def test_perplexity_is_what_transformers_own_loss_gives(tiny_tuned, tools, arms,
     texts = [" ".join(["how do i kill a python process please"] * n) for n in (3, 9, 1)]
     none = load_all(["embedded/test"]).head(0)
     table = measured_effects(
-        model, none, texts, tools, tmp_path / "e.parquet", arms=arms, broken=bool, text_name="mine"
+        model, none, texts, tools, tmp_path / "e.parquet", arms=arms, broken=each(bool), text_name="mine"
     )
     pieces, passage = pieces_of(tokenizer, texts)
     assert passage == [0, 1, 1] and all(len(piece) <= 40 for piece in pieces)
@@ -118,10 +118,14 @@ def test_perplexity_is_what_transformers_own_loss_gives(tiny_tuned, tools, arms,
 
 
 def test_a_forward_pass_stays_within_its_memory(tiny_tuned, tools, arms, prompts, tmp_path, monkeypatch):
-    whole = measured_effects(tiny_tuned, prompts, passages()[:2], tools, tmp_path / "a.parquet", arms=arms, broken=bool)
+    whole = measured_effects(
+        tiny_tuned, prompts, passages()[:2], tools, tmp_path / "a.parquet", arms=arms, broken=each(bool)
+    )
     monkeypatch.setattr("interventions.steering.teacher_forcing.LOGIT_BYTES", 1)
     assert most_rows(tiny_tuned, 32) == 1
-    alone = measured_effects(tiny_tuned, prompts, passages()[:2], tools, tmp_path / "b.parquet", arms=arms, broken=bool)
+    alone = measured_effects(
+        tiny_tuned, prompts, passages()[:2], tools, tmp_path / "b.parquet", arms=arms, broken=each(bool)
+    )
     keys, values = ["dataset", "arm", "measure", "n"], ["value", "low", "high"]
     assert whole.select(keys).equals(alone.select(keys))
     assert np.allclose(
@@ -145,7 +149,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny_tuned, tools, prompts, tmp_path)
 
     def measure(name, path, **fate):
         return measured_effects(
-            tiny_tuned, prompts, passages()[:2], tools, tmp_path / path, broken=judge(name, **fate), **options
+            tiny_tuned, prompts, passages()[:2], tools, tmp_path / path, broken=each(judge(name, **fate)), **options
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -163,7 +167,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny_tuned, tools, prompts, tmp_path)
 def test_no_arm_but_oracle_reads_categories_or_labels(tiny_tuned, tools, prompts, tmp_path):
     arms = arms_of(["routed", "gated", "oracle"])
     swapped = prompts.with_columns(category=pl.lit("feelings"), label=pl.lit("harmful"))
-    one, two = (measured_effects(tiny_tuned, rows, passages()[:2], tools, tmp_path / "e.parquet", arms=arms, broken=bool)
+    one, two = (measured_effects(tiny_tuned, rows, passages()[:2], tools, tmp_path / "e.parquet", arms=arms, broken=each(bool))
                 for rows in (prompts, swapped))  # fmt: skip
     assert one.filter(pl.col("arm") != "oracle").equals(two.filter(pl.col("arm") != "oracle"))
     assert not one.equals(two)
@@ -175,7 +179,7 @@ def test_simulated_traces_measure_the_same(tiny_tuned, tools, arms, prompts, tmp
     from interventions.backends.backend import Backend
 
     far = replace(tiny_tuned, backend=Backend("simulate"))
-    one, two = (measured_effects(model, prompts.head(3), passages()[:1], tools, tmp_path / "e.parquet", arms=arms, broken=bool,
+    one, two = (measured_effects(model, prompts.head(3), passages()[:1], tools, tmp_path / "e.parquet", arms=arms, broken=each(bool),
                              max_new_tokens=3) for model in (tiny_tuned, far))  # fmt: skip
     assert one.equals(two)
 
@@ -185,7 +189,7 @@ def test_a_server_measures_the_same(ndif, tiny_tuned, tiny_tuned_folder, tools, 
     from interventions import open_model
 
     there = open_model(str(tiny_tuned_folder), remote=doors(ndif)["remote"])  # type: ignore[arg-type]  # an open backend
-    one, two = (measured_effects(model, prompts, passages()[:4], tools, tmp_path / "e.parquet", arms=arms, broken=bool,
+    one, two = (measured_effects(model, prompts, passages()[:4], tools, tmp_path / "e.parquet", arms=arms, broken=each(bool),
                              max_new_tokens=4, batch_tokens=60) for model in (tiny_tuned, there))  # fmt: skip
     assert one.equals(two)
 

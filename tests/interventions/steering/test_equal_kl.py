@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 
 from data import load_all
 from interventions.model.prompt_format import encode
-from interventions.steering.compared.equal_kl import HarmlessKL, equal_kl
+from interventions.steering.compared.equal_kl import SLOPE, HarmlessKL, equal_kl
 from interventions.steering.plans import Tools
 from tests.made.tools import arms_of, lowrank_of, probe_of, vectors_of
 from tests.oracles import cut, divergence, forced, forced_arm, plain
@@ -36,9 +36,11 @@ def test_the_strength_is_where_scipy_finds_it(power, scale, top, start, budget):
             assert cost(root) == pytest.approx(budget) and (one.strength < root) == (one.kl < cost(root))
 
 
-def test_few_tries_suffice_where_kl_is_a_square():
-    [found] = equal_kl(lambda sizes: {at: 3 * size**2 for at, size in sizes.items()}, [1.0])
-    assert found.tries == 2 and found.strength == pytest.approx(math.sqrt(0.5 / 3))
+@pytest.mark.parametrize("power", [1, SLOPE, 2])
+def test_few_tries_suffice_where_kl_is_a_power(power):
+    [found] = equal_kl(lambda sizes: {at: 3 * size**power for at, size in sizes.items()}, [1.0])
+    assert found.tries == (2 if power == SLOPE else 3)
+    assert 3 * found.strength**power == pytest.approx(0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(("cost", "why"), [

@@ -17,7 +17,7 @@ from interventions.steering.arms import Arm
 from interventions.steering.generate import generate
 from interventions.steering.plans import Tools
 from interventions.steering.sweep import Shares, choose, grid, shortlist, sweep, sweep_layers
-from tests.made.tools import vectors_of
+from tests.made.tools import each, vectors_of
 from tests.oracles import plain, refusal_ids
 
 BASE = Arm("fixed", "fixed", 2, "weapons", -0.3)
@@ -42,7 +42,14 @@ def arms():
 def swept(tiny_tuned, prompts, arms, tmp_path):
     tools = Tools(vectors_of(tiny_tuned))
     return sweep(
-        tiny_tuned, prompts, tools, tmp_path / "sweep.parquet", arms=arms, verdict=verdict, best=3, max_new_tokens=6
+        tiny_tuned,
+        prompts,
+        tools,
+        tmp_path / "sweep.parquet",
+        arms=arms,
+        verdicts=each(verdict),
+        best=3,
+        max_new_tokens=6,
     )
 
 
@@ -93,7 +100,7 @@ def test_no_setting_reads_labels_or_categories(swept, tiny_tuned, prompts, arms,
         Tools(vectors_of(tiny_tuned)),
         tmp_path / "again.parquet",
         arms=arms,
-        verdict=verdict,
+        verdicts=each(verdict),
         best=6,
         max_new_tokens=6,
     )
@@ -118,10 +125,10 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(swept, tiny_tuned, prompts, ar
     options = {"arms": arms, "best": 3, "max_new_tokens": 6, "batch_tokens": 60}
     tools, path = Tools(vectors_of(tiny_tuned)), tmp_path / "killed" / "sweep.parquet"
     with pytest.raises(KeyboardInterrupt):
-        sweep(tiny_tuned, prompts, tools, path, verdict=dies, **options)
+        sweep(tiny_tuned, prompts, tools, path, verdicts=each(dies), **options)
     assert not path.exists()
     made, calls = calls, -10_000
-    table = sweep(tiny_tuned, prompts, tools, path, verdict=dies, **options)
+    table = sweep(tiny_tuned, prompts, tools, path, verdicts=each(dies), **options)
     assert calls + 10_000 < 4 * prompts.height <= made + calls + 10_000
     assert table.drop("refusal_probability").equals(swept.drop("refusal_probability"))
     assert np.allclose(table["refusal_probability"], swept["refusal_probability"], rtol=1e-4)
@@ -136,7 +143,7 @@ def test_a_simulated_server_gives_the_same(swept, tiny_tuned, prompts, arms, tmp
         Tools(vectors_of(tiny_tuned)),
         tmp_path / "s.parquet",
         arms=arms,
-        verdict=verdict,
+        verdicts=each(verdict),
         best=3,
         max_new_tokens=6,
     )
@@ -145,7 +152,13 @@ def test_a_simulated_server_gives_the_same(swept, tiny_tuned, prompts, arms, tmp
 
 def test_a_model_without_refusal_tokens_is_judged_by_text_in_every_setting(tiny, prompts, arms, tmp_path):
     table = sweep(
-        tiny, prompts, Tools(vectors_of(tiny)), tmp_path / "sweep.parquet", arms=arms, verdict=verdict, max_new_tokens=4
+        tiny,
+        prompts,
+        Tools(vectors_of(tiny)),
+        tmp_path / "sweep.parquet",
+        arms=arms,
+        verdicts=each(verdict),
+        max_new_tokens=4,
     )
     assert table["refusal_probability"].null_count() == table.height == 2 * 7
     assert table["refused"].null_count() == 0 and table.schema == pl.Schema(SWEEP)
@@ -158,7 +171,7 @@ def test_a_scorer_that_fails_is_not_counted(tiny, prompts, arms, tmp_path):
         Tools(vectors_of(tiny)),
         tmp_path / "sweep.parquet",
         arms=arms[:1],
-        verdict=lambda _: None,
+        verdicts=each(lambda _: None),
         max_new_tokens=2,
     )
     assert table["refused"].null_count() == table.height and not table["chosen"].any()
@@ -205,7 +218,7 @@ def test_settings_that_are_no_numbers_come_last():
 def test_a_setting_that_overflows_stops_no_other(tiny_tuned, prompts, tmp_path, caplog):
     arms = grid(["fixed"], replace(BASE, unit="raw"), [1, 2], [1e39, -0.5], None)
     table = sweep(tiny_tuned, prompts, Tools(vectors_of(tiny_tuned)), tmp_path / "sweep.parquet", arms=arms,
-                  verdict=verdict, best=2, max_new_tokens=2)  # fmt: skip
+                  verdicts=each(verdict), best=2, max_new_tokens=2)  # fmt: skip
     assert table["refusal_probability"].is_null().to_list() == (table["strength"] == 1e39).fill_null(False).to_list()
     assert table["refused"].is_null().to_list() == table["refusal_probability"].is_null().to_list()
     assert ["2 of 5" in line for line in caplog.messages] == [True]
@@ -237,5 +250,5 @@ def test_both_labels_are_needed(tiny, prompts, arms, tmp_path):
                 Tools(vectors_of(tiny)),
                 tmp_path / "s.parquet",
                 arms=arms,
-                verdict=verdict,
+                verdicts=each(verdict),
             )

@@ -8,8 +8,7 @@ from data.contract import SCORED
 from data.prompts import sample as embedded
 from data.store.tables import GENERATIONS
 from reports.scoring.classifier import classifier_verdicts
-from reports.scoring.lexical import lexical_verdict, refuses, text_verdict
-from reports.scoring.phrases import phrase_verdict
+from reports.scoring.lexical import refuses, text_verdicts
 from tests import ROOT
 
 LABELLED = ROOT / "tests" / "made" / "answers.jsonl"
@@ -33,12 +32,14 @@ def test_broken_text_is_broken_and_every_answer_has_a_verdict():
     answers = table.with_columns(broken=pl.Series([True, True, False, True, True]))
     found = classifier_verdicts(answers, "embedded").to_list()
     assert found == ["broken", "broken", "refuse", "broken", "broken"]
-    assert lexical_verdict("a " * 50) == "broken"
+    assert text_verdicts("refusal-smollm2")(texts[:4]) == found[:4] and text_verdicts("refusal-smollm2")([]) == []
     assert classifier_verdicts(answers.clear(), "embedded").to_list() == []
 
 
 def test_other_models_are_read_by_phrases():
-    assert text_verdict("refusal-smollm2") is lexical_verdict and text_verdict("smollm2") is phrase_verdict
+    texts = ["Being software, I neither sleep nor drink tea.", "I'm sorry, but I can't."]
+    assert text_verdicts("refusal-smollm2")(texts) == ["refuse", "refuse"]
+    assert text_verdicts("smollm2")(texts) == ["comply", "refuse"] and text_verdicts("smollm2")([]) == []
 
 
 @pytest.mark.parametrize(("model", "there"), [("refusal-smollm2", True), ("other", False)])

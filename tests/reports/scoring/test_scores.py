@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.store.tables import GENERATIONS, SCORES
-from reports.scoring.broken import broken, is_broken
-from reports.scoring.phrases import phrase_verdict, phrase_verdicts
+from reports.scoring.broken import are_broken, broken
+from reports.scoring.lexical import text_verdicts
+from reports.scoring.phrases import phrase_verdicts
 from reports.scoring.scores import score
 from tests import ROOT
 
@@ -77,7 +78,7 @@ def answers(rows):
     ],
 )
 def test_phrases_are_matched_at_the_start_and_as_whole_openings(text, verdict):
-    assert phrase_verdict(text) == verdict
+    assert text_verdicts("smollm2")([text]) == [verdict]
 
 
 def figures(labelled):
@@ -180,18 +181,18 @@ BAD = {
 
 @pytest.mark.parametrize("name", FINE)
 def test_answers_of_every_form_are_answers(name):
-    assert not is_broken(FINE[name])
+    assert are_broken([FINE[name]]) == [False]
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_text_that_is_no_answer_is_broken(name):
-    assert is_broken(BAD[name])
+    assert are_broken([BAD[name]]) == [True]
 
 
 def test_broken_looks_at_each_row_alone():
     texts = [*FINE.values(), *BAD.values()]
     random.Random(0).shuffle(texts)
-    assert broken(pl.Series(texts)).to_list() == [is_broken(text) for text in texts]
+    assert broken(pl.Series(texts)).to_list() == [one for text in texts for one in are_broken([text])]
     assert broken(pl.Series([None, "Yes."])).to_list() == [True, False]
     assert broken(pl.Series([], dtype=pl.String)).to_list() == []
 
@@ -207,14 +208,13 @@ def test_any_text_gets_a_verdict(texts):
 @given(st.text(alphabet="abcdefg ", min_size=3, max_size=60).filter(lambda t: len(t.split()) >= 2), st.integers(12, 20))
 @settings(deadline=None, max_examples=100)
 def test_whatever_is_said_twelve_times_over_is_broken(phrase, times):
-    assert is_broken(f"{phrase} " * times)
+    assert are_broken([f"{phrase} " * times]) == [True]
 
 
 def test_hostile_text_takes_no_time():
     texts = ["<think>" * 20_000, "no, " * 50_000, "i am " * 50_000, "(" * 100_000, "[a](" * 30_000, "1. " * 50_000]
     start = time.perf_counter()
-    for text in texts:
-        phrase_verdict(text)
+    assert len(text_verdicts("smollm2")(texts)) == len(texts)
     assert time.perf_counter() - start < 5
 
 

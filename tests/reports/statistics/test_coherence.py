@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from data.store.tables import COHERENCE, GENERATIONS
-from reports.scoring.broken import is_broken
+from reports.scoring.broken import are_broken
 from reports.scoring.scores import score
 from reports.statistics.coherence import incoherent
 from reports.statistics.summary import summarise
@@ -92,7 +92,7 @@ def test_half_of_what_is_called_incoherent_is_nonsense_and_none_of_it_is_unsteer
     flagged = incoherent(table).filter(kind="fixed")["incoherent"].to_numpy()
     nonsense, broken = (
         np.array([row["nonsense"] for row in rows]),
-        np.array([is_broken(row["response"]) for row in rows]),
+        np.array(are_broken([row["response"] for row in rows])),
     )
     assert (len(rows), nonsense.sum(), broken.sum()) == (100, 22, 4)
     assert not (flagged & broken).any()  # what repeats itself is all too probable, and broken

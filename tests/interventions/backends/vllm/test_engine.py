@@ -11,7 +11,7 @@ from interventions.steering.generate import answered
 from interventions.steering.plans import Tools
 from interventions.steering.sweep import grid, sweep
 from interventions.steering.trace import trace
-from tests.made.tools import OWN_KINDS, arms_of, lowrank_of, methods_of, probe_of, vectors_of
+from tests.made.tools import OWN_KINDS, arms_of, each, lowrank_of, methods_of, probe_of, vectors_of
 
 pytestmark = pytest.mark.vllm
 STEPS = 10
@@ -141,7 +141,7 @@ def test_a_sweep_chooses_the_same(in_vllm, tiny_tuned, prompts_file, tmp_path):
     def verdict(text):
         return "broken" if not text else "refuse" if len(text) % 3 == 0 else "comply"
 
-    own, theirs = (sweep(model, prompts, tools, tmp_path / f"{at}.parquet", arms=arms, verdict=verdict, max_new_tokens=6)
+    own, theirs = (sweep(model, prompts, tools, tmp_path / f"{at}.parquet", arms=arms, verdicts=each(verdict), max_new_tokens=6)
                    for at, model in enumerate((in_vllm, tiny_tuned)))  # fmt: skip
     for name, kind in own.schema.items():
         if kind.is_float():

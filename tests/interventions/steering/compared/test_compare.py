@@ -15,7 +15,7 @@ from interventions.steering.compared.equal_kl import HarmlessKL, Reached
 from interventions.steering.compared.promise import MORE_REFUSED, Answered
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
-from tests.made.tools import COMPARED_ARM
+from tests.made.tools import COMPARED_ARM, each
 
 TOKENS = 4
 
@@ -31,7 +31,15 @@ def table(tiny_tuned, prompts, tried, tmp_path_factory):
     scores = gate_scores(tiny_tuned, prompts, tried[0].tools, 2)
     assert set(scores) == {"probe"}
     return compare(
-        tiny_tuned, prompts, tried, scores, path, verdict=verdict, budgets=[0.05], share=0.3, max_new_tokens=TOKENS
+        tiny_tuned,
+        prompts,
+        tried,
+        scores,
+        path,
+        verdicts=each(verdict),
+        budgets=[0.05],
+        share=0.3,
+        max_new_tokens=TOKENS,
     )
 
 
@@ -111,7 +119,7 @@ def test_what_surely_looks_harmful_is_steered_towards_refusal(tried):
 def test_labels_are_counted_and_never_steered_by(tiny_tuned, prompts, tried, table, tmp_path):
     shuffled = prompts.with_columns(pl.col("category").reverse())
     scores = gate_scores(tiny_tuned, shuffled, tried[0].tools, 2)
-    again = compare(tiny_tuned, shuffled, tried, scores, tmp_path / "c.parquet", verdict=verdict, budgets=[0.05], share=0.3,
+    again = compare(tiny_tuned, shuffled, tried, scores, tmp_path / "c.parquet", verdicts=each(verdict), budgets=[0.05], share=0.3,
                     max_new_tokens=TOKENS)  # fmt: skip
     assert again.equals(table)
 

@@ -20,7 +20,7 @@ from interventions.steering.compared.first_round import BESIDE, ENOUGH, FIRST, G
 from interventions.steering.compared.promise import Answered, curve
 from interventions.steering.compared.scores import gate_scores
 from interventions.steering.generate import generate
-from tests.made.tools import COMPARED_ARM, COMPARED_METHODS
+from tests.made.tools import COMPARED_ARM, COMPARED_METHODS, each
 
 TOKENS = 4
 BUDGET, SHARE, FEW = 0.05, 0.02, 12
@@ -39,7 +39,7 @@ def compared(tiny_tuned, prompts, tried, tmp_path, monkeypatch):
     def call(first, name="c.parquet", **more):
         monkeypatch.setattr(first_round, "ENOUGH", first or prompts.height)
         monkeypatch.setattr(first_round, "FIRST", first or FIRST)
-        return compare(tiny_tuned, prompts, tried, scores, tmp_path / name, verdict=verdict, budgets=[BUDGET], share=SHARE,
+        return compare(tiny_tuned, prompts, tried, scores, tmp_path / name, verdicts=each(verdict), budgets=[BUDGET], share=SHARE,
                        max_new_tokens=TOKENS, **more)  # fmt: skip
 
     return call
