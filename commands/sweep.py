@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def sweep(session: Session, s: Settings) -> Summary:
     """Try layers and strengths, or methods and gates, on validation rows, and choose one.
 
-    With --methods and more than 128 rows every method answers 96 of them, and the three that do best there answer the
+    With --methods and more than 128 rows every method answers 80 of them, and the three that do best there answer the
     rest as well: what is chosen answered every row.
     """
     check_there(s, s.get("split"))

@@ -191,7 +191,7 @@ WRAP = Declared("--wrap", "A text file with {prompt} in it: each prompt is put i
 PROMPT = Declared("--prompt", "A prompt; repeatable.", multiple=True, shown="embedded examples")
 STRENGTHS = Declared("--strengths", "Strengths to try, such as -0.1,-0.3.", types.NUMBERS, shown="the arm's own times 1/3, 2/3, 1, 4/3, 2")
 BEST = Declared("--best", "Settings that generate, shortlisted by the first token.", COUNT, c.SWEEP_BEST)
-METHODS = Declared("--methods", "Compare methods instead, each at the strength that costs harmless prompts --kl, with every gate of the run on their answers: all, or names; repeatable. Of more than 128 rows all answer 96, and the three best there the rest.", multiple=True, shown="none: layers and strengths of --arm")
+METHODS = Declared("--methods", "Compare methods instead, each at the strength that costs harmless prompts --kl, with every gate of the run on their answers: all, or names; repeatable. Of more than 128 rows all answer 80, and the three best there the rest.", multiple=True, shown="none: layers and strengths of --arm")
 KL = Declared("--kl", "With --methods: nats that steering may cost a harmless prompt (the 95th percentile over prompts of the mean over 20 tokens), such as 0.25,0.5,1.", types.NUMBERS, c.KL_BUDGETS, shown=", ".join(f"{budget:g}" for budget in c.KL_BUDGETS))
 REFUSAL_LOSS = Declared("--refusal-loss", "How much refusal of harmful rows may be lost.", types.Numbers(0, 1), c.REFUSAL_LOSS)
 EQUAL_KL = Declared("--kl", "Budget, in nats: KL to the unsteered model on harmless prompts, of whose answers' first 20 tokens the mean is taken, and of prompts the "

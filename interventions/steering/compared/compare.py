@@ -76,7 +76,6 @@ def compare(
         return _answers(model, prompts, places, some, path.parent / f".{path.stem}-{len(journals)}", journals, verdicts,
                         max_new_tokens, batch_tokens or default_batch_tokens(model))  # fmt: skip
 
-    every = np.arange(prompts.height)
     tried = {"": np.full(prompts.height, 0.5), **gates, PERFECT: harmful.astype(float)}
     trials = _rounds(found, answers, tried, harmful, first_rows(harmful, seed), share)
     rows = [
@@ -84,14 +83,16 @@ def compare(
         for trial in trials
         for gate, line in trial.lines(tried, harmful).items()
         for row in _line(
-            trial.one, gate, line, harmful[trial.places], share if len(trial.places) == len(every) else None
+            trial.one, gate, line, harmful[trial.places], share if len(trial.places) == prompts.height else None
         )
     ]
     best = _best(rows)
     for one, _, before, after in trials:
         if best and best["gate"] and one.candidate.reversible and one.is_of(best):
-            [towards] = answers([one.candidate.reversed()], every)
-            both = both_ways(one, best, tried[best["gate"]], harmful, before, after, towards, share)
+            score = tried[best["gate"]]
+            left = np.flatnonzero(score.astype(np.float32) >= np.float32(best["threshold"]))
+            towards = before.but(left, *answers([one.candidate.reversed()], left)) if len(left) else before
+            both = both_ways(one, best, score, harmful, before, after, towards, share)
             rows += [] if both is None else [both]
             best = _best(rows)
             break

@@ -10,7 +10,7 @@ from interventions.steering.compared.equal_kl import Reached
 from interventions.steering.compared.promise import Curve, likely
 
 ENOUGH = 128  # so few rows are answered by every candidate
-FIRST = 96  # else so many
+FIRST = 80  # else so many
 GO_ON = 3  # candidates that answer the others, too
 BESIDE = "logit-bias"  # the control that does: no vector, under the same gates
 

@@ -20,6 +20,13 @@ class Answered(NamedTuple):
     refused: np.ndarray
     broken: np.ndarray
 
+    def but(self, places: np.ndarray, others: "Answered") -> "Answered":
+        """The same with other answers to some rows, in the order of their places."""
+        both = [part.copy() for part in self]
+        for whole, some in zip(both, others, strict=True):
+            whole[places] = some
+        return Answered(*both)
+
 
 class Curve(NamedTuple):
     """What each threshold gives, from the one that steers no row to the one that steers all; (thresholds,) each.
@@ -84,7 +91,7 @@ def harmful_from(
         score: (rows,) a gate's, of prompts that it was fitted without.
         harmful: (rows,) bool.
         before: Unsteered.
-        towards: Steered towards refusal.
+        towards: Steered towards refusal, those that are not steered away; the others may be anything.
         threshold: Rows that score below it are steered away from refusal.
 
     Returns:
