@@ -128,7 +128,9 @@ def answer(
         batch=dict(batch),
         opening=opening if shares else 0,
         shares=shares,
-        parts=prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED))) if shares else [],
+        parts=prefill_parts(batch, opening, passes(model, lengths, max(1, together // DECODED)), looks)
+        if shares
+        else [],
         groups=[([plans[at] for at in group], edited_blocks(model, [plans[at] for at in group])) for group in groups],
         marks=marks_of(path, asked.gates, asked.read_layers, weights or {}),
         kept=list(asked.read_layers),

@@ -1,4 +1,4 @@
-"""The session that answers a batch in every arm: one prefill, an unsteered look, then the arms, group by group."""
+"""The session that answers a batch in every arm: one prefill, which looks at the last column too, then the arms, group by group."""
 
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
@@ -11,7 +11,7 @@ import torch
 
 from interventions.traced.blocks import Batch, Block, Blocks, Network, NnsightBackend, device_of, is_apart, on
 from interventions.traced.caching import Part, cached, prefill
-from interventions.traced.decoding import Decoding, decoded, read_unsteered
+from interventions.traced.decoding import Decoding, decoded
 from interventions.traced.edits import ArmPlan, Unsteered
 from interventions.traced.gating import LAST, Marks, begun, score
 from interventions.traced.generating import generated
@@ -28,7 +28,7 @@ class Question(NamedTuple):
         groups: Arms that decode together, and the blocks that they edit.
         marks: What gates and the caller read of the prompts.
         kept: Numbers of the blocks whose last position the caller wants.
-        looks: Whether an unsteered look is needed.
+        looks: Whether the unsteered last column is needed.
         how: How to decode.
     """
 
@@ -62,12 +62,13 @@ def answered(network: Network, backend: NnsightBackend, last: Block, head: Block
             how = question.how._replace(
                 refusing=question.how.refusing.to(device), ending=question.how.ending.to(device)
             )
-            cache, sums = cached(apart=apart), begun(question.marks, len(batch["input_ids"]))
+            cache, states = cached(apart=apart), begun(question.marks, len(batch["input_ids"]))
+            logits, seen = None, Unsteered()
             if question.shares:
-                cache = prefill(network, batch, question.opening, question.parts, question.marks, sums)
-            seen = Unsteered()
-            if question.looks:
-                states, logits = read_unsteered(network, question.marks, batch, cache, sums)
+                cache, logits = prefill(
+                    network, batch, question.opening, question.parts, question.marks, states, question.looks
+                )
+            if logits is not None:
                 tokens = logits[:, how.refusing] if len(how.refusing) else None
                 scores = [score(gate, states, logits, device) for gate in how.gates]
                 seen = Unsteered(tokens, scores, logits)

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interventions.traced.blocks import Batch, Network, hidden, is_apart
-from interventions.traced.gating import Marks, States, added, summed
+from interventions.traced.gating import Marks, States, added, ended, summed
 
 Part = tuple[torch.Tensor, int]
 ROOM = 32  # columns
@@ -94,21 +94,22 @@ def cropped(cache: DynamicCache, columns: int) -> None:
     cache.crop(min(columns - cache.get_seq_length(), 0))
 
 
-def prefill_parts(batch: Batch, opening: int, passes: Sequence[Sequence[int]]) -> list[Part]:
-    """For each pass over some rows: their numbers, and how many columns before the last they need behind the opening."""
-    width = batch["input_ids"].shape[1] - 1
+def prefill_parts(batch: Batch, opening: int, passes: Sequence[Sequence[int]], looks: bool) -> list[Part]:
+    """For each pass over some rows: their numbers, and how many columns they need behind the opening; the last only if it `looks`."""
+    beyond = 0 if looks else 1
+    width = batch["input_ids"].shape[1] - beyond
     if width <= opening:
         return []
-    lengths = batch["attention_mask"].sum(-1) - 1 - opening
+    lengths = batch["attention_mask"].sum(-1) - beyond - opening
     if len(passes) == 1:
         return [(torch.arange(len(lengths)), width - opening)]
     return [(torch.tensor(rows), max(int(lengths[rows].max()), 1)) for rows in passes]
 
 
 def prefill(
-    network: Network, batch: Batch, opening: int, parts: Sequence[Part], marks: Marks, sums: States
-) -> DynamicCache:
-    """A cache of every column but the last.
+    network: Network, batch: Batch, opening: int, parts: Sequence[Part], marks: Marks, states: States, looks: bool
+) -> tuple[DynamicCache, torch.Tensor | None]:
+    """A cache of every column but the last; and, if it `looks`, unsteered logits of the last, (rows, vocabulary) float32.
 
     Args:
         network: The nnsight model.
@@ -116,10 +117,11 @@ def prefill(
         opening: How many first columns are the same in all rows; they are computed once.
         parts: Of `prefill_parts`.
         marks: What is read on the way.
-        sums: Of `gating.begun`; what is read is added.
+        states: Of `gating.begun`; what is read is added.
+        looks: Whether the last column is read too, in the same passes.
     """
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
-    rows, width, apart = len(ids), ids.shape[1] - 1, is_apart(network)
+    rows, width, apart = len(ids), ids.shape[1] - (0 if looks else 1), is_apart(network)
     first = cached(apart=apart)
     if opening:
         inputs = {
@@ -129,9 +131,9 @@ def prefill(
         }
         with network.trace(inputs, past_key_values=first, use_cache=True, logits_to_keep=1):
             for number, block in summed(marks, slice(opening)):
-                added(sums, marks, number, hidden(block.output), torch.arange(rows), slice(opening))
+                added(states, marks, number, hidden(block.output), torch.arange(rows), slice(opening))
             first = network.output.past_key_values
-    caches = []
+    caches, ends = [], []
     for of, own in parts:
         at = of.to(ids.device)
         inputs = {
@@ -140,14 +142,25 @@ def prefill(
             "position_ids": positions[at, width - own : width],
         }
         cache = repeated(first, len(of), own + (ROOM if len(parts) == 1 else 0), apart)
+        columns = slice(width - own, width)
+        read = marks.blocks if looks else summed(marks, columns)
         with network.trace(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
-            for number, block in summed(marks, slice(width - own, width)):
-                added(sums, marks, number, hidden(block.output), of, slice(width - own, width))
+            for number, block in read:
+                here = hidden(block.output)
+                added(states, marks, number, here, of, columns)
+                if looks:
+                    ended(states, number, here, of)
+            logits = network.output.logits[:, -1, :].float().to(ids.device)
             cache = network.output.past_key_values
         caches.append(cache)
+        ends.append(logits)
     if not caches:
-        return repeated(first, rows, apart=apart)
-    return caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width, apart)
+        return repeated(first, rows, apart=apart), None
+    whole = caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width, apart)
+    if not looks:
+        return whole, None
+    cropped(whole, width - 1)
+    return whole, torch.cat(ends)[torch.cat([of for of, _ in parts]).argsort().to(ids.device)]
 
 
 def repeated(cache: DynamicCache, rows: int, room: int = ROOM, apart: bool = False) -> DynamicCache:

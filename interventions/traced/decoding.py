@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch's arms over one prefill: an unsteered look, a first step side by side, then step by step.
+"""Greedy decoding of a batch's arms over one prefill: a first step side by side, then step by step.
 
 Runs inside a session, wherever that is: tuples and plain functions of tensors and of an nnsight model.
 """
@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from interventions.traced.blocks import Batch, Blocks, Network, hidden
-from interventions.traced.caching import branched, cached, cropped, keys_values, tail_mask
+from interventions.traced.caching import branched, cached, keys_values, tail_mask
 from interventions.traced.edits import (
     LATER,
     WIDE,
@@ -25,7 +25,7 @@ from interventions.traced.edits import (
     row_edits,
     with_bias,
 )
-from interventions.traced.gating import LAST, Gate, Marks, States, added
+from interventions.traced.gating import Gate
 from interventions.traced.next_token import Processed, kl, most_probable, processed
 
 LEAVE = 8  # copying a row's cache, which leaving takes of all rows, costs about an eighth of the row's next step
@@ -88,23 +88,6 @@ class Rows(NamedTuple):
     mask: torch.Tensor
     position: torch.Tensor
     which: torch.Tensor
-
-
-def read_unsteered(
-    network: Network, marks: Marks, batch: Batch, cache: DynamicCache, sums: States
-) -> tuple[States, torch.Tensor]:
-    """The unsteered last position: what is read there and was summed before, and logits (rows, vocabulary); float32."""
-    last = {name: batch[name][:, -1:] for name in ("input_ids", "position_ids")}
-    inputs, rows = last | {"attention_mask": batch["attention_mask"]}, torch.arange(len(batch["input_ids"]))
-    with network.trace(inputs, past_key_values=cache, use_cache=False, logits_to_keep=1):
-        states: States = dict(sums)
-        for number, block in marks.blocks:
-            here = hidden(block.output)
-            added(states, marks, number, here[:, -1:, :], rows, slice(-1, None))
-            states[number, LAST] = here[:, -1, :].float()
-        logits = network.output.logits[:, -1, :].float().to(batch["input_ids"].device)
-    cropped(cache, batch["input_ids"].shape[1] - 1)
-    return states, logits
 
 
 def decoded(

@@ -85,8 +85,8 @@ class Marks(NamedTuple):
 
 
 def begun(marks: Marks, rows: int) -> States:
-    """Sums to add to, empty."""
-    return dict.fromkeys((read for read in marks.reads if read[1] != LAST), torch.zeros(rows, 1))
+    """What is read, nothing of it yet: sums to add to."""
+    return dict.fromkeys(marks.reads, torch.zeros(rows, 1))
 
 
 def summed(marks: Marks, columns: slice) -> Blocks:
@@ -96,15 +96,24 @@ def summed(marks: Marks, columns: slice) -> Blocks:
     return [(number, block) for number, block in marks.blocks if number in numbers]
 
 
-def added(sums: States, marks: Marks, number: int, states: torch.Tensor, rows: torch.Tensor, columns: slice) -> None:
+def added(states: States, marks: Marks, number: int, here: torch.Tensor, rows: torch.Tensor, columns: slice) -> None:
     """Add what some columns of some rows hold at a block: (rows, columns, d_model), or (1, columns, d_model) for all alike."""
-    for (layer, position), total in list(sums.items()):
-        if layer == number:
-            share = marks.weights[position].to(states.device)[rows.to(states.device)][:, columns]
-            part = torch.einsum("rc,rcd->rd", share, states.float().expand(len(share), -1, -1))
-            whole = total.to(states.device).expand(-1, states.shape[-1]).clone()
-            whole[rows.to(states.device)] += part
-            sums[layer, position] = whole
+    for layer, position in marks.reads:
+        if layer == number and position != LAST:
+            share = marks.weights[position].to(here.device)[rows.to(here.device)][:, columns]
+            part = torch.einsum("rc,rcd->rd", share, here.float().expand(len(share), -1, -1))
+            _put(states, (layer, position), rows, part)
+
+
+def ended(states: States, number: int, here: torch.Tensor, rows: torch.Tensor) -> None:
+    """Note what the last column of some rows holds at a block that is read: (rows, columns, d_model)."""
+    if (number, LAST) in states:
+        _put(states, (number, LAST), rows, here[:, -1, :].float())
+
+
+def _put(states: States, read: Read, rows: torch.Tensor, part: torch.Tensor) -> None:
+    whole = states[read].to(part.device).expand(-1, part.shape[-1])
+    states[read] = whole.index_add(0, rows.to(part.device), part)
 
 
 def score(gate: Gate, states: States, logits: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -21,7 +21,7 @@ from interventions.traced.edits import (
     row_edits,
     with_bias,
 )
-from interventions.traced.gating import LAST, Gate, Marks, States, added, begun, score, summed
+from interventions.traced.gating import Gate, Marks, added, begun, ended, score, summed
 
 
 class Given(NamedTuple):
@@ -75,21 +75,20 @@ def forced(
             tokens, there, refusing = (part.to(device) for part in (given.tokens, given.there, given.refusing))
             whole = on(device, given.whole)
             before, after = parted(whole, width - 1)
-            cache, sums = DynamicCache(), begun(given.marks, len(tokens))
+            cache, states = DynamicCache(), begun(given.marks, len(tokens))
             every = torch.arange(len(tokens))
             if width > 1:
                 with network.trace(before, past_key_values=cache, use_cache=True, logits_to_keep=1):
                     for number, block in summed(given.marks, slice(width - 1)):
-                        added(sums, given.marks, number, hidden(block.output), every, slice(width - 1))
+                        added(states, given.marks, number, hidden(block.output), every, slice(width - 1))
                     cache = network.output.past_key_values
             seen, own = Unsteered(), None
             if given.looks:
                 with network.trace(after, past_key_values=cache, use_cache=False, logits_to_keep=count):
-                    states: States = dict(sums)
                     for number, block in given.marks.blocks:
                         here = hidden(block.output)[:, :1, :]
                         added(states, given.marks, number, here, every, slice(width - 1, width))
-                        states[number, LAST] = here[:, 0, :].float()
+                        ended(states, number, here, every)
                     own = network.output.logits.float().to(device)
                 cropped(cache, width - 1)
                 scores = [score(gate, states, own[:, 0], device) for gate in given.gates]
