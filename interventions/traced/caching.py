@@ -150,10 +150,10 @@ def prefill(
                 added(states, marks, number, here, of, columns)
                 if looks:
                     ended(states, number, here, of)
-            logits = network.output.logits[:, -1, :].float().to(ids.device)
+            if looks:
+                ends.append(network.output.logits[:, -1, :].float().to(ids.device))
             cache = network.output.past_key_values
         caches.append(cache)
-        ends.append(logits)
     if not caches:
         return repeated(first, rows, apart=apart), None
     whole = caches[0] if len(caches) == 1 else merged(caches, parts, rows, opening, width, apart)
