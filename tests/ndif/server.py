@@ -32,6 +32,7 @@ DEBS = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1", 
 PORTS = ("api", "redis", "s3", "gcs", "objects", "client", "dashboard", "node", "agent", "runtime", "metrics")
 FIRST_PORT, LAST_PORT = 24100, 32000  # below Linux's ports for outgoing connections, above Ray's own for clients
 READY_SECONDS, STOP_SECONDS = 240, 5
+STEADY_SECONDS = 3  # connected for so long: of a dispatcher that was killed redis says so a little longer
 LONGEST_STATE = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
@@ -344,8 +345,9 @@ class Server:
                 raise CannotRunError(f"{' '.join(words[:3])} failed; see {self.log('ray')}")
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while not self.ready():
+        deadline, since = time.monotonic() + READY_SECONDS, None
+        while since is None or time.monotonic() - since < STEADY_SECONDS:
+            since = (since or time.monotonic()) if self.ready() else None
             running = {service for service, _ in self.processes().values()}
             for service in ("redis", "s3", "api"):
                 if service not in running:

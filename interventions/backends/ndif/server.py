@@ -114,7 +114,7 @@ def get(address: str, path: str, seconds: float) -> Any:
         code, _, words = str(error).partition(": ")
         if code == "503":
             raise UserError(
-                f"the NDIF server at {at} is up, but its compute is not: {words}; try again later"
+                f"the NDIF server at {at} is up, but its compute is not: {words.rstrip('.')}; try again later"
             ) from None
         if code.isdigit():
             raise UserError(f"the server at {at} fails ({code}: {words}); try again later, or another --host") from None
