@@ -90,6 +90,7 @@ def compare(
     for one, _, before, after in trials:
         if best and best["gate"] and one.candidate.reversible and one.is_of(best):
             score = tried[best["gate"]]
+            # The others are steered away, whatever they would answer.
             left = np.flatnonzero(score.astype(np.float32) >= np.float32(best["threshold"]))
             towards = before.but(left, *answers([one.candidate.reversed()], left)) if len(left) else before
             both = both_ways(one, best, score, harmful, before, after, towards, share)

@@ -109,6 +109,10 @@ def test_what_surely_looks_harmful_is_steered_towards_refusal(tried):
     assert arm.harmful_bias == pytest.approx(-16 / 3, rel=1e-4)
     swept = settings_of(pl.DataFrame([row | {"control": False, "chosen": True}], COMPARED))
     assert swept["harmful"].to_list() == pytest.approx([0.2, 0.2])
+    left = np.flatnonzero(score >= 0.3)  # what is steered away is not asked
+    asked = before.but(left, Answered(towards.refused[left], towards.broken[left]))
+    assert (asked.refused != towards.refused).any() and before.refused.sum() == 142
+    assert both_ways(one, best, score, harmful, before, after, asked, 0.95) == row
     costly = towards._replace(refused=harmful | (rows >= 160))
     above = both_ways(one, best, score, harmful, before, after, costly, 0.95)
     assert above is not None and above["harmful_threshold"] == pytest.approx(0.75)  # the 39 in between are left alone
